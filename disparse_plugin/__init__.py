@@ -1,0 +1,24 @@
+"""DiSparse (Sun et al., CVPR 2022) for PyTorch's pruning tools: remove only what all tasks find unimportant."""
+
+from .arbiters import at_least
+from .criteria import layer_adaptive
+from .methods import DiSparsePretrained, DiSparseStatic
+from .oneshot import disparse_pretrained, disparse_static
+from .parameters import prunable_parameters
+from .scores import TaskScores
+from .scoring import score_tasks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DiSparsePretrained",
+    "DiSparseStatic",
+    "TaskScores",
+    "__version__",
+    "at_least",
+    "disparse_pretrained",
+    "disparse_static",
+    "layer_adaptive",
+    "prunable_parameters",
+    "score_tasks",
+]

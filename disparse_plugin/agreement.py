@@ -1,0 +1,99 @@
+"""From the tasks' scores to one agreement score per weight: percentiles inside each task, then the arbiter.
+
+The percentile of a weight for task k is ``(rank + 1) / n_k``: its rank among the ``n_k`` alive entries that the task
+reaches, so in ``(0, 1]`` whatever the scale of the task's loss. The union over the tasks of their top-rho masks is one
+cut on the largest percentile, hence the arbiter of DiSparse is the maximum. Percentiles are float64: float32 has 2^24
+steps and networks have more weights than that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from .arbiters import Arbiter, ignores_absent_tasks
+from .ranking import ranks
+
+# For each parameter, what each task that reaches it scores: the alive entries only, flat, in row-major order.
+AliveScores: TypeAlias = Sequence[Mapping[str, Tensor]]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter) -> list[Tensor]:
+    """Reduce the tasks' scores to agreement scores.
+
+    Args:
+        scores: The alive scores of each parameter.
+        tasks: All task names; the order of the axis that the arbiter sees.
+        arbiter: The reduction over tasks.
+
+    Returns:
+        float64 in [0, 1], 1-D, one per parameter, on the parameter's device.
+
+    Raises:
+        ValueError: If the arbiter returns another shape or a value outside [0, 1].
+    """
+    ranked = dict(zip(tasks, in_threads(lambda task: _task_ranks(scores, task), tasks), strict=True))
+    totals = {task: sum(part.numel() for part in ranked[task].values()) for task in tasks}
+    result = []
+    for index, rows in enumerate(scores):
+        wanted = [task for task in tasks if task in rows] if ignores_absent_tasks(arbiter) else tasks
+        size = next(iter(rows.values()))
+        percentiles = torch.full((len(wanted), size.numel()), torch.nan, dtype=torch.float64, device=size.device)
+        for axis, task in enumerate(wanted):
+            if task in rows:
+                torch.add(ranked[task].pop(index), 1, out=percentiles[axis])
+                percentiles[axis] /= totals[task]
+        result.append(check_agreement(arbiter(percentiles), size))
+    return result
+
+
+def _task_ranks(scores: AliveScores, task: str) -> dict[int, Tensor]:
+    """Rank one task's scores over all parameters that it reaches, and hand each parameter its part."""
+    parts = {index: rows[task] for index, rows in enumerate(scores) if task in rows}
+    home = next(iter(parts.values())).device
+    joined = ranks(torch.cat([part.to(home) for part in parts.values()]))
+    split = joined.split([part.numel() for part in parts.values()])
+    return {index: rank.to(part.device) for (index, part), rank in zip(parts.items(), split, strict=True)}
+
+
+def check_agreement(values: Tensor, like: Tensor) -> Tensor:
+    """Check what an arbiter returned for entries like the given scores.
+
+    Raises:
+        TypeError: If it is not a floating point tensor.
+        ValueError: If its shape is not that of the entries, or a value is NaN or outside [0, 1].
+    """
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise TypeError(
+            f"arbiter: must return a floating point tensor, found {getattr(values, 'dtype', type(values).__name__)}"
+        )
+    if values.shape != like.shape:
+        raise ValueError(
+            f"arbiter: must reduce the task axis only, to shape {tuple(like.shape)}, found {tuple(values.shape)}; "
+            "reduce over dim 0"
+        )
+    if values.numel() and not bool(((values >= 0) & (values <= 1)).all()):
+        worst = values[~((values >= 0) & (values <= 1))][0].item()
+        raise ValueError(
+            f"arbiter: must return values in [0, 1], found {worst}; tasks that do not reach a weight are NaN (use "
+            "nanmean, "
+            "nan_to_num, ...), and weighted arbiters must have weights of at most 1"
+        )
+    return values.double()
+
+
+def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """Map a function that spends its time outside the interpreter lock, on as many threads as torch may use."""
+    workers = min(torch.get_num_threads(), os.cpu_count() or 1)
+    if workers == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))

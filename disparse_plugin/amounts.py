@@ -1,0 +1,62 @@
+"""How much is pruned: a fraction or a count becomes an exact number of entries."""
+
+from __future__ import annotations
+
+import numbers
+
+
+def check_amount(amount: float) -> None:
+    """Check an ``amount`` as far as that is possible without knowing the number of entries.
+
+    Args:
+        amount: A float in [0, 1] (a fraction) or a non-negative int (a count). The int ``1`` is one entry, the float
+            ``1.0`` all.
+
+    Raises:
+        TypeError: If it is neither an int nor a float (a bool is neither).
+        ValueError: If it is out of range.
+
+    Example:
+        >>> check_amount(0.9)
+        >>> check_amount(1.5)
+        Traceback (most recent call last):
+        ValueError: amount: a float must be a fraction in [0, 1], found 1.5; 90 % is amount=0.9, a count is an int
+    """
+    if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
+        raise TypeError(
+            f"amount: must be a float (fraction) or an int (count), found {type(amount).__name__}: {amount!r}; 90 % "
+            "is amount=0.9"
+        )
+    if isinstance(amount, numbers.Integral):
+        if amount < 0:
+            raise ValueError(
+                f"amount: an int must be a count of at least 0, found {amount}; pass how many entries to prune"
+            )
+    elif not 0.0 <= float(amount) <= 1.0:
+        raise ValueError(
+            f"amount: a float must be a fraction in [0, 1], found {amount}; 90 % is amount=0.9, a count is an int"
+        )
+
+
+def count_to_prune(amount: float, alive: int) -> int:
+    """Turn an ``amount`` into the exact number of entries to prune among those still alive.
+
+    ``round(amount * alive)`` for a fraction, as ``torch.nn.utils.prune`` counts; the int itself for a count.
+
+    Raises:
+        TypeError: As :func:`check_amount`.
+        ValueError: As :func:`check_amount`, or if a count is larger than ``alive``.
+
+    Example:
+        >>> count_to_prune(0.9, 1005), count_to_prune(17, 1005)
+        (904, 17)
+    """
+    check_amount(amount)
+    if not isinstance(amount, numbers.Integral):
+        return round(float(amount) * alive)
+    if amount > alive:
+        raise ValueError(
+            f"amount: a count must be at most the number of entries still alive, found {amount} with {alive} alive; "
+            f"pass at most {alive}"
+        )
+    return int(amount)

@@ -1,0 +1,177 @@
+"""How the tasks agree on one weight.
+
+An arbiter reduces the tasks' percentiles of a weight to one *agreement score*; the weights with the lowest agreement
+scores are pruned. It is a function of a tensor whose first axis is the tasks, in [0, 1], with NaN where a task does not
+reach the weight.
+
+==================  ==========================  =============================================================
+name                agreement score             a weight is removed first if
+==================  ==========================  =============================================================
+``unanimous``       largest percentile          *all* tasks rank it low (DiSparse)
+``majority``        median percentile           half of the tasks rank it low
+``mean``            mean percentile             the tasks rank it low on average (Borda count)
+``any``             smallest percentile         *one* task ranks it low
+``at_least(k)``     k-th largest percentile     fewer than k tasks rank it high
+==================  ==========================  =============================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Arbiter: TypeAlias = Callable[[Tensor], Tensor]
+
+_ARBITERS: dict[str, Arbiter] = {}
+
+
+def register(name: str) -> Callable[[Arbiter], Arbiter]:
+    """Make a function available as ``arbiter="name"``.
+
+    Example:
+        >>> @register("first_task")
+        ... def first_task(percentiles):
+        ...     return percentiles[0].nan_to_num(0.0)
+        >>> resolve("first_task") is first_task
+        True
+    """
+
+    def add(function: Arbiter) -> Arbiter:
+        _ARBITERS[name] = function
+        return function
+
+    return add
+
+
+@register("unanimous")
+def unanimous(percentiles: Tensor) -> Tensor:
+    """Take the largest percentile: removed only if every task that reaches the weight ranks it low.
+
+    Cutting the lowest values keeps the union of the tasks' own top sets at one common keep ratio, which is the arbiter
+    of DiSparse (Sun et al., CVPR 2022, figure 2).
+
+    Example:
+        >>> unanimous(torch.tensor([[0.2, 0.9], [0.3, float("nan")]]))
+        tensor([0.3000, 0.9000])
+    """
+    return percentiles.nan_to_num(nan=-torch.inf).amax(0)
+
+
+@register("any")
+def any_task(percentiles: Tensor) -> Tensor:
+    """Take the smallest percentile: removed as soon as one task ranks the weight low.
+
+    The intersection of the tasks' own top sets, the opposite of :func:`unanimous`.
+
+    Example:
+        >>> any_task(torch.tensor([[0.2, 0.9], [0.3, float("nan")]]))
+        tensor([0.2000, 0.9000])
+    """
+    return percentiles.nan_to_num(nan=torch.inf).amin(0)
+
+
+@register("mean")
+def mean(percentiles: Tensor) -> Tensor:
+    """Take the mean percentile over the tasks that reach the weight (Borda count).
+
+    Example:
+        >>> mean(torch.tensor([[0.2, 0.9], [0.4, float("nan")]]))
+        tensor([0.3000, 0.9000])
+    """
+    # Summing in sorted order (NaN last) makes the result independent of the order of the tasks, to the last bit.
+    return percentiles.sort(dim=0).values.nanmean(0)
+
+
+@register("majority")
+def majority(percentiles: Tensor) -> Tensor:
+    """Take the median percentile over the tasks that reach the weight; of an even number, the mean of the middle two.
+
+    Example:
+        >>> majority(torch.tensor([[0.1], [0.9], [0.4]]))
+        tensor([0.4000])
+    """
+    ordered = percentiles.sort(dim=0).values
+    reaching = (~percentiles.isnan()).sum(0, keepdim=True)
+    lower = ordered.gather(0, ((reaching - 1) // 2).clamp_min(0))
+    upper = ordered.gather(0, reaching // 2)
+    return ((lower + upper) / 2).squeeze(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    """The arbiter made by :func:`at_least`."""
+
+    k: int
+
+    @property
+    def __name__(self) -> str:
+        return f"at_least({self.k})"
+
+    def __call__(self, percentiles: Tensor) -> Tensor:
+        """Take the k-th largest percentile, or the smallest where fewer than k tasks reach the weight."""
+        ordered = percentiles.nan_to_num(nan=-torch.inf).sort(dim=0, descending=True).values
+        reaching = (~percentiles.isnan()).sum(0, keepdim=True)
+        return ordered.gather(0, (reaching.clamp(1, self.k) - 1)).squeeze(0)
+
+
+def at_least(k: int) -> AtLeast:
+    """Protect a weight only if at least ``k`` tasks rank it high: the k-th largest percentile.
+
+    ``at_least(1)`` is ``"unanimous"``; ``at_least(2)`` is the consensus of TALL-masks (Wang et al., ICML 2024). Where
+    fewer than ``k`` tasks reach a weight, all of those have to.
+
+    Raises:
+        TypeError: If ``k`` is not an int.
+        ValueError: If ``k`` is below 1.
+
+    Example:
+        >>> at_least(2)(torch.tensor([[0.1], [0.9], [0.4]]))
+        tensor([0.4000])
+    """
+    if isinstance(k, bool) or not isinstance(k, int):
+        raise TypeError(f"k: must be an int, found {type(k).__name__}: {k!r}; pass how many tasks must want a weight")
+    if k < 1:
+        raise ValueError(f"k: must be at least 1, found {k}; at_least(1) is 'unanimous'")
+    return AtLeast(k)
+
+
+def resolve(arbiter: str | Arbiter) -> Arbiter:
+    """Turn what a user passes as ``arbiter`` into a function of the tasks' percentiles.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If it is neither a name nor a callable.
+
+    Example:
+        >>> resolve("unanimous") is unanimous
+        True
+    """
+    if isinstance(arbiter, str):
+        if arbiter not in _ARBITERS:
+            raise ValueError(
+                f"arbiter: must be one of {', '.join(sorted(_ARBITERS))}, at_least(k) or a callable over the task "
+                f"axis, found {arbiter!r}"
+            )
+        return _ARBITERS[arbiter]
+    if not callable(arbiter):
+        raise TypeError(
+            f"arbiter: must be a name or a callable over the task axis, found {type(arbiter).__name__}: {arbiter!r}"
+        )
+    return arbiter
+
+
+def ignores_absent_tasks(arbiter: Arbiter) -> bool:
+    """Tell whether leaving out the rows of tasks that do not reach a weight gives the same result as NaN in them."""
+    return is_order_statistic(arbiter) or arbiter is mean or arbiter is majority
+
+
+def is_order_statistic(arbiter: Arbiter) -> bool:
+    """Tell whether an arbiter always returns one of the percentiles, chosen by their order alone.
+
+    Such an arbiter commutes with every increasing map of the percentiles, which :mod:`disparse_plugin.cut` uses.
+    """
+    return arbiter is unanimous or arbiter is any_task or isinstance(arbiter, AtLeast)

@@ -1,0 +1,197 @@
+"""How one task scores one weight.
+
+A criterion is a small function ``(weight, grad) -> score`` on tensors of the weight's shape. It is called once per task
+and batch, and the scores of the batches are added up. ``w`` is the effective weight (after existing masks) and ``g``
+the gradient of the task's loss on one batch.
+
+========================  =====================  ==========================================================
+name                      score                  use it for
+========================  =====================  ==========================================================
+``snip``, ``taylor``      sum over b of abs(wg)  the paper's saliency; prunes layers very unevenly
+``lamp``                  layer_adaptive(abs w)  a strong baseline without labels; equal for all tasks
+``magnitude``             abs(w)                 the plain baseline; equal for all tasks
+``fisher``                sum of (wg)^2          weights that matter rarely but strongly
+``gradient``              sum of abs(g)          growing: what would change the loss if it came back
+``authors_pretrained``    w^2 * sum of abs(g)    reproducing the authors' Tiny-Taskonomy runs
+``layer_adaptive(...)``   any of them, per layer high sparsity: no layer collapses
+========================  =====================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Criterion:
+    """A scoring rule, ready to be used by ``score_tasks``.
+
+    Attributes:
+        name: What reports and saved files call it.
+        score: ``(weight, grad) -> score``, each of the weight's shape.
+        summed: Whether the scores of all batches are added up. False for a score that does not depend on the data.
+        per_layer: A last step on all alive scores of one layer (1-D in, 1-D out), or None.
+    """
+
+    name: str
+    score: ScoreFunction
+    summed: bool = True
+    per_layer: Callable[[Tensor], Tensor] | None = None
+
+
+_CRITERIA: dict[str, Criterion] = {}
+
+
+def register(*names: str, summed: bool = True) -> Callable[[ScoreFunction], ScoreFunction]:
+    """Make a function available as ``criterion="name"``.
+
+    Example:
+        >>> @register("cubic")
+        ... def cubic(weight, grad):
+        ...     return (weight * grad).abs() ** 3
+        >>> resolve("cubic").name
+        'cubic'
+    """
+
+    def add(function: ScoreFunction) -> ScoreFunction:
+        for name in names:
+            _CRITERIA[name] = Criterion(name, function, summed)
+        return function
+
+    return add
+
+
+@register("snip", "taylor")
+def snip(weight: Tensor, grad: Tensor) -> Tensor:
+    """Connection sensitivity ``abs(w * g)``.
+
+    At initialisation this is SNIP (Lee et al., ICLR 2019), the saliency of DiSparse static; on trained weights it is
+    the first-order Taylor criterion (Molchanov et al., ICLR 2017; 2019). The two differ in when they are used, not in
+    form.
+
+    Example:
+        >>> snip(torch.tensor([2.0, -3.0]), torch.tensor([-0.5, 0.0]))
+        tensor([1., 0.])
+    """
+    return (weight * grad).abs_()
+
+
+@register("magnitude", summed=False)
+def magnitude(weight: Tensor, grad: Tensor) -> Tensor:
+    """Magnitude ``abs(w)`` (Han et al., NeurIPS 2015), the same for every task that reaches the weight."""
+    return weight.abs()
+
+
+@register("fisher")
+def fisher(weight: Tensor, grad: Tensor) -> Tensor:
+    """Diagonal empirical Fisher ``w^2 * g^2`` (Theis et al., 2018), with the gradient of a batch."""
+    return (weight * grad).square_()
+
+
+@register("gradient")
+def gradient(weight: Tensor, grad: Tensor) -> Tensor:
+    """Gradient magnitude ``abs(g)``, the growth criterion of RigL (Evci et al., ICML 2020) and of DiSparse dynamic."""
+    return grad.abs()
+
+
+@register("authors_pretrained")
+def authors_pretrained(weight: Tensor, grad: Tensor) -> Tensor:
+    """Score ``w^2 * abs(g)``, what the DiSparse authors' code computes for pre-trained Tiny-Taskonomy models."""
+    return (weight.square() * grad).abs_()
+
+
+def lamp_scores(scores: Tensor) -> Tensor:
+    """Divide each squared score by the sum of the squared scores at least as large in the same layer.
+
+    ``s_i^2 / sum over {j: s_j >= s_i} of s_j^2`` (LAMP; Lee et al., ICLR 2021, equation 4). The largest score of every
+    layer becomes exactly 1 if it is unique, so no layer is emptied before every layer is down to one weight.
+
+    Args:
+        scores: The alive scores of one layer, 1-D, any floating point type.
+
+    Returns:
+        Values in [0, 1], same shape and type; the order within the layer is unchanged. All zeros stay zero.
+
+    Example:
+        >>> lamp_scores(torch.tensor([1.0, 3.0, 2.0]))
+        tensor([0.0714, 1.0000, 0.3077])
+    """
+    if scores.numel() == 0:
+        return scores.clone()
+    # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
+    magnitudes = scores.abs().double()
+    squares = (magnitudes / magnitudes.max().clamp_min(torch.finfo(torch.float64).tiny)).square()
+    ordered, order = squares.sort()
+    at_least = ordered.flip(0).cumsum(0).flip(0)
+    at_least = at_least[torch.searchsorted(ordered, ordered)]
+    result = torch.empty_like(squares)
+    result[order] = torch.where(ordered > 0, ordered / at_least, ordered)
+    return result.to(scores.dtype)
+
+
+def layer_adaptive(criterion: str | Criterion | ScoreFunction) -> Criterion:
+    """Make any criterion layer-adaptive by LAMP's normalisation of each task's scores (:func:`lamp_scores`).
+
+    One-shot gradient criteria such as ``abs(w*g)`` give whole layers small scores and prune them away. With this
+    wrapper the layers compete by how much of their own score a weight carries.
+
+    Args:
+        criterion: A name, a criterion or a function ``(weight, grad) -> score``.
+
+    Returns:
+        A criterion; ``layer_adaptive("magnitude")`` is ``"lamp"``.
+
+    Raises:
+        ValueError: If the criterion is unknown or already works per layer.
+
+    Example:
+        >>> layer_adaptive("taylor").name
+        'layer_adaptive(taylor)'
+    """
+    base = resolve(criterion)
+    if base.per_layer is not None:
+        raise ValueError(
+            f"criterion: layer_adaptive takes a criterion that is not layer-adaptive yet, found {base.name!r}; pass "
+            "it as it is"
+        )
+    return dataclasses.replace(base, name=f"layer_adaptive({base.name})", per_layer=lamp_scores)
+
+
+def resolve(criterion: str | Criterion | ScoreFunction) -> Criterion:
+    """Turn what a user passes as ``criterion`` into a :class:`Criterion`.
+
+    Args:
+        criterion: A registered name, a :class:`Criterion`, or a function ``(weight, grad) -> score``.
+
+    Raises:
+        ValueError: If the name is unknown.
+        TypeError: If it is none of the three.
+
+    Example:
+        >>> resolve("snip").summed, resolve(lambda weight, grad: grad.abs()).name
+        (True, '<lambda>')
+    """
+    if isinstance(criterion, Criterion):
+        return criterion
+    if isinstance(criterion, str):
+        if criterion not in _CRITERIA:
+            raise ValueError(
+                f"criterion: must be one of {', '.join(sorted(_CRITERIA))} or a callable(weight, grad), found "
+                f"{criterion!r}"
+            )
+        return _CRITERIA[criterion]
+    if callable(criterion):
+        return Criterion(getattr(criterion, "__name__", type(criterion).__name__), criterion)
+    raise TypeError(
+        f"criterion: must be a name or a callable(weight, grad), found {type(criterion).__name__}: {criterion!r}"
+    )
+
+
+_CRITERIA["lamp"] = dataclasses.replace(layer_adaptive("magnitude"), name="lamp")

@@ -1,0 +1,154 @@
+"""The exact cut without sorting everything.
+
+Where to cut is a question about one percentile, so only the weights near it need exact ranks. A sample tells roughly
+where the cut lies; one pass per task puts every entry below, inside or above a narrow band around it; entries inside
+get exact ranks, the others only need to be on the right side. The result is the very mask that full ranks give, or None
+when the sample misled; then the caller ranks everything. Used on CPUs, where a full sort is the slowest step of all.
+
+Why it is exact: unanimous, any and at_least(k) return one of the tasks' percentiles, picked by order alone. They
+commute with every increasing map, so with clipping all percentiles to the band, and the n lowest of the clipped
+agreement scores are the n lowest of the true ones as long as the cut falls strictly inside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .agreement import AliveScores, agreement, in_threads
+from .arbiters import Arbiter, is_order_statistic
+from .ranking import count_true, kth_lowest, lowest, ranks
+
+# Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
+SAMPLE = 2**19
+HALF_WIDTH = 0.005
+
+
+def lowest_by_agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int) -> list[Tensor]:
+    """Mark the ``count`` entries with the lowest agreement scores.
+
+    Args:
+        scores: The alive scores of each parameter.
+        tasks: All task names.
+        arbiter: The reduction over tasks.
+        count: How many entries to mark, over all parameters.
+
+    Returns:
+        bool, 1-D, one per parameter, on its device; exactly ``count`` are True. Ties as in
+        :mod:`disparse_plugin.ranking`.
+    """
+    sizes = [next(iter(rows.values())).numel() for rows in scores]
+    devices = {next(iter(rows.values())).device for rows in scores}
+    on_cpu = devices == {torch.device("cpu")}
+    if on_cpu and is_order_statistic(arbiter) and sum(sizes) > 4 * SAMPLE and 0 < count < sum(sizes):
+        chosen = _cut_in_band(scores, tasks, arbiter, count)
+        if chosen is not None:
+            return chosen
+    values = agreement(scores, tasks, arbiter)
+    home = values[0].device
+    marked = lowest(torch.cat([value.to(home) for value in values]), count)
+    return [part.to(value.device) for part, value in zip(marked.split(sizes), values, strict=True)]
+
+
+@dataclasses.dataclass
+class _Band:
+    """One task's narrow range of scores, ``low < score <= high``, and the exact ranks of what lies inside."""
+
+    low: float
+    high: float
+    below: int  # entries at or under `low`: the rank of the first entry inside
+    inside: dict[int, Tensor]  # parameter index -> positions of the entries inside
+    percentiles: dict[int, Tensor]  # their exact percentiles
+    total: int
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        within = sum(part.numel() for part in self.inside.values())
+        return self.below / self.total, (self.below + within) / self.total
+
+
+def _cut_in_band(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int) -> list[Tensor] | None:
+    ranges = _sampled_ranges(scores, tasks, arbiter, count)
+    bands = dict(zip(tasks, in_threads(lambda task: _band(scores, task, *ranges[task]), tasks), strict=True))
+    floor = max(band.limits[0] for band in bands.values())
+    ceiling = min(band.limits[1] for band in bands.values())
+    if floor >= ceiling:
+        return None
+    sides, positions, values = [], [], []
+    for index, rows in enumerate(scores):
+        side, inside, value = _judge(rows, index, bands, arbiter)
+        # Clipping: under the floor the order is unknown and does not matter, because all of it is pruned.
+        side[inside[value <= floor]] = 0
+        sides.append(side)
+        positions.append(inside[value > floor])
+        values.append(value[value > floor])
+    surely = sum(count_true(side == 0) for side in sides)
+    undecided = torch.cat(values)
+    if not surely <= count <= surely + count_true(undecided <= ceiling):
+        return None
+    taken = lowest(undecided, count - surely).split([value.numel() for value in values])
+    for side, inside, take in zip(sides, positions, taken, strict=True):
+        side[inside[take]] = 0
+    return [side == 0 for side in sides]
+
+
+def _sampled_ranges(
+    scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int
+) -> dict[str, tuple[float, float]]:
+    """Guess, from every stride-th entry, the range of each task's scores around the cut."""
+    total = sum(next(iter(rows.values())).numel() for rows in scores)
+    stride = max(1, total // SAMPLE)
+    while stride % 2 == 0 or stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:
+        stride += 1  # kernels have 9, 25 or 49 places; a stride that divides them would see only some
+    sample = [{task: row[::stride] for task, row in rows.items()} for rows in scores]
+    values = torch.cat(agreement(sample, tasks, arbiter))
+    middle = kth_lowest(values, min(values.numel(), max(1, round(count / total * values.numel()))))
+    ranges = {}
+    for task in tasks:
+        ordered = torch.cat([rows[task] for rows in sample if task in rows]).sort().values
+        last = ordered.numel() - 1
+        low, high = (int((middle + shift) * last) for shift in (-HALF_WIDTH, HALF_WIDTH))
+        ranges[task] = (
+            float(ordered[low]) if low >= 0 else -torch.inf,
+            float(ordered[high]) if high <= last else torch.inf,
+        )
+    return ranges
+
+
+def _band(scores: AliveScores, task: str, low: float, high: float) -> _Band:
+    below, total, inside, values = 0, 0, {}, []
+    for index, rows in enumerate(scores):
+        if task in rows:
+            row = rows[task]
+            above = row > low
+            below += row.numel() - count_true(above)
+            total += row.numel()
+            inside[index] = (above & (row <= high)).nonzero().flatten()
+            values.append(row[inside[index]])
+    exact = (ranks(torch.cat(values)).double() + (below + 1)) / total
+    split = exact.split([value.numel() for value in values])
+    return _Band(low, high, below, inside, dict(zip(inside, split, strict=True)), total)
+
+
+def _judge(
+    rows: Mapping[str, Tensor], index: int, bands: Mapping[str, _Band], arbiter: Arbiter
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put each entry of one parameter under (0), inside (1) or over (2) the band, with exact values inside.
+
+    Returns:
+        The sides (int8), the positions of the entries inside, and their agreement scores.
+    """
+    sides = torch.stack(
+        [(row > bands[task].low).to(torch.int8) + (row > bands[task].high) for task, row in rows.items()]
+    )
+    side = arbiter(sides)
+    positions = (side == 1).nonzero().flatten()
+    percentiles = sides[:, positions].double()  # 0 and 2 stand for "under" and "over": they only have to compare right
+    for axis, task in enumerate(rows):
+        known = percentiles[axis] == 1
+        places = torch.searchsorted(bands[task].inside[index], positions[known])
+        percentiles[axis, known] = bands[task].percentiles[index][places]
+    return side, positions, arbiter(percentiles)

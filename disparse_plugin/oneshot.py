@@ -1,0 +1,108 @@
+"""Score and prune in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import prune
+
+from . import arbiters
+from .amounts import check_amount
+from .arbiters import Arbiter
+from .gradients import Batch, TaskLosses
+from .methods import DiSparsePretrained, DiSparseStatic
+from .scores import TaskScores
+from .scoring import score_tasks
+
+
+def disparse_static(
+    model: nn.Module,
+    losses: TaskLosses,
+    data: Iterable[Batch],
+    amount: float,
+    *,
+    arbiter: str | Arbiter = "unanimous",
+    **options: Any,
+) -> TaskScores:
+    """Prune a model at initialisation: score it, then ``prune.global_unstructured`` with :class:`DiSparseStatic`.
+
+    Args:
+        model: The untrained model; pruned in place.
+        losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task.
+        data: Any iterable of batches.
+        amount: A fraction of the weights still alive (float in [0, 1]) or a count (int).
+        arbiter: As in :meth:`TaskScores.importance`.
+        **options: As in :func:`score_tasks`: ``criterion`` (default ``"snip"``), ``parameters``, ``num_batches``,
+            ``cycle``, ``progress``.
+
+    Returns:
+        The scores, for reports and analysis.
+
+    Raises:
+        TypeError: As :func:`score_tasks`. The model is unchanged.
+        ValueError: As :func:`score_tasks`, or if ``amount`` is out of range. The model is unchanged.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+        >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
+        >>> scores = disparse_static(net, losses, [torch.randn(8, 6)], amount=0.5)
+        >>> sum(int(layer.weight_mask.sum()) for layer in net)
+        16
+    """
+    return _one_shot(DiSparseStatic, model, losses, data, amount, arbiter, options)
+
+
+def disparse_pretrained(
+    model: nn.Module,
+    losses: TaskLosses,
+    data: Iterable[Batch],
+    amount: float,
+    *,
+    arbiter: str | Arbiter = "unanimous",
+    **options: Any,
+) -> TaskScores:
+    """Prune a trained model: score it, then ``prune.global_unstructured`` with :class:`DiSparsePretrained`.
+
+    Args:
+        model: The trained model; pruned in place.
+        losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task.
+        data: Any iterable of batches.
+        amount: A fraction of the weights still alive (float in [0, 1]) or a count (int).
+        arbiter: As in :meth:`TaskScores.importance`.
+        **options: As in :func:`score_tasks`: ``criterion`` (default ``"taylor"``), ``parameters``, ``num_batches``,
+            ``cycle``, ``progress``.
+
+    Returns:
+        The scores, for reports and analysis.
+
+    Raises:
+        TypeError: As :func:`score_tasks`. The model is unchanged.
+        ValueError: As :func:`score_tasks`, or if ``amount`` is out of range. The model is unchanged.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Linear(6, 2)
+        >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
+        >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
+        'fisher'
+    """
+    return _one_shot(DiSparsePretrained, model, losses, data, amount, arbiter, {"criterion": "taylor", **options})
+
+
+def _one_shot(
+    method: type[DiSparseStatic] | type[DiSparsePretrained],
+    model: nn.Module,
+    losses: TaskLosses,
+    data: Iterable[Batch],
+    amount: float,
+    arbiter: str | Arbiter,
+    options: dict[str, Any],
+) -> TaskScores:
+    check_amount(amount)
+    arbiters.resolve(arbiter)
+    scores = score_tasks(model, losses, data, **options)
+    prune.global_unstructured(scores.parameters, method.bind(scores, arbiter), amount=amount)
+    return scores

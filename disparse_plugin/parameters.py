@@ -1,0 +1,240 @@
+"""Which tensors are pruned: finding, naming and checking ``(module, name)`` pairs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+ParameterKey: TypeAlias = tuple[nn.Module, str]
+
+_PRUNABLE = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+
+# Path components that wrappers of PyTorch put into names; they come and go with the wrapper, so no key may hold them.
+_WRAPPER_COMPONENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
+
+
+def prunable_parameters(model: nn.Module, *, exclude: Collection[nn.Module] = ()) -> list[ParameterKey]:
+    """List every convolution and linear weight of a model, as ``torch.nn.utils.prune`` wants them.
+
+    These are the weights that DiSparse scores: biases and normalisation layers are never pruned or counted
+    (Sun et al., CVPR 2022, section 3).
+
+    Args:
+        model: Any module. Wrappers (``DistributedDataParallel``, ``torch.compile``) are looked through.
+        exclude: Modules to leave out, with everything inside them.
+
+    Returns:
+        ``(module, "weight")`` pairs in the order of ``model.modules()``, each module once.
+
+    Raises:
+        ValueError: If a module of ``exclude`` is not part of ``model``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+        >>> [(type(module).__name__, name) for module, name in prunable_parameters(net)]
+        [('Conv2d', 'weight'), ('Linear', 'weight')]
+        >>> len(prunable_parameters(net, exclude=[net[3]]))
+        1
+    """
+    inside = set(model.modules())
+    for module in exclude:
+        if module not in inside:
+            raise ValueError(
+                f"exclude: every entry must be a module of the model, found {type(module).__name__} which is not in "
+                "it; "
+                "pass modules taken from the same model, e.g. exclude=[model.head]"
+            )
+    skipped = {inner for module in exclude for inner in module.modules()}
+    return [(m, "weight") for m in model.modules() if isinstance(m, _PRUNABLE) and m not in skipped]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile`` wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def qualified_names(model: nn.Module, parameters: Iterable[ParameterKey]) -> tuple[str, ...]:
+    """Return the fully qualified name of each parameter, without the components that wrappers add.
+
+    A pruned parameter keeps the name it had before pruning (``conv1.weight``, not ``conv1.weight_orig``).
+
+    Raises:
+        ValueError: If a module is not part of ``model``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2)))
+        >>> qualified_names(net, prunable_parameters(net))
+        ('0.weight', '1.0.weight')
+    """
+    paths = {module: path for path, module in reversed(list(unwrap(model).named_modules()))}
+    names = []
+    for module, name in parameters:
+        if module not in paths:
+            raise ValueError(
+                f"parameters: every module must be part of the model, found {type(module).__name__} (tensor {name!r}) "
+                "which is not in it; take the pairs from prunable_parameters(model) of the same model object"
+            )
+        parts = [part for part in paths[module].split(".") if part and part not in _WRAPPER_COMPONENTS]
+        names.append(".".join([*parts, name]))
+    return tuple(names)
+
+
+def keys_by_name(model: nn.Module) -> dict[str, ParameterKey]:
+    """Find every parameter of a model by the name that :func:`qualified_names` gives it.
+
+    Example:
+        >>> sorted(keys_by_name(nn.Sequential(nn.Linear(2, 2))))
+        ['0.bias', '0.weight']
+    """
+    keys = [
+        (module, name.removesuffix("_orig"))
+        for module in unwrap(model).modules()
+        for name, parameter in module._parameters.items()
+        if parameter is not None
+    ]
+    return dict(zip(qualified_names(model, keys), keys, strict=True))
+
+
+def stored(module: nn.Module, name: str) -> nn.Parameter:
+    """Return the trainable Parameter behind ``module.name``: ``name_orig`` once pruned, ``name`` before."""
+    parameter = module._parameters.get(f"{name}_orig")
+    if parameter is None:
+        parameter = module._parameters[name]
+    assert parameter is not None
+    return parameter
+
+
+def is_masked(module: nn.Module, name: str) -> bool:
+    """Tell whether ``module.name`` carries a mask of ``torch.nn.utils.prune``."""
+    return module._parameters.get(f"{name}_orig") is not None
+
+
+def alive_mask(module: nn.Module, name: str) -> Tensor | None:
+    """Return which entries are alive (bool, the weight's shape), or None where nothing has been pruned."""
+    if not is_masked(module, name):
+        return None
+    mask = module._buffers[f"{name}_mask"]
+    assert mask is not None
+    return mask != 0
+
+
+def check_parameters(model: nn.Module, parameters: Iterable[ParameterKey] | None) -> tuple[ParameterKey, ...]:
+    """Check a list of ``(module, name)`` pairs against a model, before anything is scored or changed.
+
+    Args:
+        model: The model, unwrapped.
+        parameters: The pairs, or None for :func:`prunable_parameters`.
+
+    Returns:
+        The pairs as a tuple.
+
+    Raises:
+        TypeError: If an entry is not a ``(module, str)`` pair.
+        ValueError: If there is none, one is repeated, one is not a dense floating point parameter of the model, or one
+            shares its memory with another parameter.
+    """
+    pairs = tuple(prunable_parameters(model) if parameters is None else parameters)
+    if not pairs:
+        raise ValueError(
+            "parameters: at least one (module, name) pair is needed, found none; the model has no Conv*/Linear weight "
+            "or the list passed is empty"
+        )
+    for pair in pairs:
+        if not (
+            isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module) and isinstance(pair[1], str)
+        ):
+            raise TypeError(
+                f"parameters: every entry must be a (module, name) pair, found {pair!r}; "
+                "use prunable_parameters(model) or e.g. [(model.conv1, 'weight')]"
+            )
+    names = qualified_names(model, pairs)
+    for (module, name), qualified in zip(pairs, names, strict=True):
+        _check_tensor(module, name, qualified)
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"parameters: every pair may stand once, found {', '.join(twice)} more than once")
+    _check_untied(model, pairs)
+    return pairs
+
+
+def _check_tensor(module: nn.Module, name: str, qualified: str) -> None:
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None and name in parametrizations._modules:
+        raise ValueError(
+            f"parameters: {qualified} must be a plain parameter, found one computed by a parametrization "
+            "(weight_norm, spectral_norm, ...), which torch's pruning hook cannot mask; call "
+            "torch.nn.utils.parametrize.remove_parametrizations first, or leave it out"
+        )
+    tensor = module._parameters.get(f"{name}_orig")
+    tensor = module._parameters.get(name) if tensor is None else tensor
+    if tensor is None:
+        raise ValueError(
+            f"parameters: {qualified} must be a parameter, found {type(getattr(module, name, None)).__name__}; "
+            f"{type(module).__name__} has the parameters "
+            f"{sorted(k for k, v in module._parameters.items() if v is not None)}"
+        )
+    if is_lazy(tensor):
+        raise ValueError(
+            f"parameters: {qualified} must have a shape, found a lazy parameter; run one batch through the model first"
+        )
+    if tensor.is_meta:
+        raise ValueError(
+            f"parameters: {qualified} must hold values, found the meta device; materialise the model first"
+        )
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"parameters: {qualified} must be of a floating point type, found {tensor.dtype}; leave it out"
+        )
+    if tensor.numel() == 0:
+        raise ValueError(
+            f"parameters: {qualified} must hold at least one entry, found shape {tuple(tensor.shape)}; leave it out"
+        )
+
+
+def _check_untied(model: nn.Module, pairs: Sequence[ParameterKey]) -> None:
+    """Refuse a parameter whose memory another parameter shares: masking one would leave the other unmasked."""
+    spans = []
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not is_lazy(parameter) and not parameter.is_meta and parameter.numel():
+                spans.append((str(parameter.device), *_span(parameter), module, name.removesuffix("_orig")))
+    wanted = set(pairs)
+    spans.sort(key=lambda span: span[:3])
+    for first, second in itertools.pairwise(spans):
+        overlap = first[0] == second[0] and second[1] < first[2]
+        if overlap and not wanted.isdisjoint({first[3:], second[3:]}):
+            names = qualified_names(model, [first[3:], second[3:]])
+            raise ValueError(
+                f"parameters: a pruned weight must have its memory for itself, found {names[0]} and {names[1]} tied; "
+                "a mask on one would leave the other whole: untie them, or leave both out with parameters=..."
+            )
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    start = tensor.data_ptr()
+    return start, start + extent * tensor.element_size()
+
+
+def score_dtype(parameter: Tensor) -> torch.dtype:
+    """Return the type in which a parameter's scores are kept: float64 for float64, float32 for all others."""
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32

@@ -1,0 +1,88 @@
+"""From scores to exact ranks, with one tie rule everywhere.
+
+**Tie rule.** Of two equal scores the one that comes first (in the order of the parameters, then in row-major order
+inside a parameter) ranks lower and is pruned first. A stable ascending sort does exactly that, on every device.
+
+On a CPU numpy sorts several times faster than ``torch.sort``; on an accelerator the scores never leave it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Rank each entry from 0 (lowest) to n-1 (highest).
+
+    Args:
+        values: 1-D, floating point, no NaN.
+
+    Returns:
+        int64 (int32 for up to 2^31 entries), same shape and device: a permutation of ``0..n-1``.
+
+    Example:
+        >>> ranks(torch.tensor([0.5, 0.1, 0.5, 0.0])).tolist()
+        [2, 1, 3, 0]
+    """
+    size = values.numel()
+    dtype = torch.int32 if size < 2**31 else torch.int64
+    if values.device.type == "cpu" and values.dtype == torch.float32 and size < 2**32:
+        order = _packed_order(values)
+    else:
+        order = values.argsort(stable=True)
+    result = torch.empty(size, dtype=dtype, device=values.device)
+    result[order] = torch.arange(size, dtype=dtype, device=values.device)
+    return result
+
+
+def _packed_order(values: Tensor) -> Tensor:
+    """Argsort float32 by one in-place sort of integers holding the value's bits above the entry's index."""
+    # Adding zero turns -0.0 into 0.0, so that the two tie as they compare.
+    bits = (values.contiguous() + 0.0).numpy().view(np.uint32)
+    # Negative floats order backwards by their bits, so all bits flip; positive ones only need to come after them.
+    bits ^= np.where(bits >> np.uint32(31), np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    keys = bits.astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(keys.size, dtype=np.uint64)
+    keys.sort()
+    keys &= np.uint64(0xFFFFFFFF)
+    return torch.from_numpy(keys.view(np.int64))
+
+
+def lowest(values: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` lowest entries; ties by the rule of this module.
+
+    Args:
+        values: 1-D, floating point, no NaN.
+        count: How many, at most ``values.numel()``.
+
+    Returns:
+        bool, same shape and device, with exactly ``count`` True.
+
+    Example:
+        >>> lowest(torch.tensor([0.5, 0.1, 0.5, 0.0]), 3).tolist()
+        [True, True, False, True]
+    """
+    if count <= 0:
+        return torch.zeros_like(values, dtype=torch.bool)
+    if count >= values.numel():
+        return torch.ones_like(values, dtype=torch.bool)
+    threshold = kth_lowest(values, count)
+    chosen = values < threshold
+    ties = (values == threshold).nonzero().flatten()
+    chosen[ties[: count - count_true(chosen)]] = True
+    return chosen
+
+
+def count_true(mask: Tensor) -> int:
+    """Count the True entries of a bool tensor; on a CPU numpy does it thirty times faster than ``sum``."""
+    return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(mask.sum())
+
+
+def kth_lowest(values: Tensor, count: int) -> float:
+    """Return the ``count``-th lowest value (counted from 1) of a 1-D tensor."""
+    if values.device.type == "cpu":
+        return float(np.partition(values.numpy(), count - 1)[count - 1])
+    return float(values.kthvalue(count).values)

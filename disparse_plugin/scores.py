@@ -1,0 +1,298 @@
+"""The scores of every weight for every task, and what can be asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from . import arbiters
+from .agreement import AliveScores, agreement
+from .amounts import check_amount, count_to_prune
+from .arbiters import Arbiter
+from .cut import lowest_by_agreement
+from .files import read_tensors, write_tensors
+from .parameters import ParameterKey, alive_mask, check_parameters, keys_by_name, qualified_names, stored, unwrap
+
+_KIND = "disparse_plugin.scores"
+
+
+class TaskScores:
+    """One score per weight and task, as made by :func:`disparse_plugin.score_tasks`.
+
+    Everything asked of it is about the entries alive *now*: entries that a mask of ``torch.nn.utils.prune`` has removed
+    meanwhile are out of the ranking, so pruning again with the same scores composes.
+
+    Attributes:
+        tasks: Task names, in the order of the loss mapping.
+        parameters: ``(module, name)`` pairs reached by at least one task, as ``torch.nn.utils.prune`` wants them.
+        names: Their qualified names, same order (``"encoder.layer1.0.conv1.weight"``).
+        unreached: Qualified names of the parameters that no task reaches. They are not in ``parameters`` and never
+            pruned.
+        criterion: Name of the criterion.
+        num_batches: Number of batches scored.
+
+    Example:
+        >>> trunk, left, right = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1)
+        >>> keys = [(trunk, "weight"), (left, "weight"), (right, "weight")]
+        >>> a = {keys[0]: torch.arange(16.0).reshape(4, 4), keys[1]: torch.ones(1, 4)}
+        >>> b = {keys[0]: torch.arange(16.0).reshape(4, 4).flip(0), keys[2]: torch.ones(1, 4)}
+        >>> scores = TaskScores(nn.ModuleList([trunk, left, right]), {"a": a, "b": b})
+        >>> scores.tasks_reaching(trunk, "weight"), scores.tasks_reaching(left, "weight")
+        (('a', 'b'), ('a',))
+        >>> sum(int(mask.sum()) for mask in scores.masks(0.5).values())  # half of 24
+        12
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        scores: Mapping[str, Mapping[ParameterKey, Tensor]],
+        *,
+        parameters: Iterable[ParameterKey] | None = None,
+        criterion: str = "custom",
+        num_batches: int = 0,
+    ) -> None:
+        """Take scores made elsewhere.
+
+        Args:
+            model: The model that the parameters belong to.
+            scores: For each task, a floating point score of the weight's shape for each parameter that the task
+                reaches.
+            parameters: Order of the parameters; by default that of the model's modules.
+            criterion: What reports and saved files call the criterion.
+            num_batches: How many batches the scores come from.
+
+        Raises:
+            TypeError: If a score is not a floating point tensor.
+            ValueError: If there is no task, a task reaches no parameter, a shape differs, a score is not finite, or a
+                parameter is refused by :func:`disparse_plugin.parameters.check_parameters`.
+        """
+        root = unwrap(model)
+        reached = {key for table in scores.values() for key in table}
+        if parameters is None:
+            order = {module: place for place, module in enumerate(root.modules())}
+            parameters = sorted(reached, key=lambda key: (order.get(key[0], -1), key[1]))
+        keys = check_parameters(root, parameters)
+        names = dict(zip(keys, qualified_names(root, keys), strict=True))
+        _check_tables(scores, names)
+        self.tasks: tuple[str, ...] = tuple(scores)
+        self.parameters: tuple[ParameterKey, ...] = tuple(key for key in keys if key in reached)
+        self.names: tuple[str, ...] = tuple(names[key] for key in self.parameters)
+        self.unreached: tuple[str, ...] = tuple(names[key] for key in keys if key not in reached)
+        self.criterion = criterion
+        self.num_batches = num_batches
+        self._tables = {
+            task: MappingProxyType({key: table[key] for key in self.parameters if key in table})
+            for task, table in scores.items()
+        }
+
+    def __getitem__(self, task: str) -> Mapping[ParameterKey, Tensor]:
+        """Return the scores of one task: ``(module, name)`` to a tensor of the weight's shape, where it reaches.
+
+        Raises:
+            KeyError: If there is no such task.
+        """
+        if task not in self._tables:
+            raise KeyError(f"task: must be one of {', '.join(self.tasks)}, found {task!r}")
+        return self._tables[task]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the task names."""
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        """Return the number of tasks."""
+        return len(self.tasks)
+
+    def __contains__(self, task: object) -> bool:
+        """Tell whether there is a task of that name."""
+        return task in self._tables
+
+    def __repr__(self) -> str:
+        """Summarise in one line."""
+        return (
+            f"TaskScores(tasks={list(self.tasks)}, parameters={len(self.parameters)}, "
+            f"criterion={self.criterion!r}, num_batches={self.num_batches})"
+        )
+
+    def tasks_reaching(self, module: nn.Module, name: str) -> tuple[str, ...]:
+        """Return the tasks whose loss reaches a parameter; two or more make it shared.
+
+        Args:
+            module: The module.
+            name: The parameter's name inside it, e.g. ``"weight"``.
+
+        Returns:
+            Task names, in the order of ``tasks``; empty for a parameter that no task reaches.
+        """
+        return tuple(task for task in self.tasks if (module, name) in self._tables[task])
+
+    def importance(self, arbiter: str | Arbiter = "unanimous") -> dict[ParameterKey, Tensor]:
+        """Return the agreement scores, for ``importance_scores=`` of ``torch.nn.utils.prune``.
+
+        ``q = arbiter over the tasks k that reach the weight of (rank_k + 1) / n_k``, ranks among the ``n_k`` alive
+        entries that task k reaches.
+
+        Args:
+            arbiter: ``"unanimous"`` (DiSparse), ``"majority"``, ``"mean"``, ``"any"``, ``at_least(k)`` or a callable
+                over the task axis; see :mod:`disparse_plugin.arbiters`.
+
+        Returns:
+            For each pair of ``parameters`` a float64 tensor of the weight's shape, on its device, values in [0, 1];
+            entries already pruned are 0.
+
+        Raises:
+            ValueError: If the arbiter is unknown or returns values outside [0, 1].
+        """
+        rule, alive = arbiters.resolve(arbiter), self._alive()
+        values = agreement(self._alive_scores(alive), self.tasks, rule)
+        return {
+            key: _spread(value, mask, stored(*key).shape)
+            for key, value, mask in zip(self.parameters, values, alive, strict=True)
+        }
+
+    def masks(self, amount: float, arbiter: str | Arbiter = "unanimous") -> dict[ParameterKey, Tensor]:
+        """Return the keep masks that leave out exactly ``amount`` of the entries still alive.
+
+        The same masks as ``prune.global_unstructured`` makes with :meth:`importance`, found without a full sort where
+        possible. The model is not changed.
+
+        Args:
+            amount: A fraction of the alive entries (float in [0, 1]) or a count (int).
+            arbiter: As in :meth:`importance`.
+
+        Returns:
+            For each pair of ``parameters`` a bool tensor of the weight's shape, on its device; True = keep. Of all
+            alive entries exactly ``round(amount * alive)`` are False, and so is every entry that was pruned before. Of
+            equal agreement scores the entry that comes first is pruned first.
+
+        Raises:
+            TypeError: If ``amount`` is neither int nor float.
+            ValueError: If ``amount`` is out of range or the arbiter is unknown.
+        """
+        check_amount(amount)
+        rule, alive = arbiters.resolve(arbiter), self._alive()
+        scores = self._alive_scores(alive)
+        count = count_to_prune(amount, sum(next(iter(rows.values())).numel() for rows in scores))
+        pruned = lowest_by_agreement(scores, self.tasks, rule, count)
+        return {
+            key: _spread(~chosen, mask, stored(*key).shape)
+            for key, chosen, mask in zip(self.parameters, pruned, alive, strict=True)
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores to a safetensors file, keyed by qualified name; an existing file is replaced atomically.
+
+        Args:
+            path: The file.
+        """
+        names = dict(zip(self.parameters, self.names, strict=True))
+        tensors = {
+            f"{number}/{names[key]}": score
+            for number, task in enumerate(self.tasks)
+            for key, score in self._tables[task].items()
+        }
+        facts = {
+            "tasks": list(self.tasks),
+            "names": list(self.names),
+            "unreached": list(self.unreached),
+            "criterion": self.criterion,
+            "num_batches": self.num_batches,
+        }
+        write_tensors(path, tensors, kind=_KIND, facts=facts)
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module) -> TaskScores:
+        """Read scores written by :meth:`save`, for the same model or a copy of it.
+
+        Args:
+            path: The file.
+            model: A model with the same parameter names and shapes; its devices decide where the scores go.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a file of scores, is damaged, was written by a newer version, or does not fit the
+                model.
+        """
+        tensors, facts = read_tensors(path, kind=_KIND)
+        wanted = [*facts["names"], *facts["unreached"]]
+        keys = keys_by_name(model)
+        missing = [name for name in wanted if name not in keys]
+        if missing:
+            raise ValueError(
+                f"path: the scores of {path} must belong to the model, found {len(missing)} of {len(wanted)} "
+                "parameters missing "
+                f"in it (first: {missing[0]}); load them with the model they were made for"
+            )
+        tables: dict[str, dict[ParameterKey, Tensor]] = {task: {} for task in facts["tasks"]}
+        for entry, score in tensors.items():
+            number, name = entry.split("/", 1)
+            key = keys[name]
+            tables[facts["tasks"][int(number)]][key] = score.to(stored(*key).device)
+        return cls(
+            model,
+            tables,
+            parameters=[keys[name] for name in wanted],
+            criterion=facts["criterion"],
+            num_batches=facts["num_batches"],
+        )
+
+    def _alive(self) -> list[Tensor | None]:
+        return [alive_mask(*key) for key in self.parameters]
+
+    def _alive_scores(self, alive: list[Tensor | None]) -> AliveScores:
+        """Take the scores of the alive entries, flat; without a mask that is a view."""
+        return [
+            {
+                task: table[key].reshape(-1) if mask is None else table[key][mask]
+                for task, table in self._tables.items()
+                if key in table
+            }
+            for key, mask in zip(self.parameters, alive, strict=True)
+        ]
+
+
+def _spread(values: Tensor, alive: Tensor | None, shape: torch.Size) -> Tensor:
+    """Put values of the alive entries back in place; zero (False) elsewhere."""
+    if alive is None:
+        return values.reshape(shape)
+    full = values.new_zeros(shape)
+    full[alive] = values
+    return full
+
+
+def _check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Mapping[ParameterKey, str]) -> None:
+    if not scores:
+        raise ValueError("scores: at least one task is needed, found none")
+    for task, table in scores.items():
+        if not table:
+            raise ValueError(
+                f"scores: every task must reach at least one parameter, found none for task {task!r}; its loss does "
+                "not depend "
+                "on any of the given parameters (detached, constant, or computed from other parameters): fix it or "
+                "leave the task out"
+            )
+        for key, score in table.items():
+            if key not in names:
+                raise ValueError(
+                    f"scores: every scored pair must be in parameters, found one of task {task!r} that is not"
+                )
+            _check_score(score, stored(*key), f"scores of task {task!r} for {names[key]}")
+
+
+def _check_score(score: Tensor, parameter: Tensor, what: str) -> None:
+    if not isinstance(score, Tensor) or not score.is_floating_point():
+        raise TypeError(
+            f"{what}: must be a floating point tensor, found {getattr(score, 'dtype', type(score).__name__)}"
+        )
+    if score.shape != parameter.shape:
+        raise ValueError(
+            f"{what}: must have the weight's shape {tuple(parameter.shape)}, found {tuple(score.shape)}; "
+            "were they made for another model?"
+        )
+    if not bool(score.isfinite().all()):
+        raise ValueError(f"{what}: must be finite, found NaN or infinity; check the task's loss and the criterion")
