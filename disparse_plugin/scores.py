@@ -71,6 +71,7 @@ class TaskScores:
             ValueError: If there is no task, a task reaches no parameter, a shape differs, a score is not finite, or a
                 parameter is refused by :func:`disparse_plugin.parameters.check_parameters`.
         """
+        _check_tasks(scores)
         root = unwrap(model)
         reached = {key for table in scores.values() for key in table}
         if parameters is None:
@@ -229,10 +230,10 @@ class TaskScores:
                 f"in it (first: {missing[0]}); load them with the model they were made for"
             )
         tables: dict[str, dict[ParameterKey, Tensor]] = {task: {} for task in facts["tasks"]}
-        for entry, score in tensors.items():
-            number, name = entry.split("/", 1)
-            key = keys[name]
-            tables[facts["tasks"][int(number)]][key] = score.to(stored(*key).device)
+        for number, task in enumerate(facts["tasks"]):
+            for name in facts["names"]:
+                if (entry := f"{number}/{name}") in tensors:
+                    tables[task][keys[name]] = tensors[entry].to(stored(*keys[name]).device)
         return cls(
             model,
             tables,
@@ -265,7 +266,7 @@ def _spread(values: Tensor, alive: Tensor | None, shape: torch.Size) -> Tensor:
     return full
 
 
-def _check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Mapping[ParameterKey, str]) -> None:
+def _check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:
     if not scores:
         raise ValueError("scores: at least one task is needed, found none")
     for task, table in scores.items():
@@ -276,6 +277,10 @@ def _check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Ma
                 "on any of the given parameters (detached, constant, or computed from other parameters): fix it or "
                 "leave the task out"
             )
+
+
+def _check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Mapping[ParameterKey, str]) -> None:
+    for task, table in scores.items():
         for key, score in table.items():
             if key not in names:
                 raise ValueError(

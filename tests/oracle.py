@@ -1,0 +1,81 @@
+"""Slow reference implementations, straight from the definitions and without torch.
+
+They use exact fractions and plain loops, so that nothing is shared with the package: not the sorting, not the tie
+handling, not the rounding.
+"""
+
+from fractions import Fraction
+from statistics import median
+
+import numpy as np
+
+
+def ordered_positions(values):
+    """Positions from the lowest value to the highest; of equal values, the earlier position first."""
+    return sorted(range(len(values)), key=lambda position: (values[position], position))
+
+
+class Layout:
+    """Scores of several tasks on several parameters: ``tables[task][parameter] = [score, ...]``, alive entries only."""
+
+    def __init__(self, tables, sizes):
+        self.tables = tables
+        self.sizes = sizes
+        self.entries = [(parameter, place) for parameter, size in enumerate(sizes) for place in range(size)]
+
+    def reached(self, task):
+        return [(parameter, place) for parameter, place in self.entries if parameter in self.tables[task]]
+
+    def ordered(self, task):
+        """The task's entries from least to most important."""
+        entries = self.reached(task)
+        return [entries[i] for i in ordered_positions([self.tables[task][p][j] for p, j in entries])]
+
+    def top(self, task, rho):
+        """B_kc of the paper: the task's own mask, keeping the fraction rho of all that the task uses."""
+        ordered = self.ordered(task)
+        removed = int((1 - Fraction(rho)) * len(ordered))
+        return set(ordered[removed:])
+
+    def union_of_tops(self, rho):
+        """The unanimous rule: a weight stays if any task that uses it has it in its own mask."""
+        return set().union(*(self.top(task, rho) for task in self.tables))
+
+    def percentiles(self):
+        """For each entry, the exact percentile of each task that reaches it."""
+        found = {entry: {} for entry in self.entries}
+        for task in self.tables:
+            ordered = self.ordered(task)
+            for rank, entry in enumerate(ordered):
+                found[entry][task] = Fraction(rank + 1, len(ordered))
+        return found
+
+    def kept(self, count, arbiter):
+        """What remains after the ``count`` entries with the lowest agreement are removed."""
+        percentiles = self.percentiles()
+        agreement = [ARBITERS[arbiter](list(percentiles[entry].values())) for entry in self.entries]
+        return {self.entries[i] for i in ordered_positions(agreement)[count:]}
+
+
+def kth_largest(values, k):
+    return sorted(values, reverse=True)[min(k, len(values)) - 1]
+
+
+ARBITERS = {
+    "unanimous": max,
+    "any": min,
+    "mean": lambda values: sum(values) / len(values),
+    "majority": median,
+    "at_least(2)": lambda values: kth_largest(values, 2),
+    "at_least(3)": lambda values: kth_largest(values, 3),
+}
+
+
+def lamp(scores):
+    """LAMP, equation 4: the square over the sum of all squares at least as large."""
+    scores = np.abs(np.asarray(scores, dtype=np.float64))
+    result = np.zeros_like(scores)
+    for i, score in enumerate(scores):
+        if score > 0:
+            result[i] = score**2 / sum(other**2 for other in scores if other >= score)
+    return result

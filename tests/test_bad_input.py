@@ -1,0 +1,245 @@
+"""Every mistake a user can make while scoring: its own error, and an untouched model."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from disparse_plugin import TaskScores, disparse_static, prunable_parameters, score_tasks
+
+from networks import Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
+
+BATCHES = digit_batches(3)
+
+
+def changed(change):
+    """A loss function that applies ``change(losses, batch number)`` to sound losses."""
+
+    def losses(model, batch):
+        number = next(i for i, known in enumerate(BATCHES) if known is batch)
+        return change(digit_losses(model, batch), number)
+
+    return losses
+
+
+def detached(losses, _):
+    return {**losses, "b": losses["b"].detach()}
+
+
+LOSSES = {
+    "not a mapping": (lambda x, _: list(x.values()), TypeError, "must return a mapping .* found list in batch 0"),
+    "empty": (lambda *_: {}, ValueError, "losses: must return at least one task, found an empty mapping in batch 0"),
+    "no names": (lambda x, _: {1: x["a"]}, TypeError, "losses: task names must be str, found 1 of type int"),
+    "a float": (lambda x, _: {"a": x["a"].item()}, TypeError, "the loss of task 'a' must be a tensor, found float"),
+    "not a scalar": (
+        lambda x, _: {"a": x["a"].expand(3)},
+        ValueError,
+        r"the loss of task 'a' must be one real number, found shape \(3,\)",
+    ),
+    "complex": (lambda x, _: {"a": x["a"] * 1j}, ValueError, "must be one real number, found shape .*complex64"),
+    "a task appears": (
+        lambda x, n: x if n else {"a": x["a"]},
+        ValueError,
+        r"every batch must return the same tasks, found \['a', 'b'\] in batch 1 after \['a'\] in batch 0",
+    ),
+    "a task vanishes": (lambda x, n: {"a": x["a"]} if n == 2 else x, ValueError, r"found \['a'\] in batch 2"),
+    "nan": (
+        lambda x, n: {**x, "b": x["b"] * (torch.nan if n == 1 else 1)},
+        ValueError,
+        "every loss must be finite, found nan for task 'b' in batch 1",
+    ),
+    "infinite": (
+        lambda x, n: {**x, "a": x["a"] + (torch.inf if n == 2 else 0)},
+        ValueError,
+        "found inf for task 'a' in batch 2",
+    ),
+    "reaches nothing": (detached, ValueError, "every task must reach at least one parameter, found none for task 'b'"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), LOSSES.values(), ids=LOSSES)
+def test_losses(change, error, message):
+    model = TwoHeads()
+    before = Snapshot(model)
+    for call in (score_tasks, lambda *args: disparse_static(*args, 0.9)):
+        with pytest.raises(error, match=message):
+            call(model, changed(change), BATCHES)
+        before.check()
+
+
+def test_a_gradient_that_is_not_finite_names_task_batch_and_parameter():
+    model = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2))
+
+    def losses(model, batch):
+        hidden = model[0](batch)
+        # The square root has an infinite slope at zero, while the loss itself is fine.
+        edge = (hidden - hidden.detach()).abs().sum().sqrt() if batch is batches[1] else hidden.sum()
+        return {"smooth": model(batch).square().mean(), "edge": edge}
+
+    batches = vectors()
+    before = Snapshot(model)
+    with pytest.raises(ValueError, match=r"found NaN or infinity for task 'edge', batch 1, parameter 0\.weight"):
+        score_tasks(model, losses, batches)
+    before.check()
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "error", "message"),
+    [
+        ([], {}, ValueError, "data: must hold at least one batch, found none"),
+        (iter([]), {"num_batches": 2}, ValueError, "data: must hold at least one batch, found none"),
+        (None, {}, TypeError, "data: must be an iterable of batches, found NoneType"),
+        (BATCHES, {"num_batches": 5}, ValueError, "found 5 with 3 in data; pass num_batches=3, or cycle"),
+        (iter(BATCHES), {"num_batches": 5}, ValueError, "found 5 with 3 in data"),
+        (iter(BATCHES), {"num_batches": 5, "cycle": True}, ValueError, "found 5 with 3 in data"),
+        (BATCHES, {"num_batches": 0}, ValueError, "num_batches: must be at least 1, found 0"),
+        (BATCHES, {"num_batches": 2.0}, TypeError, "num_batches: must be an int or None, found float"),
+        (BATCHES, {"cycle": True}, ValueError, "num_batches: must be given with cycle=True"),
+        (BATCHES, {"criterion": "nope"}, ValueError, "criterion: must be one of"),
+        (BATCHES, {"criterion": lambda w, g: w.sum()}, ValueError, r"criterion: .* of the weight's shape"),
+        (BATCHES, {"criterion": lambda w, g: 1.0}, ValueError, "criterion: .* found float"),
+    ],
+)
+def test_data_and_options(data, options, error, message):
+    model = TwoHeads()
+    before = Snapshot(model)
+    with pytest.raises(error, match=message):
+        score_tasks(model, digit_losses, data, **options)
+    before.check()
+
+
+@pytest.mark.parametrize(
+    ("choose", "error", "message"),
+    [
+        (lambda model: [], ValueError, "parameters: at least one"),
+        (lambda model: [model.trunk[0]], TypeError, r"parameters: every entry must be a \(module, name\) pair"),
+        (lambda model: [(model.trunk[0], "weight")] * 2, ValueError, "found trunk.0.weight more than once"),
+        (lambda model: [(nn.Linear(2, 2), "weight")], ValueError, "must be part of the model, found Linear"),
+        (lambda model: [(model.trunk[0], "kernel")], ValueError, "trunk.0.kernel must be a parameter, found NoneType"),
+        (lambda model: [(model.trunk[1], "running_mean")], ValueError, "must be a parameter, found Tensor"),
+    ],
+)
+def test_parameters(choose, error, message):
+    model = TwoHeads()
+    chosen = choose(model)
+    before = Snapshot(model)
+    with pytest.raises(error, match=message):
+        score_tasks(model, digit_losses, BATCHES, parameters=chosen)
+    before.check()
+
+
+class _Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.a, self.b = nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        hidden = self.attention(x, x, x)[0]
+        return {"a": self.a(hidden), "b": self.b(hidden)}
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_weight_that_its_parent_reads(pruned):
+    model = _Attention()
+    if pruned:
+        prune.random_unstructured(model.attention.out_proj, "weight", 0.5)
+    batches = vectors(2, size=3, width=8)
+    batches = [batch[None] for batch in batches]
+    before = Snapshot(model)
+    with pytest.raises(ValueError, match=r"out_proj\.weight must be used by its own module's forward.*exclude="):
+        score_tasks(model, square_losses, batches)
+    before.check()
+    chosen = prunable_parameters(model, exclude=[model.attention])
+    assert score_tasks(model, square_losses, batches, parameters=chosen).names == ("a.weight", "b.weight")
+
+
+def test_tied_weights():
+    model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"found 0\.weight and 1\.weight tied"):
+        score_tasks(model, lambda m, x: {"a": m(x).sum()}, vectors())
+
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.decoder, self.head = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False), nn.Linear(5, 2)
+            self.decoder.weight = self.embedding.weight
+
+        def forward(self, x):
+            hidden = self.embedding(x)
+            return {"next": self.decoder(hidden), "label": self.head(hidden)}
+
+    model, batches = Language(), [torch.arange(7)]
+    with pytest.raises(ValueError, match=r"found embedding\.weight and decoder\.weight tied"):
+        score_tasks(model, square_losses, batches)
+    # Tied weights that nobody wants to prune are no reason to refuse.
+    head = [(model.head, "weight")]
+    with pytest.raises(ValueError, match="found none for task 'next'"):
+        score_tasks(model, square_losses, batches, parameters=head)
+    only = score_tasks(model, lambda m, x: {"label": square_losses(m, x)["label"]}, batches, parameters=head)
+    assert only.names == ("head.weight",)
+
+
+def test_weights_that_torch_cannot_mask():
+    normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 5)))
+    with pytest.raises(ValueError, match=r"0\.weight must be a plain parameter, found one computed"):
+        score_tasks(normed, lambda m, x: {"a": m(x).sum()}, vectors())
+    with pytest.raises(ValueError, match=r"0\.weight must hold values, found the meta device"):
+        score_tasks(nn.Sequential(nn.Linear(5, 5, device="meta")), lambda m, x: {"a": m(x).sum()}, vectors())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that lazy modules are in development
+        lazy = nn.Sequential(nn.LazyLinear(5))
+    with pytest.raises(ValueError, match=r"0\.weight must have a shape, found a lazy parameter; run one batch"):
+        score_tasks(lazy, lambda m, x: {"a": m(x).sum()}, vectors())
+
+
+def test_prunable_parameters_of_another_model():
+    with pytest.raises(ValueError, match="exclude: every entry must be a module of the model, found Linear"):
+        prunable_parameters(TwoHeads(), exclude=[nn.Linear(2, 2)])
+
+
+@pytest.mark.parametrize(
+    ("tables", "error", "message"),
+    [
+        (lambda layer: {}, ValueError, "scores: at least one task"),
+        (lambda layer: {"a": {}}, ValueError, "found none for task 'a'"),
+        (lambda layer: {"a": {(layer, "weight"): torch.ones(3)}}, ValueError, r"shape \(2, 2\), found \(3,\)"),
+        (lambda layer: {"a": {(layer, "weight"): torch.ones(2, 2).long()}}, TypeError, "floating point.*int64"),
+        (lambda layer: {"a": {(layer, "weight"): torch.full((2, 2), torch.nan)}}, ValueError, "must be finite"),
+        (lambda layer: {"a": {(nn.Linear(2, 2), "weight"): torch.ones(2, 2)}}, ValueError, "must be part of the model"),
+    ],
+)
+def test_scores_made_elsewhere(tables, error, message):
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(error, match=message):
+        TaskScores(model, tables(model[0]))
+
+
+@pytest.mark.parametrize(
+    ("arbiter", "error", "message"),
+    [
+        (lambda p: p[0], ValueError, r"arbiter: must return values in \[0, 1\], found nan"),
+        (lambda p: p.nansum(0) * 2, ValueError, r"arbiter: must return values in \[0, 1\], found [1-9]"),
+        (lambda p: p.nanmean(), ValueError, r"arbiter: must reduce the task axis only, to shape \(\d+,\), found \(\)"),
+        (lambda p: p.nan_to_num().amax(0).long(), TypeError, "arbiter: must return a floating point tensor"),
+        ("most", ValueError, "arbiter: must be one of"),
+    ],
+)
+def test_arbiters(arbiter, error, message):
+    scores = score_tasks(TwoHeads(), digit_losses, BATCHES)
+    for call in (scores.importance, lambda rule: scores.masks(0.5, rule)):
+        with pytest.raises(error, match=message):
+            call(arbiter)
+
+
+def test_scores_know_their_tasks():
+    scores = score_tasks(TwoHeads(), digit_losses, BATCHES)
+    with pytest.raises(KeyError, match="task: must be one of a, b, found 'c'"):
+        scores["c"]
+    assert list(scores) == ["a", "b"]
+    assert len(scores) == 2
+    assert "a" in scores
+    assert "tasks=['a', 'b']" in repr(scores)

@@ -1,0 +1,62 @@
+"""Score files: complete or not there, and refused for a stated reason."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from disparse_plugin import TaskScores, score_tasks
+
+from networks import TwoHeads, digit_batches, digit_losses
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "scores.safetensors"
+    score_tasks(TwoHeads(), digit_losses, digit_batches()).save(path)
+    return path
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="path: must be an existing file"):
+        TaskScores.load(tmp_path / "none", TwoHeads())
+
+
+def test_a_truncated_file(path):
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="path: must be a complete safetensors file"):
+        TaskScores.load(path, TwoHeads())
+
+
+def test_a_foreign_file(path):
+    save_file({"x": torch.ones(1)}, path)
+    with pytest.raises(ValueError, match=r"path: must be a file of kind 'disparse_plugin\.scores', found None"):
+        TaskScores.load(path, TwoHeads())
+
+
+def test_a_newer_file(path):
+    save_file({"x": torch.ones(1)}, path, {"kind": "disparse_plugin.scores", "version": "99", "facts": json.dumps({})})
+    with pytest.raises(ValueError, match="path: must be of format version 1 or older, found 99"):
+        TaskScores.load(path, TwoHeads())
+
+
+def test_another_model(path):
+    with pytest.raises(ValueError, match=r"found 4 of 4 parameters missing in it \(first: trunk.0.weight\)"):
+        TaskScores.load(path, nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"must have the weight's shape \(7, 1, 3, 3\), found \(6, 1, 3, 3\)"):
+        TaskScores.load(path, TwoHeads(width=7))
+
+
+def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
+    before = path.read_bytes()
+
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("disparse_plugin.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        score_tasks(TwoHeads(), digit_losses, digit_batches()).save(path)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]

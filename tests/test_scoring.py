@@ -1,0 +1,286 @@
+"""What score_tasks computes, and that it leaves the model alone."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from disparse_plugin import TaskScores, layer_adaptive, prunable_parameters, score_tasks
+
+from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
+from oracle import lamp
+
+DEFINITIONS = {
+    "snip": lambda w, grads: sum(np.abs(w * g) for g in grads),
+    "taylor": lambda w, grads: sum(np.abs(w * g) for g in grads),
+    "magnitude": lambda w, grads: np.abs(w),
+    "fisher": lambda w, grads: sum((w * g) ** 2 for g in grads),
+    "gradient": lambda w, grads: sum(np.abs(g) for g in grads),
+    "authors_pretrained": lambda w, grads: w**2 * sum(np.abs(g) for g in grads),
+}
+
+
+def gradients_by_backward(model, losses, batches, module):
+    """Each task's gradients of ``module.weight``, one backward of a fresh graph per task and batch."""
+    found = {}
+    for batch in batches:
+        for task in losses(model, batch):
+            model.zero_grad()
+            losses(model, batch)[task].backward()
+            if module.weight.grad is not None:
+                found.setdefault(task, []).append(module.weight.grad.double().cpu().numpy().copy())
+            model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("criterion", DEFINITIONS)
+def test_scores_follow_their_definition(criterion, device):
+    model = PartlyShared().to(device)
+    batches = [batch.to(device) for batch in vectors()]
+    with pytest.warns(UserWarning, match=r"unused\.weight"):
+        scores = score_tasks(model, square_losses, batches, criterion=criterion)
+    for module, name in scores.parameters:
+        expected = gradients_by_backward(model, square_losses, batches, module)
+        assert set(scores.tasks_reaching(module, name)) == set(expected)
+        weight = module.weight.detach().double().cpu().numpy()
+        for task, grads in expected.items():
+            found = scores[task][module, name]
+            assert found.device.type == device.type
+            assert found.dtype == torch.float32
+            np.testing.assert_allclose(found.cpu(), DEFINITIONS[criterion](weight, grads), rtol=2e-5, atol=1e-9)
+
+
+def test_membership_is_read_off_the_graph():
+    model = PartlyShared()
+    with pytest.warns(UserWarning, match="reached by no task"):
+        scores = score_tasks(model, square_losses, vectors())
+    reached = {name: scores.tasks_reaching(*key) for name, key in zip(scores.names, scores.parameters, strict=True)}
+    assert reached == {
+        "abc.weight": ("a", "b", "c"),
+        "ab.weight": ("a", "b"),
+        "heads.a.weight": ("a",),
+        "heads.b.weight": ("b",),
+        "heads.c.weight": ("c",),
+        "d.weight": ("d",),
+    }
+    assert scores.unreached == ("unused.weight",)
+    assert scores.tasks_reaching(model.unused, "weight") == ()
+
+
+def test_one_forward_per_batch():
+    model, calls = TwoHeads(), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    score_tasks(model, digit_losses, digit_batches(3))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("pruned", [True, False])
+def test_model_is_left_as_found(train, frozen, pruned):
+    model = TwoHeads()
+    model.train(train)
+    model.trunk[0].requires_grad_(not frozen)
+    if pruned:
+        prune.random_unstructured(model.trunk[3], "weight", 0.5)
+    digit_losses(model, digit_batches(1)[0])["a"].backward()
+    before = Snapshot(model)
+    score_tasks(model, digit_losses, digit_batches())
+    before.check()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_model_is_left_as_found_when_the_loss_raises(error):
+    model, batches = TwoHeads(), digit_batches(3)
+    model.heads["a"].requires_grad_(False)
+    prune.random_unstructured(model.trunk[0], "weight", 0.5)
+    before = Snapshot(model)
+
+    def losses(model, batch):
+        result = digit_losses(model, batch)
+        model.eval()
+        np.random.rand()
+        random.random()
+        if batch is batches[1]:
+            raise error("half-way")
+        return result
+
+    with pytest.raises(error, match="half-way"):
+        score_tasks(model, losses, batches)
+    before.check()
+
+
+def test_the_forward_sees_the_present_mode():
+    model, seen = TwoHeads(), []
+
+    def losses(model, batch):
+        seen.append(model.training)
+        return digit_losses(model, batch)
+
+    score_tasks(model.eval(), losses, digit_batches(1))
+    score_tasks(model.train(), losses, digit_batches(1))
+    assert seen == [False, True]
+
+
+def test_works_where_the_caller_has_gradients_off():
+    model, batches = TwoHeads().eval(), digit_batches()
+    expected = score_tasks(model, digit_losses, batches)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            found = score_tasks(model, digit_losses, batches)
+        for key in expected.parameters:
+            for task in expected.tasks_reaching(*key):
+                assert torch.equal(found[task][key], expected[task][key])
+
+
+def test_scores_of_a_pruned_model_use_the_effective_weight():
+    model = TwoHeads().eval()
+    key = (model.trunk[3], "weight")
+    prune.random_unstructured(*key, 0.5)
+    alive = model.trunk[3].weight_mask.bool()
+    scores = score_tasks(model, digit_losses, digit_batches(), criterion="snip")
+    dense = score_tasks(model, digit_losses, digit_batches(), criterion="gradient")
+    assert (scores["a"][key][~alive] == 0).all()
+    # The gradient of the effective weight does not vanish where the mask is zero; this is what growing needs.
+    assert (dense["a"][key][~alive] > 0).any()
+    loss = sum(digit_losses(model, batch)["a"] for batch in digit_batches(1))
+    grad = torch.autograd.grad(loss, model.trunk[3].weight_orig)[0]
+    single = score_tasks(model, digit_losses, digit_batches(1))
+    torch.testing.assert_close(single["a"][key], (grad * model.trunk[3].weight).abs())
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_module_used_twice_gets_both_gradients(pruned):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return {"a": self.layer(self.layer(x).tanh()), "b": self.layer(x)}
+
+    model = Twice()
+    if pruned:
+        prune.random_unstructured(model.layer, "weight", 0.4)
+    scores = score_tasks(model, square_losses, vectors(1))
+    leaf = model.layer.weight_orig if pruned else model.layer.weight
+    grad = torch.autograd.grad(square_losses(model, vectors(1)[0])["a"], leaf)[0]
+    torch.testing.assert_close(scores["a"][model.layer, "weight"], (grad * model.layer.weight).abs().detach())
+
+
+def test_a_criterion_can_be_any_callable():
+    model, key = TwoHeads().eval(), None
+    scores = score_tasks(model, digit_losses, digit_batches(), criterion=lambda weight, grad: weight * grad)
+    key = scores.parameters[0]
+    grads = gradients_by_backward(model, digit_losses, digit_batches(), key[0])["b"]
+    weight = key[0].weight.detach().double().numpy()
+    np.testing.assert_allclose(scores["b"][key], sum(weight * g for g in grads), rtol=1e-4, atol=1e-8)
+
+
+def test_a_callable_that_returns_its_input_does_not_corrupt_anything():
+    model = TwoHeads().eval()
+    before = Snapshot(model)
+    scores = score_tasks(model, digit_losses, digit_batches(2), criterion=lambda weight, grad: weight)
+    before.check()
+    key = scores.parameters[0]
+    torch.testing.assert_close(scores["a"][key], 2 * key[0].weight.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_precision_of_scores(dtype):
+    model = TwoHeads().eval().to(dtype)
+    batches = [(images.to(dtype), labels) for images, labels in digit_batches()]
+    scores = score_tasks(model, digit_losses, batches)
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {score.dtype for task in scores for score in scores[task].values()} == {expected}
+
+
+def test_num_batches_and_cycle():
+    model = TwoHeads().eval()
+    batches = digit_batches(3)
+    key = (model.trunk[0], "weight")
+    assert score_tasks(model, digit_losses, iter(batches), num_batches=2).num_batches == 2
+    once = score_tasks(model, digit_losses, batches)
+    twice = score_tasks(model, digit_losses, batches, num_batches=6, cycle=True)
+    torch.testing.assert_close(twice["a"][key], 2 * once["a"][key])
+    forever = score_tasks(model, digit_losses, itertools.cycle(batches), num_batches=6)
+    torch.testing.assert_close(forever["a"][key], twice["a"][key])
+
+
+def test_data_is_not_read_further_than_asked():
+    taken = []
+    data = (taken.append(1) or batch for batch in digit_batches(5))
+    score_tasks(TwoHeads(), digit_losses, data, num_batches=2)
+    assert len(taken) == 2
+
+
+def test_progress_bar(capfd):
+    score_tasks(TwoHeads(), digit_losses, digit_batches(3), progress=True)
+    assert "3/3" in capfd.readouterr().err
+    score_tasks(TwoHeads(), digit_losses, digit_batches(3))
+    assert capfd.readouterr().err == ""
+
+
+class _NoReadback(TorchDispatchMode):
+    """Fails when a tensor is read back to the host, by ``.item()``, ``bool()`` or data-dependent indexing."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in {"_local_scalar_dense", "nonzero", "masked_select"}, func
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_back_inside_the_batch_loop():
+    def guarded(batches):
+        with _NoReadback():
+            yield from batches
+
+    with pytest.raises(AssertionError), _NoReadback():
+        torch.ones(1).item()
+    score_tasks(TwoHeads(), digit_losses, guarded(digit_batches(3)))
+
+
+def test_wrappers_are_looked_through():
+    model = TwoHeads().eval()
+    wrapped = nn.DataParallel(model)
+    scores = score_tasks(wrapped, digit_losses, digit_batches())
+    assert scores.names[0] == "trunk.0.weight"
+    compiled = torch.compile(model, backend="eager")
+    again = score_tasks(compiled, digit_losses, digit_batches())
+    assert again.names == scores.names
+    assert torch.equal(again["a"][model.trunk[0], "weight"], scores["a"][model.trunk[0], "weight"])
+
+
+def test_layer_adaptive_leaves_pruned_entries_out():
+    model = TwoHeads().eval()
+    prune.l1_unstructured(model.trunk[3], "weight", 0.5)
+    key, alive = (model.trunk[3], "weight"), model.trunk[3].weight_mask.bool()
+    plain = score_tasks(model, digit_losses, digit_batches(), criterion="gradient")["a"][key]
+    adapted = score_tasks(model, digit_losses, digit_batches(), criterion=layer_adaptive("gradient"))["a"][key]
+    np.testing.assert_allclose(adapted[alive], lamp(plain[alive]), rtol=1e-5)
+    assert (adapted[~alive] == 0).all()
+
+
+def test_save_and_load(tmp_path):
+    model, path = PartlyShared(), tmp_path / "scores.safetensors"
+    with pytest.warns(UserWarning, match="no task"):
+        scores = score_tasks(model, square_losses, vectors(), criterion="fisher")
+    scores.save(path)
+    other = PartlyShared()
+    loaded = TaskScores.load(path, nn.DataParallel(other))
+    assert (loaded.tasks, loaded.names, loaded.unreached) == (scores.tasks, scores.names, scores.unreached)
+    assert (loaded.criterion, loaded.num_batches) == ("fisher", 3)
+    assert loaded.parameters[0] == (other.abc, "weight")
+    first, second = scores.masks(0.7), loaded.masks(0.7)
+    assert all(torch.equal(first[a], second[b]) for a, b in zip(scores.parameters, loaded.parameters, strict=True))
+
+
+def test_scores_can_be_limited_to_some_parameters():
+    model = TwoHeads()
+    chosen = prunable_parameters(model, exclude=[model.heads])
+    scores = score_tasks(model, digit_losses, digit_batches(), parameters=chosen)
+    assert scores.names == ("trunk.0.weight", "trunk.3.weight")
