@@ -84,7 +84,7 @@ def score_tasks(
     batches = _batches(data, num_batches, cycle, progress)
     used, sums = UsedWeights(keys, names), _Sums(keys, names, rule)
     tasks: tuple[str, ...] | None = None
-    with undisturbed(root, keys), used.recording():
+    with undisturbed(model, keys), used.recording():
         for number, batch in enumerate(batches):
             used.forget()
             by_task = check_losses(losses(root, batch), tasks, number)
@@ -107,13 +107,20 @@ def _batches(data: Iterable[Batch], num_batches: int | None, cycle: bool, progre
         raise TypeError(
             f"data: must be an iterable of batches, found {type(data).__name__}; a single batch is data=[batch]"
         )
-    length = len(data) if isinstance(data, Sized) else None
+    length = _length(data)
     if num_batches is not None and length is not None and 0 < length < num_batches and not cycle:
         raise _too_short(num_batches, length)
     expected = num_batches if length is None or cycle else min(length, num_batches or length)
     return iter(
         tqdm(_counted(data, num_batches, cycle), total=expected, desc="scoring", unit="batch", disable=not progress)
     )
+
+
+def _length(data: Iterable[Batch]) -> int | None:
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # a DataLoader over an IterableDataset has __len__, but no length
+        return None
 
 
 def _counted(data: Iterable[Batch], num_batches: int | None, cycle: bool) -> Iterator[Batch]:

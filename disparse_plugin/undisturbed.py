@@ -25,7 +25,7 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
     are as before. Parameters and ``.grad`` are not touched at all.
 
     Args:
-        model: The model, unwrapped.
+        model: The model, as the caller has it: compiled wrappers are recognised.
         parameters: The ``(module, name)`` pairs to differentiate with respect to.
 
     Yields:

@@ -2,9 +2,9 @@
 
 Real photographs that ship inside the scikit-image and scikit-learn wheels; nothing is downloaded. The labels are made
 here, and simple on purpose: the mask is the brighter side of Otsu's threshold of the whole picture (a classical
-threshold, not a human annotation), and the image label says which picture a crop was taken from. Crops for training come
-from the left 70 % of each picture, crops for testing from the rest. The numbers show that the pruned network still works
-on both tasks; they are no benchmark.
+threshold, not a human annotation), and the image label says which picture a crop was taken from. Crops for training
+come from the left 70 % of each picture, crops for testing from the rest. The numbers show that the pruned network still
+works on both tasks; they are no benchmark.
 
     python examples/smp_two_task.py
 """
@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("--encoder", default="resnet18", help="any SMP encoder (default: resnet18)")
     parser.add_argument("--weights", default=None, help="encoder weights to download, e.g. imagenet (default: none)")
     parser.add_argument("--amount", type=float, default=0.9, help="fraction of the weights to prune (default: 0.9)")
-    parser.add_argument("--steps", type=int, default=60, help="training steps; half as many after pruning (default: 60)")
+    parser.add_argument(
+        "--steps", type=int, default=60, help="training steps; half as many after pruning (default: 60)"
+    )
     parser.add_argument("--size", type=int, default=64, help="side of a crop in pixels (default: 64)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)

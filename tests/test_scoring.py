@@ -249,10 +249,37 @@ def test_wrappers_are_looked_through():
     wrapped = nn.DataParallel(model)
     scores = score_tasks(wrapped, digit_losses, digit_batches())
     assert scores.names[0] == "trunk.0.weight"
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("how", ["wrapper", "closure", "in place"])
+def test_compiled_models_are_scored_in_eager_mode(how, pruned):
+    model = TwoHeads().eval()
+    if pruned:
+        prune.random_unstructured(model.trunk[3], "weight", 0.5)
+    expected = score_tasks(model, digit_losses, digit_batches())
     compiled = torch.compile(model, backend="eager")
-    again = score_tasks(compiled, digit_losses, digit_batches())
-    assert again.names == scores.names
-    assert torch.equal(again["a"][model.trunk[0], "weight"], scores["a"][model.trunk[0], "weight"])
+    if how == "in place":
+        model.compile(backend="eager")
+        compiled = model
+    compiled(digit_batches(1)[0][0])
+    losses = (lambda _, batch: digit_losses(compiled, batch)) if how == "closure" else digit_losses
+    found = score_tasks(compiled, losses, digit_batches())
+    assert found.names == expected.names
+    for key in expected.parameters:
+        for task in expected.tasks_reaching(*key):
+            assert torch.equal(found[task][key], expected[task][key])
+
+
+def test_a_loader_without_a_length():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from digit_batches(3)
+
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    assert score_tasks(TwoHeads(), digit_losses, loader).num_batches == 3
+    with pytest.raises(ValueError, match="found 4 with 3 in data"):
+        score_tasks(TwoHeads(), digit_losses, loader, num_batches=4)
 
 
 def test_layer_adaptive_leaves_pruned_entries_out():
