@@ -1,0 +1,111 @@
+"""Masks in a safetensors file: one bit per weight, keyed by qualified name, with the facts that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .files import read_tensors, write_tensors
+from .masking import Masks, attach_masks, checked_masks, masks_of
+from .parameters import qualified_names
+
+_KIND = "disparse_plugin.masks"
+
+
+def save_masks(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    tasks: Mapping[str, Masks] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the masks of a model to a safetensors file; an existing file is replaced atomically.
+
+    Each mask takes one bit per weight (``numpy.packbits``). The file also holds a schema version, the shapes, and
+    ``facts``.
+
+    Args:
+        model: The pruned model.
+        path: The file.
+        tasks: Masks of single tasks to store as well, e.g. ``{"depth": keep_tasks(model, scores, ["depth"])}``.
+        facts: Anything JSON takes, worth remembering: method, criterion, arbiter, amount, task names.
+
+    Raises:
+        TypeError: If a mask of ``tasks`` is not a bool tensor.
+        ValueError: If the model carries no mask, or a mask of ``tasks`` does not fit it.
+
+    Example:
+        >>> import tempfile
+        >>> from torch.nn.utils import prune
+        >>> net = nn.Sequential(nn.Linear(4, 2))
+        >>> hook = prune.random_unstructured(net[0], "weight", 0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_masks(net, f"{folder}/masks.safetensors", facts={"criterion": "random"})
+        ...     fresh = nn.Sequential(nn.Linear(4, 2))
+        ...     facts = load_masks(fresh, f"{folder}/masks.safetensors")
+        >>> facts, torch.equal(fresh[0].weight_mask, net[0].weight_mask)
+        ({'criterion': 'random'}, True)
+    """
+    own: Mapping[str, Tensor] = masks_of(model)
+    if not own:
+        raise ValueError(
+            "model: must carry at least one mask, found none; prune it first, or attach_masks(model, masks)"
+        )
+    groups = [own]
+    for masks in (tasks or {}).values():
+        checked = checked_masks(model, masks)
+        groups.append(dict(zip(qualified_names(model, checked), checked.values(), strict=True)))
+    tensors = {f"{number}/{name}": _pack(mask) for number, group in enumerate(groups) for name, mask in group.items()}
+    layout = {
+        "tasks": list(tasks or {}),
+        "shapes": [{name: list(mask.shape) for name, mask in group.items()} for group in groups],
+        "facts": dict(facts or {}),
+    }
+    write_tensors(path, tensors, kind=_KIND, facts=layout)
+
+
+def load_masks(model: nn.Module, path: str | Path, *, task: str | None = None) -> dict[str, Any]:
+    """Attach the masks of a file written by :func:`save_masks` to a model of the same architecture.
+
+    Args:
+        model: The model, pruned or not; changed in place, after all checks.
+        path: The file.
+        task: Attach the masks stored for this task instead of those of the whole model.
+
+    Returns:
+        The facts stored in the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a file of masks, is damaged or was written by a newer version, if there is no such task
+            in it, if a name is not in the model, a shape differs, or the model carries a mask that the file lacks.
+            Nothing is changed.
+    """
+    tensors, layout = read_tensors(path, kind=_KIND)
+    if task is not None and task not in layout["tasks"]:
+        raise ValueError(f"task: must be one of {layout['tasks']} stored in {path}, found {task!r}")
+    number = 0 if task is None else 1 + layout["tasks"].index(task)
+    masks = {name: _unpack(tensors[f"{number}/{name}"], shape) for name, shape in layout["shapes"][number].items()}
+    extra = sorted(set(masks_of(model)) - set(masks))
+    if extra:
+        raise ValueError(
+            f"model: must carry no other masks than those of {path}, found {len(extra)} (first: {extra[0]}); "
+            "fold(model) makes them permanent"
+        )
+    attach_masks(model, masks)
+    facts: dict[str, Any] = layout["facts"]
+    return facts
+
+
+def _pack(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
+    count = int(np.prod(shape))
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).reshape(shape)

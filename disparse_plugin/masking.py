@@ -1,0 +1,195 @@
+"""Masks on a model: reading, copying, attaching, applying and folding them.
+
+Masks are bool, True = keep, keyed by ``(module, name)`` or by qualified name. Everything here reads and writes what
+``torch.nn.utils.prune`` leaves on a module (``weight_orig``, ``weight_mask``, one hook), whoever pruned it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TypeAlias, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from .parameters import ParameterKey, alive_mask, keys_by_name, stored
+
+Masks: TypeAlias = Mapping[ParameterKey, Tensor] | Mapping[str, Tensor]
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def masks_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the masks that a model carries, by qualified name.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        bool tensors of the weights' shapes, on their devices; only parameters that carry a mask.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> hook = prune.custom_from_mask(net[0], "weight", torch.eye(2))
+        >>> {name: mask.tolist() for name, mask in masks_of(net).items()}
+        {'0.weight': [[True, False], [False, True]]}
+    """
+    found = {}
+    for name, key in keys_by_name(model).items():
+        alive = alive_mask(*key)
+        if alive is not None:
+            found[name] = alive
+    return found
+
+
+def clone_pruned(model: _Model) -> _Model:
+    """Copy a model deeply, pruned or not.
+
+    ``copy.deepcopy`` of a model pruned by torch fails until its next forward without gradients, because the effective
+    weight is no leaf of the autograd graph (pytorch#37322). This copies the parameters, masks and hooks and makes the
+    effective weights of the copy anew. The original is not touched.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        An independent copy.
+
+    Example:
+        >>> layer = prune.random_unstructured(nn.Linear(3, 2), "weight", 0.5)
+        >>> twin = clone_pruned(layer)
+        >>> torch.equal(twin.weight, layer.weight), twin.weight_orig is layer.weight_orig
+        (True, False)
+    """
+    memo: dict[int, Tensor] = {}
+    for module, name in keys_by_name(model).values():
+        effective = vars(module).get(name)
+        if isinstance(effective, Tensor) and alive_mask(module, name) is not None:
+            memo[id(effective)] = effective.detach()
+    twin = copy.deepcopy(model, memo)
+    for key in keys_by_name(twin).values():
+        if alive_mask(*key) is not None:
+            _refresh(*key)
+    return twin
+
+
+def attach_masks(model: nn.Module, masks: Masks) -> None:
+    """Give parameters these masks, in the form that ``torch.nn.utils.prune`` uses.
+
+    Afterwards ``model.state_dict()`` has the keys ``weight_orig`` and ``weight_mask``, so a checkpoint of a pruned
+    model loads strictly. A parameter that carries a mask already gets the new one in its place: same hook, same buffer,
+    written in place; entries that the new mask keeps come back with the value they have in ``weight_orig``.
+
+    Args:
+        model: The model; changed in place, after all checks.
+        masks: A bool tensor of the weight's shape for each parameter, by pair or by qualified name.
+
+    Raises:
+        TypeError: If a mask is not a bool tensor.
+        ValueError: If a name or pair is not in the model, or a shape differs. Nothing is changed.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 1))
+        >>> attach_masks(net, {"0.weight": torch.tensor([[True, False]])})
+        >>> sorted(net.state_dict())
+        ['0.bias', '0.weight_mask', '0.weight_orig']
+    """
+    for (module, name), mask in checked_masks(model, masks).items():
+        if alive_mask(module, name) is None:
+            prune.custom_from_mask(module, name, mask.to(stored(module, name).device))
+        else:
+            buffer = module._buffers[f"{name}_mask"]
+            assert buffer is not None
+            buffer.copy_(mask)
+            _refresh(module, name)
+
+
+def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
+    """Set to zero, once, what masks leave out: for a copy of the weights such as an EMA or SWA average.
+
+    Args:
+        model: The model whose weights are changed in place; it gets no hooks and no masks.
+        masks: The masks, or the pruned model that carries them.
+
+    Raises:
+        TypeError: As :func:`attach_masks`. Nothing is changed.
+        ValueError: As :func:`attach_masks`. Nothing is changed.
+
+    Example:
+        >>> average = nn.Sequential(nn.Linear(2, 1, bias=False))
+        >>> apply_masks(average, {"0.weight": torch.tensor([[True, False]])})
+        >>> int((average[0].weight == 0).sum())
+        1
+    """
+    table = masks_of(masks) if isinstance(masks, nn.Module) else masks
+    for (module, name), mask in checked_masks(model, table).items():
+        parameter = stored(module, name)
+        with torch.no_grad():
+            parameter.masked_fill_(~mask.to(parameter.device), 0)
+        if alive_mask(module, name) is not None:
+            _refresh(module, name)
+
+
+def fold(model: _Model) -> _Model:
+    """Make every mask permanent: a plain model with zeros, as ``prune.remove`` on each pruned parameter.
+
+    Args:
+        model: The model; changed in place.
+
+    Returns:
+        The same model.
+
+    Example:
+        >>> net = prune.random_unstructured(nn.Linear(4, 1), "weight", 3)
+        >>> sorted(fold(net).state_dict()), int((net.weight == 0).sum())
+        (['bias', 'weight'], 3)
+    """
+    for key in keys_by_name(model).values():
+        if alive_mask(*key) is not None:
+            prune.remove(*key)
+    return model
+
+
+def checked_masks(model: nn.Module, masks: Masks) -> dict[ParameterKey, Tensor]:
+    """Check masks against a model, and key them by ``(module, name)``.
+
+    Raises:
+        TypeError: If a mask is not a bool tensor.
+        ValueError: If a name or pair is not in the model, or a shape differs.
+    """
+    keys = keys_by_name(model)
+    names = {key: name for name, key in keys.items()}
+    checked = {}
+    for given, mask in masks.items():
+        key = keys.get(given) if isinstance(given, str) else given
+        if key is None or key not in names:
+            label = given if isinstance(given, str) else f"({type(given[0]).__name__}, {given[1]!r})"
+            raise ValueError(
+                f"masks: every name must be a parameter of the model, found {label} which is not; "
+                "were the masks made for another model?"
+            )
+        _check_mask(mask, stored(*key), names[key])
+        checked[key] = mask
+    return checked
+
+
+def _check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(
+            f"masks: the mask of {name} must be a bool tensor, found {getattr(mask, 'dtype', type(mask).__name__)}; "
+            "use mask != 0"
+        )
+    if mask.shape != parameter.shape:
+        raise ValueError(
+            f"masks: the mask of {name} must have the shape {tuple(parameter.shape)}, found {tuple(mask.shape)}; "
+            "was it made for another model?"
+        )
+
+
+def _refresh(module: nn.Module, name: str) -> None:
+    """Make the effective weight anew, as the next forward would."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:
+            hook(module, None)

@@ -1,0 +1,203 @@
+"""How sparse a model is, counted from its masks: per layer, per part, of prunable and of all parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
+from .ranking import count_true
+from .scores import TaskScores
+from .undisturbed import undisturbed
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSparsity:
+    """One pruned or prunable parameter.
+
+    Attributes:
+        name: Qualified name.
+        shape: Shape of the weight.
+        total: Number of entries.
+        alive: Number of entries that no mask removes. A weight that happens to be zero is alive.
+        tasks: Names of the tasks that reach it, or None without scores.
+        flops: Theoretical floating point operations of its module's forward, dense; None if not counted.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    total: int
+    alive: int
+    tasks: tuple[str, ...] | None = None
+    flops: int | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the entries that a mask removes, in [0, 1]."""
+        return 1 - self.alive / self.total
+
+    @property
+    def part(self) -> str:
+        """What it serves: the tasks that reach it, joined by ``+``; ``"model"`` without scores."""
+        if self.tasks is None:
+            return "model"
+        return " + ".join(self.tasks) or "no task"
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsityReport:
+    """The report made by :func:`sparsity_report`; ``str()`` is a table.
+
+    Attributes:
+        layers: The pruned and prunable parameters, in module order.
+        all_parameters: Number of entries of all parameters of the model, biases and normalisation included.
+    """
+
+    layers: tuple[LayerSparsity, ...]
+    all_parameters: int
+
+    @property
+    def total(self) -> int:
+        """Number of prunable entries."""
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def alive(self) -> int:
+        """Number of prunable entries alive."""
+        return sum(layer.alive for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable entries that masks remove."""
+        return 1 - self.alive / self.total
+
+    @property
+    def sparsity_of_all(self) -> float:
+        """Fraction of all parameters that masks remove."""
+        return (self.total - self.alive) / self.all_parameters
+
+    @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """``(alive, total)`` of each part: what all tasks share first, then what fewer use."""
+        sums: dict[str, tuple[int, int]] = {}
+        for layer in sorted(self.layers, key=lambda layer: -len(layer.tasks or ())):
+            alive, total = sums.get(layer.part, (0, 0))
+            sums[layer.part] = (alive + layer.alive, total + layer.total)
+        return sums
+
+    @property
+    def theoretical_flops(self) -> tuple[float, int] | None:
+        """``(sparse, dense)`` operations of one forward of the prunable layers; sparse = dense times density.
+
+        Theoretical: dense kernels multiply by the zeros all the same. None if not counted.
+        """
+        if any(layer.flops is None for layer in self.layers):
+            return None
+        dense = sum(layer.flops or 0 for layer in self.layers)
+        return sum((layer.flops or 0) * layer.alive / layer.total for layer in self.layers), dense
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one dict per layer, ready for ``pandas.DataFrame``."""
+        return [{**dataclasses.asdict(layer), "sparsity": layer.sparsity, "part": layer.part} for layer in self.layers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {
+            "layers": [{**row, "shape": list(row["shape"])} for row in self.rows()],
+            "parts": {part: {"alive": alive, "total": total} for part, (alive, total) in self.parts.items()},
+            "prunable": {"alive": self.alive, "total": self.total, "sparsity": self.sparsity},
+            "all": {"total": self.all_parameters, "sparsity": self.sparsity_of_all},
+            "theoretical_flops": self.theoretical_flops,
+        }
+
+    def __str__(self) -> str:
+        """Draw a table: layers, parts, totals."""
+        table = [("", "shape", "used by", "alive", "of", "sparsity")]
+        for layer in self.layers:
+            shape = " x ".join(map(str, layer.shape))
+            table.append((layer.name, shape, layer.part, *_counts(layer.alive, layer.total)))
+        if len(self.parts) > 1:
+            table += [(part, "", "", *_counts(alive, total)) for part, (alive, total) in self.parts.items()]
+        alive_of_all = self.all_parameters - self.total + self.alive
+        table.append(("all prunable", "", "", *_counts(self.alive, self.total)))
+        table.append(("all parameters", "", "", *_counts(alive_of_all, self.all_parameters)))
+        text = _draw(table, rule_before=len(self.layers) + 1)
+        if (flops := self.theoretical_flops) is not None:
+            share = 100 * flops[0] / flops[1]
+            text += f"\ntheoretical FLOPs of a forward: {flops[0]:,.0f} of {flops[1]:,} ({share:.2f} %)"
+        return text
+
+
+def sparsity_report(
+    model: nn.Module, scores: TaskScores | None = None, *, example_inputs: tuple[Any, ...] | None = None
+) -> SparsityReport:
+    """Count, from the masks, how sparse a model is.
+
+    Args:
+        model: The model, pruned or not.
+        scores: Its scores; then each layer and each part tells which tasks use it.
+        example_inputs: Positional arguments of one forward; then theoretical FLOPs are counted too, by
+            ``torch.utils.flop_counter``. The model is left as it was.
+
+    Returns:
+        The report; print it.
+
+    Raises:
+        ValueError: If the model has no prunable parameter.
+
+    Example:
+        >>> from torch.nn.utils import prune
+        >>> net = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
+        >>> hook = prune.l1_unstructured(net[0], "weight", 6)
+        >>> print(sparsity_report(net))
+                        shape  used by  alive  of  sparsity
+        0.weight        2 x 4  model        2   8   75.00 %
+        1.weight        1 x 2  model        2   2    0.00 %
+        ---------------------------------------------------
+        all prunable                        4  10   60.00 %
+        all parameters                      7  13   46.15 %
+    """
+    root = unwrap(model)
+    prunable = set(prunable_parameters(root))
+    keys = [key for key in keys_by_name(root).values() if key in prunable or alive_mask(*key) is not None]
+    if not keys:
+        raise ValueError("model: must have a prunable parameter, found no Conv*/Linear weight and no mask")
+    flops = {} if example_inputs is None else _flops(root, example_inputs)
+    layers = []
+    for key, name in zip(keys, qualified_names(root, keys), strict=True):
+        weight, mask = stored(*key), alive_mask(*key)
+        alive = weight.numel() if mask is None else count_true(mask)
+        tasks = None if scores is None else scores.tasks_reaching(*key)
+        count = None if example_inputs is None else flops.get(key[0], 0)
+        layers.append(LayerSparsity(name, tuple(weight.shape), weight.numel(), alive, tasks, count))
+    return SparsityReport(tuple(layers), sum(parameter.numel() for parameter in root.parameters()))
+
+
+def _flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> Mapping[nn.Module, int]:
+    with undisturbed(model, ()), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*example_inputs)
+    counts = counter.get_flop_counts()
+    paths = {f"{type(model).__name__}.{path}" if path else type(model).__name__: m for path, m in model.named_modules()}
+    return {module: sum(counts[path].values()) for path, module in paths.items() if path in counts}
+
+
+def _counts(alive: int, total: int) -> tuple[str, str, str]:
+    return f"{alive:,}", f"{total:,}", f"{100 * (1 - alive / total):.2f} %"
+
+
+def _draw(table: Sequence[tuple[str, ...]], rule_before: int) -> str:
+    """Align columns, text to the left and numbers to the right, with a rule above the totals."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in table]
+    lines.insert(rule_before, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> Iterable[str]:
+    for position, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if position < 3 else cell.rjust(width)
