@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .criteria import Criterion, ScoreFunction, resolve
 from .gradients import Batch, TaskLosses, UsedWeights, check_losses
 from .parameters import ParameterKey, alive_mask, check_parameters, qualified_names, score_dtype, unwrap
+from .ranking import extremes
 from .scores import TaskScores
 from .undisturbed import undisturbed
 
@@ -162,7 +163,7 @@ class _Sums:
             if index in sums and not self._rule.summed:
                 continue
             score = self._score(index, grads.pop(index))
-            peaks[index] = torch.linalg.vector_norm(score, ord=torch.inf)
+            peaks[index] = extremes(score)
             sums[index] = score if index not in sums else sums[index].add_(score)
 
     def _score(self, index: int, grad: Tensor) -> Tensor:
@@ -226,7 +227,7 @@ class _Sums:
         if not peaks:
             return
         home = next(iter(peaks.values())).device
-        finite = torch.stack([peak.to(home) for peak in peaks.values()]).isfinite().tolist()
+        finite = torch.stack([peak.to(home) for peak in peaks.values()]).isfinite().all(1).tolist()
         for index, good in zip(peaks, finite, strict=True):
             if not good:
                 raise ValueError(
