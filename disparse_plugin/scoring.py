@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .accumulate import accumulate
 from .criteria import Criterion, ScoreFunction, resolve
 from .gradients import Batch, TaskLosses, UsedWeights, check_losses
-from .parameters import ParameterKey, alive_mask, check_parameters, qualified_names, score_dtype, unwrap
-from .ranking import extremes
+from .parameters import ParameterKey, alive_mask, check_parameters, qualified_names, unwrap
 from .scores import TaskScores
 from .undisturbed import undisturbed
 
@@ -162,26 +162,8 @@ class _Sums:
         for index in list(grads):
             if index in sums and not self._rule.summed:
                 continue
-            score = self._score(index, grads.pop(index))
-            peaks[index] = extremes(score)
-            sums[index] = score if index not in sums else sums[index].add_(score)
-
-    def _score(self, index: int, grad: Tensor) -> Tensor:
-        module, name = self._keys[index]
-        weight = getattr(module, name).detach()
-        dtype = score_dtype(weight)
-        weight, grad = weight.to(dtype), grad.detach().to(dtype)
-        score = self._rule.score(weight, grad)
-        if not isinstance(score, Tensor) or score.shape != weight.shape or not score.is_floating_point():
-            found = f"{score.dtype} {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(
-                f"criterion: {self._rule.name} must return a floating point tensor of the weight's shape "
-                f"{tuple(weight.shape)}, "
-                f"found {found} for {self._names[index]}"
-            )
-        # What we keep is added to in place, so it must not be the weight, nor a gradient that autograd shares.
-        owned = score.data_ptr() not in (weight.data_ptr(), grad.data_ptr())
-        return score.detach().to(dtype, copy=not owned)
+            weight, grad = getattr(*self._keys[index]), grads.pop(index)
+            sums[index], peaks[index] = accumulate(self._rule, weight, grad, sums.get(index), self._names[index])
 
     def finish(self, root: nn.Module) -> TaskScores:
         """Check that everything is finite, apply the per-layer step, and hand over."""
