@@ -148,22 +148,27 @@ class _Sums:
         self._rule = rule
         self._sums: dict[str, dict[int, Tensor]] = {}
         self._losses: list[dict[str, Tensor]] = []
-        self._peaks: list[dict[str, dict[int, Tensor]]] = []
+        # For each batch and task, on each device: which parameters, and the extremes of their scores, (parameters, 2).
+        self._peaks: list[dict[str, list[tuple[tuple[int, ...], Tensor]]]] = []
 
     def add_losses(self, losses: dict[str, Tensor]) -> None:
-        self._losses.append({task: loss.detach() for task, loss in losses.items()})
-        self._peaks.append({task: {} for task in losses})
+        self._losses.append({task: loss.detach().clone() for task, loss in losses.items()})
+        self._peaks.append({task: [] for task in losses})
         for task in losses:
             self._sums.setdefault(task, {})
 
     def add(self, task: str, grads: dict[int, Tensor]) -> None:
         """Add one task's scores on one batch; takes the gradients out of ``grads`` one by one to free them early."""
-        sums, peaks = self._sums[task], self._peaks[-1][task]
+        sums = self._sums[task]
+        peaks: dict[torch.device, dict[int, Tensor]] = {}
         for index in list(grads):
             if index in sums and not self._rule.summed:
                 continue
             weight, grad = getattr(*self._keys[index]), grads.pop(index)
-            sums[index], peaks[index] = accumulate(self._rule, weight, grad, sums.get(index), self._names[index])
+            sums[index], found = accumulate(self._rule, weight, grad, sums.get(index), self._names[index])
+            peaks.setdefault(found.device, {})[index] = found
+        # One tensor per batch, not one per parameter: there may be very many batches.
+        self._peaks[-1][task] = [(tuple(found), torch.stack(list(found.values()))) for found in peaks.values()]
 
     def finish(self, root: nn.Module) -> TaskScores:
         """Check that everything is finite, apply the per-layer step, and hand over."""
@@ -203,14 +208,11 @@ class _Sums:
                         "check the batch's "
                         "labels, masks without valid pixels, or the precision"
                     )
-                self._check_peaks(task, number, peaks[task])
+                for indices, found in peaks[task]:
+                    self._check_peaks(task, number, indices, found)
 
-    def _check_peaks(self, task: str, number: int, peaks: dict[int, Tensor]) -> None:
-        if not peaks:
-            return
-        home = next(iter(peaks.values())).device
-        finite = torch.stack([peak.to(home) for peak in peaks.values()]).isfinite().all(1).tolist()
-        for index, good in zip(peaks, finite, strict=True):
+    def _check_peaks(self, task: str, number: int, indices: Sequence[int], peaks: Tensor) -> None:
+        for index, good in zip(indices, peaks.isfinite().all(1).tolist(), strict=True):
             if not good:
                 raise ValueError(
                     f"losses: every score must be finite, found NaN or infinity for task {task!r}, batch {number}, "
