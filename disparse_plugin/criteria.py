@@ -37,23 +37,31 @@ class Criterion:
         name: What reports and saved files call it.
         score: ``(weight, grad) -> score``, each of the weight's shape.
         summed: Whether the scores of all batches are added up. False for a score that does not depend on the data.
+        elementwise: Whether each score depends on its own weight and gradient only. Such a score is computed piece by
+            piece, without temporaries of the weight's size.
         per_layer: A last step on all alive scores of one layer (1-D in, 1-D out), or None.
     """
 
     name: str
     score: ScoreFunction
     summed: bool = True
+    elementwise: bool = False
     per_layer: Callable[[Tensor], Tensor] | None = None
 
 
 _CRITERIA: dict[str, Criterion] = {}
 
 
-def register(*names: str, summed: bool = True) -> Callable[[ScoreFunction], ScoreFunction]:
+def register(*names: str, summed: bool = True, elementwise: bool = False) -> Callable[[ScoreFunction], ScoreFunction]:
     """Make a function available as ``criterion="name"``.
 
+    Args:
+        *names: The names.
+        summed: As in :class:`Criterion`.
+        elementwise: As in :class:`Criterion`.
+
     Example:
-        >>> @register("cubic")
+        >>> @register("cubic", elementwise=True)
         ... def cubic(weight, grad):
         ...     return (weight * grad).abs() ** 3
         >>> resolve("cubic").name
@@ -62,13 +70,13 @@ def register(*names: str, summed: bool = True) -> Callable[[ScoreFunction], Scor
 
     def add(function: ScoreFunction) -> ScoreFunction:
         for name in names:
-            _CRITERIA[name] = Criterion(name, function, summed)
+            _CRITERIA[name] = Criterion(name, function, summed, elementwise)
         return function
 
     return add
 
 
-@register("snip", "taylor")
+@register("snip", "taylor", elementwise=True)
 def snip(weight: Tensor, grad: Tensor) -> Tensor:
     """Connection sensitivity ``abs(w * g)``.
 
@@ -83,25 +91,25 @@ def snip(weight: Tensor, grad: Tensor) -> Tensor:
     return (weight * grad).abs_()
 
 
-@register("magnitude", summed=False)
+@register("magnitude", summed=False, elementwise=True)
 def magnitude(weight: Tensor, grad: Tensor) -> Tensor:
     """Magnitude ``abs(w)`` (Han et al., NeurIPS 2015), the same for every task that reaches the weight."""
     return weight.abs()
 
 
-@register("fisher")
+@register("fisher", elementwise=True)
 def fisher(weight: Tensor, grad: Tensor) -> Tensor:
     """Diagonal empirical Fisher ``w^2 * g^2`` (Theis et al., 2018), with the gradient of a batch."""
     return (weight * grad).square_()
 
 
-@register("gradient")
+@register("gradient", elementwise=True)
 def gradient(weight: Tensor, grad: Tensor) -> Tensor:
     """Gradient magnitude ``abs(g)``, the growth criterion of RigL (Evci et al., ICML 2020) and of DiSparse dynamic."""
     return grad.abs()
 
 
-@register("authors_pretrained")
+@register("authors_pretrained", elementwise=True)
 def authors_pretrained(weight: Tensor, grad: Tensor) -> Tensor:
     """Score ``w^2 * abs(g)``, what the DiSparse authors' code computes for pre-trained Tiny-Taskonomy models."""
     return (weight.square() * grad).abs_()

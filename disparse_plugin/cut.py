@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .agreement import AliveScores, agreement, in_threads
 from .arbiters import Arbiter, is_order_statistic
-from .ranking import count_true, kth_lowest, lowest, ranks
+from .ranking import count_true, kth_lowest, lowest, positions, ranks
 
 # Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
 SAMPLE = 2**19
@@ -77,22 +77,23 @@ def _cut_in_band(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, co
     ceiling = min(band.limits[1] for band in bands.values())
     if floor >= ceiling:
         return None
-    sides, positions, values = [], [], []
+    marks, undecided, values = [], [], []
     for index, rows in enumerate(scores):
         side, inside, value = _judge(rows, index, bands, arbiter)
+        mark = torch.from_numpy(side.numpy() == 0)
         # Clipping: under the floor the order is unknown and does not matter, because all of it is pruned.
-        side[inside[value <= floor]] = 0
-        sides.append(side)
-        positions.append(inside[value > floor])
+        mark[inside[value <= floor]] = True
+        marks.append(mark)
+        undecided.append(inside[value > floor])
         values.append(value[value > floor])
-    surely = sum(count_true(side == 0) for side in sides)
-    undecided = torch.cat(values)
-    if not surely <= count <= surely + count_true(undecided <= ceiling):
+    surely = sum(count_true(mark) for mark in marks)
+    joined = torch.cat(values)
+    if not surely <= count <= surely + count_true(joined <= ceiling):
         return None
-    taken = lowest(undecided, count - surely).split([value.numel() for value in values])
-    for side, inside, take in zip(sides, positions, taken, strict=True):
-        side[inside[take]] = 0
-    return [side == 0 for side in sides]
+    taken = lowest(joined, count - surely).split([value.numel() for value in values])
+    for mark, inside, take in zip(marks, undecided, taken, strict=True):
+        mark[inside[take]] = True
+    return marks
 
 
 def _sampled_ranges(
@@ -108,12 +109,12 @@ def _sampled_ranges(
     middle = kth_lowest(values, min(values.numel(), max(1, round(count / total * values.numel()))))
     ranges = {}
     for task in tasks:
-        ordered = torch.cat([rows[task] for rows in sample if task in rows]).sort().values
-        last = ordered.numel() - 1
+        sampled = torch.cat([rows[task] for rows in sample if task in rows]).double()
+        last = sampled.numel() - 1
         low, high = (int((middle + shift) * last) for shift in (-HALF_WIDTH, HALF_WIDTH))
         ranges[task] = (
-            float(ordered[low]) if low >= 0 else -torch.inf,
-            float(ordered[high]) if high <= last else torch.inf,
+            kth_lowest(sampled, low + 1) if low >= 0 else -torch.inf,
+            kth_lowest(sampled, high + 1) if high <= last else torch.inf,
         )
     return ranges
 
@@ -123,10 +124,10 @@ def _band(scores: AliveScores, task: str, low: float, high: float) -> _Band:
     for index, rows in enumerate(scores):
         if task in rows:
             row = rows[task]
-            above = row > low
-            below += row.numel() - count_true(above)
+            over = _above(row, low)
+            below += row.numel() - count_true(over)
             total += row.numel()
-            inside[index] = (above & (row <= high)).nonzero().flatten()
+            inside[index] = positions(over ^ _above(row, high))
             values.append(row[inside[index]])
     exact = (ranks(torch.cat(values)).double() + (below + 1)) / total
     split = exact.split([value.numel() for value in values])
@@ -141,14 +142,22 @@ def _judge(
     Returns:
         The sides (int8), the positions of the entries inside, and their agreement scores.
     """
+    limits = [(row, bands[task].low, bands[task].high) for task, row in rows.items()]
     sides = torch.stack(
-        [(row > bands[task].low).to(torch.int8) + (row > bands[task].high) for task, row in rows.items()]
+        [_above(row, low).view(torch.int8) + _above(row, high).view(torch.int8) for row, low, high in limits]
     )
     side = arbiter(sides)
-    positions = (side == 1).nonzero().flatten()
-    percentiles = sides[:, positions].double()  # 0 and 2 stand for "under" and "over": they only have to compare right
+    inside = positions(torch.from_numpy(side.numpy() == 1))
+    percentiles = sides[:, inside].double()  # 0 and 2 stand for "under" and "over": they only have to compare right
     for axis, task in enumerate(rows):
         known = percentiles[axis] == 1
-        places = torch.searchsorted(bands[task].inside[index], positions[known])
+        places = torch.searchsorted(bands[task].inside[index], inside[known])
         percentiles[axis, known] = bands[task].percentiles[index][places]
-    return side, positions, arbiter(percentiles)
+    return side, inside, arbiter(percentiles)
+
+
+def _above(row: Tensor, limit: float) -> Tensor:
+    """Compare on a CPU, where numpy does it two to three times faster than torch."""
+    if row.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(row.numpy() > limit)
+    return row > limit

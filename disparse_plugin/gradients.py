@@ -52,11 +52,12 @@ class UsedWeights:
         self._used = [[] for _ in self._parameters]
         self._ran = [False] * len(self._parameters)
 
-    def gradients(self, losses: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[int, Tensor]]]:
+    def gradients(self, losses: dict[str, Tensor]) -> Iterator[tuple[str, dict[int, Tensor]]]:
         """Differentiate each task's loss with respect to the used weights; the graph is freed after the last task.
 
         Args:
-            losses: One scalar loss per task, made by the forward that was recorded.
+            losses: One scalar loss per task, made by the forward that was recorded. It is emptied on the way, so that
+                what only one task uses of the graph (its head) is freed as soon as its gradients are there.
 
         Yields:
             ``(task, {index: gradient})`` with the indices of the parameters that this task's loss reaches. A task whose
@@ -71,13 +72,15 @@ class UsedWeights:
                 owners.append(index)
                 tensors.append(tensor)
         differentiable = [task for task, loss in losses.items() if loss.requires_grad]
-        for task, loss in losses.items():
+        for task in list(losses):
+            loss = losses.pop(task)
             if task not in differentiable:
                 yield task, {}
                 continue
             retain = task != differentiable[-1]
             grads: list[Tensor | None] = []
             grads.extend(torch.autograd.grad(loss, tensors, retain_graph=retain, allow_unused=True))
+            del loss  # the last that holds the part of the graph that only this task uses
             yield task, self._by_parameter(owners, grads)
 
     def _by_parameter(self, owners: Sequence[int], grads: list[Tensor | None]) -> dict[int, Tensor]:

@@ -16,6 +16,7 @@ from .arbiters import Arbiter
 from .cut import lowest_by_agreement
 from .files import read_tensors, write_tensors
 from .parameters import ParameterKey, alive_mask, check_parameters, keys_by_name, qualified_names, stored, unwrap
+from .ranking import extremes
 
 _KIND = "disparse_plugin.scores"
 
@@ -299,5 +300,5 @@ def _check_score(score: Tensor, parameter: Tensor, what: str) -> None:
             f"{what}: must have the weight's shape {tuple(parameter.shape)}, found {tuple(score.shape)}; "
             "were they made for another model?"
         )
-    if not bool(score.isfinite().all()):
+    if not bool(extremes(score).isfinite().all()):
         raise ValueError(f"{what}: must be finite, found NaN or infinity; check the task's loss and the criterion")

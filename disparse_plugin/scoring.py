@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .accumulate import accumulate
 from .criteria import Criterion, ScoreFunction, resolve
 from .gradients import Batch, TaskLosses, UsedWeights, check_losses
-from .parameters import ParameterKey, alive_mask, check_parameters, qualified_names, score_dtype, unwrap
+from .parameters import ParameterKey, alive_mask, check_parameters, qualified_names, unwrap
 from .scores import TaskScores
 from .undisturbed import undisturbed
 
@@ -154,40 +155,27 @@ class _Sums:
         self._rule = rule
         self._sums: dict[str, dict[int, Tensor]] = {}
         self._losses: list[dict[str, Tensor]] = []
-        self._peaks: list[dict[str, dict[int, Tensor]]] = []
+        # For each batch and task, on each device: which parameters, and the extremes of their scores, (parameters, 2).
+        self._peaks: list[dict[str, list[tuple[tuple[int, ...], Tensor]]]] = []
 
     def add_losses(self, losses: dict[str, Tensor]) -> None:
-        self._losses.append({task: loss.detach() for task, loss in losses.items()})
-        self._peaks.append({task: {} for task in losses})
+        self._losses.append({task: loss.detach().clone() for task, loss in losses.items()})
+        self._peaks.append({task: [] for task in losses})
         for task in losses:
             self._sums.setdefault(task, {})
 
     def add(self, task: str, grads: dict[int, Tensor]) -> None:
         """Add one task's scores on one batch; takes the gradients out of ``grads`` one by one to free them early."""
-        sums, peaks = self._sums[task], self._peaks[-1][task]
+        sums = self._sums[task]
+        peaks: dict[torch.device, dict[int, Tensor]] = {}
         for index in list(grads):
             if index in sums and not self._rule.summed:
                 continue
-            score = self._score(index, grads.pop(index))
-            peaks[index] = torch.linalg.vector_norm(score, ord=torch.inf)
-            sums[index] = score if index not in sums else sums[index].add_(score)
-
-    def _score(self, index: int, grad: Tensor) -> Tensor:
-        module, name = self._keys[index]
-        weight = getattr(module, name).detach()
-        dtype = score_dtype(weight)
-        weight, grad = weight.to(dtype), grad.detach().to(dtype)
-        score = self._rule.score(weight, grad)
-        if not isinstance(score, Tensor) or score.shape != weight.shape or not score.is_floating_point():
-            found = f"{score.dtype} {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(
-                f"criterion: {self._rule.name} must return a floating point tensor of the weight's shape "
-                f"{tuple(weight.shape)}, "
-                f"found {found} for {self._names[index]}"
-            )
-        # What we keep is added to in place, so it must not be the weight, nor a gradient that autograd shares.
-        owned = score.data_ptr() not in (weight.data_ptr(), grad.data_ptr())
-        return score.detach().to(dtype, copy=not owned)
+            weight, grad = getattr(*self._keys[index]), grads.pop(index)
+            sums[index], found = accumulate(self._rule, weight, grad, sums.get(index), self._names[index])
+            peaks.setdefault(found.device, {})[index] = found
+        # One tensor per batch, not one per parameter: there may be very many batches.
+        self._peaks[-1][task] = [(tuple(found), torch.stack(list(found.values()))) for found in peaks.values()]
 
     def finish(self, root: nn.Module) -> TaskScores:
         """Check that everything is finite, apply the per-layer step, and hand over."""
@@ -227,14 +215,11 @@ class _Sums:
                         "check the batch's "
                         "labels, masks without valid pixels, or the precision"
                     )
-                self._check_peaks(task, number, peaks[task])
+                for indices, found in peaks[task]:
+                    self._check_peaks(task, number, indices, found)
 
-    def _check_peaks(self, task: str, number: int, peaks: dict[int, Tensor]) -> None:
-        if not peaks:
-            return
-        home = next(iter(peaks.values())).device
-        finite = torch.stack([peak.to(home) for peak in peaks.values()]).isfinite().tolist()
-        for index, good in zip(peaks, finite, strict=True):
+    def _check_peaks(self, task: str, number: int, indices: Sequence[int], peaks: Tensor) -> None:
+        for index, good in zip(indices, peaks.isfinite().all(1).tolist(), strict=True):
             if not good:
                 raise ValueError(
                     f"losses: every score must be finite, found NaN or infinity for task {task!r}, batch {number}, "
