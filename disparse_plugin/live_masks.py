@@ -94,6 +94,17 @@ class LiveMasks:
             hook.rewrite(key[0], new)
         self._alive = self._count()
 
+    def restore(self, masks: Sequence[Tensor]) -> None:
+        """Write masks of an earlier run in place; weights and moments that are alive in them are not touched.
+
+        Args:
+            masks: bool, one per parameter.
+        """
+        with torch.no_grad():
+            for key, mask in zip(self.keys, masks, strict=True):
+                self._buffer(key).copy_(mask)
+        self.rewrite(masks)
+
     def packed(self) -> dict[str, Tensor]:
         """Return the masks as bits by qualified name, uint8, on the CPU."""
         return {

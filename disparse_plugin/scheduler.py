@@ -259,6 +259,6 @@ class DiSparseScheduler:
         self._generator.set_state(state["generator"].cpu())
         if self._growth is not None:
             self._growth.load_state_dict(state["growth"])
-        self.masks.rewrite(masks)
+        self.masks.restore(masks)
         self.completed, self._next = int(state["completed"]), int(state["next"])
         self._steps.waiting = int(state["waiting"])

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from .checkpoints import load_checkpoint, save_checkpoint
 from .densities import ERK_POWER, layer_counts
 from .dynamic_method import DiSparseDynamic
 from .joint import joint
@@ -24,5 +25,7 @@ __all__ = [
     "Schedule",
     "joint",
     "layer_counts",
+    "load_checkpoint",
     "register_optimizer",
+    "save_checkpoint",
 ]

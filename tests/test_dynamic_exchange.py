@@ -152,9 +152,9 @@ def test_a_dense_layer_keeps_its_moments_and_nothing_to_drop_needs_no_forward():
     def forbidden(model, batch):
         raise AssertionError("nothing to drop: no need to score")
 
-    model, update = updated([[1.0, 2.0]], [[True, True]], {}, losses=forbidden)
+    _, update = updated([[1.0, 2.0]], [[True, True]], {}, losses=forbidden)
     assert set(update.exchanged.values()) == {0}
-    model, update = updated([[1.0, 2.0]], [[True, False]], {}, losses=forbidden, drop_fraction=0.0)
+    _, update = updated([[1.0, 2.0]], [[True, False]], {}, losses=forbidden, drop_fraction=0.0)
     assert set(update.exchanged.values()) == {0}
 
 
