@@ -30,18 +30,18 @@ class GrowthScores:
     """
 
     def __init__(
-        self, root: nn.Module, losses: TaskLosses, rule: Criterion, masks: LiveMasks, grad_scaler: GradScaler | None
+        self, model: nn.Module, losses: TaskLosses, rule: Criterion, masks: LiveMasks, grad_scaler: GradScaler | None
     ) -> None:
         """Remember what to score.
 
         Args:
-            root: The model, unwrapped.
+            model: The model, as the caller has it.
             losses: As in :func:`~disparse_plugin.score_tasks`.
             rule: The criterion.
             masks: The masked parameters.
             grad_scaler: Scales the losses, or None.
         """
-        self._root = root
+        self._model = model
         self._losses = losses
         self._rule = rule
         self._masks = masks
@@ -67,7 +67,7 @@ class GrowthScores:
         overflow = False
         with failing_together():
             try:
-                sums.add_batches(self._root, self._scaled, batches, same_tasks=False)
+                sums.add_batches(self._model, self._scaled, batches, same_tasks=False)
             except NonFiniteError:
                 if self._scaler is None or self._put_off >= PATIENCE:
                     raise

@@ -153,7 +153,7 @@ class DiSparseScheduler:
             }
         check_same("settings", self._settings, "give all ranks the same options")
         self.masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()})
-        self._growth = None if rule is None else GrowthScores(root, losses, rule, self.masks, grad_scaler)
+        self._growth = None if rule is None else GrowthScores(model, losses, rule, self.masks, grad_scaler)
         self._steps = CompletedSteps(optimizer)
         self.completed = 0
         self._next = update_every
