@@ -29,17 +29,6 @@ class Exchange:
     tasks: Sequence[str]
     regrow_dropped: bool = False
 
-    def count(self, alive: Tensor) -> int:
-        """Return how many weights a layer exchanges: a share of the alive, at most as many as are masked.
-
-        So a dense layer exchanges nothing, and no layer gets denser or sparser.
-
-        Args:
-            alive: bool, the layer's mask.
-        """
-        kept = count_true(alive)
-        return min(round(self.fraction * kept), alive.numel() - kept)
-
     def new_mask(self, weight: Tensor, alive: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
         """Choose the layer's new mask.
 
@@ -52,7 +41,7 @@ class Exchange:
         Returns:
             bool, of the same shape, with as many True as ``alive``. Equal to ``alive`` where no task asks for anything.
         """
-        count = self.count(alive)
+        count = exchange_count(self.fraction, alive)
         dropped = smallest(weight, alive, count)
         candidates = ~alive | dropped if self.regrow_dropped else ~alive
         rows = {task: score[candidates] for task, score in scores.items()}
@@ -62,6 +51,23 @@ class Exchange:
         grown = torch.zeros_like(alive)
         grown[candidates] = most_wanted(rows, self.tasks, self.arbiter, count)
         return (alive & ~dropped) | grown
+
+
+def exchange_count(fraction: float, alive: Tensor) -> int:
+    """Return how many weights a layer exchanges: a share of the alive, at most as many as are masked.
+
+    So a dense layer exchanges nothing, and no layer gets denser or sparser.
+
+    Args:
+        fraction: The share.
+        alive: bool, the layer's mask.
+
+    Example:
+        >>> exchange_count(0.5, torch.tensor([True, True, True, False]))
+        1
+    """
+    kept = count_true(alive)
+    return min(round(fraction * kept), alive.numel() - kept)
 
 
 def smallest(weight: Tensor, alive: Tensor, count: int) -> Tensor:

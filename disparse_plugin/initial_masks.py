@@ -45,7 +45,7 @@ def initial_masks(
     dense = _exempt_indices(keys, names, exempt)
     total = sum(stored(*key).numel() for key in keys)
     if distribution == EXISTING:
-        masks = {index: _present_mask(key) for index, key in enumerate(keys) if index not in dense}
+        masks = {index: present_mask(key) for index, key in enumerate(keys) if index not in dense}
         pruned = sum(mask.numel() - int(mask.sum()) for mask in masks.values())
         if amount is not None and count_to_prune(amount, total) != pruned:
             raise ValueError(
@@ -116,7 +116,8 @@ def _total_amount(
     )
 
 
-def _present_mask(key: ParameterKey) -> Tensor:
+def present_mask(key: ParameterKey) -> Tensor:
+    """Return the mask that a parameter carries, bool; all True if it carries none."""
     mask = alive_mask(*key)
     return torch.ones_like(stored(*key), dtype=torch.bool) if mask is None else mask
 

@@ -13,16 +13,16 @@ from torch.optim import Optimizer
 
 from . import arbiters
 from .arbiters import Arbiter
-from .completed_steps import CompletedSteps
 from .criteria import Criterion, ScoreFunction, resolve
 from .distributed import check_same, check_same_tensors, failing_together
 from .gradients import Batch, TaskLosses
-from .growth import Exchange, random_scores
-from .growth_scores import GrowthScores, check_growth_criterion
+from .growth import Exchange, exchange_count, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks
+from .mask_scheduler import MaskScheduler
 from .parameters import ParameterKey, check_parameters, qualified_names, unwrap
 from .schedules import CosineDecay, Schedule, check_steps, checked, describe
+from .step_scores import StepScores, check_growth_criterion
 
 RANDOM = "random"
 
@@ -42,7 +42,7 @@ class MaskUpdate:
     exchanged: Mapping[str, int]
 
 
-class DiSparseScheduler:
+class DiSparseScheduler(MaskScheduler[MaskUpdate]):
     """Train a sparse network and let it move its weights to where any task wants them (DiSparse dynamic).
 
     Every ``update_every`` optimizer steps, in each layer l with ``a_l`` alive of ``n_l`` weights::
@@ -142,7 +142,7 @@ class DiSparseScheduler:
             rule = None if criterion == RANDOM else check_growth_criterion(resolve(criterion))
             keys = check_parameters(root, parameters)
             first = initial_masks(keys, qualified_names(root, keys), amount, distribution, exempt, self._generator)
-            self._settings = {
+            settings = {
                 "alive": [int(mask.sum()) for mask in first.values()],
                 "update_every": update_every,
                 "stop_at": stop_at,
@@ -151,114 +151,51 @@ class DiSparseScheduler:
                 "arbiter": describe(arbiter),
                 "regrow_dropped": regrow_dropped,
             }
-        check_same("settings", self._settings, "give all ranks the same options")
-        self.masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()})
-        self._growth = None if rule is None else GrowthScores(model, losses, rule, self.masks, grad_scaler)
-        self._steps = CompletedSteps(optimizer)
-        self.completed = 0
-        self._next = update_every
+        check_same("settings", settings, "give all ranks the same options")
+        masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()})
+        super().__init__(masks, optimizer, settings, first=update_every if update_every < stop_at else None)
+        self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler)
 
-    def step(self, *batches: Batch) -> MaskUpdate | None:
-        """Call once after every optimizer step; updates the masks when it is time.
-
-        A call without an optimizer step since the last one (a step that ``GradScaler`` skipped, a micro-batch of an
-        accumulated step) does nothing.
-
-        Args:
-            *batches: The batch of the step; several if its gradient was accumulated over several. They are passed to
-                ``losses`` one by one, and their scores are added up.
-
-        Returns:
-            What was done, or None if it was not time.
-
-        Raises:
-            TypeError: If there is no batch.
-            ValueError: If a loss or a gradient is not finite, or something else changed the masks. The model is as
-                before.
-            RuntimeError: If another rank has failed.
-        """
-        if self._growth is not None and not batches:
-            raise TypeError("batch: step() needs the batch of the optimizer step, found none; call step(batch)")
-        done = self._steps.take()
-        if done and not self.completed:
-            self.masks.check_used()
-        self.completed += done
-        if not done or self.completed < self._next or self.completed >= self._stop:
-            return None
-        return self._update(batches)
-
-    def _update(self, batches: Sequence[Batch]) -> MaskUpdate | None:
+    def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:
         with failing_together():
             fraction = checked(self._fraction, self.completed, "drop_fraction")
             alive = self.masks.current()
-        tasks = () if self._growth is None else self._growth.tasks
-        exchange = Exchange(fraction, self._arbiter, tasks, self._regrow)
         new = alive
-        if any(exchange.count(mask) for mask in alive):
-            scores = self._scores(batches, alive)
-            if scores is None:
+        if any(exchange_count(fraction, mask) for mask in alive):
+            chosen = self._exchanged(batches, alive, fraction)
+            if chosen is None:
                 return None
-            tasks = (RANDOM,) if self._growth is None else self._growth.tasks
-            exchange = dataclasses.replace(exchange, tasks=tasks)
-            with failing_together():
-                weights = self.masks.parameters()
-                new = [exchange.new_mask(*layer) for layer in zip(weights, alive, scores, strict=True)]
+            new = chosen
             check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
-        self._next = (self.completed // self._every + 1) * self._every
         exchanged = [int((after & ~before).sum()) for before, after in zip(alive, new, strict=True)]
         return MaskUpdate(self.completed, fraction, dict(zip(self.masks.names, exchanged, strict=True)))
 
-    def _scores(self, batches: Sequence[Batch], alive: Sequence[Tensor]) -> Sequence[Mapping[str, Tensor]] | None:
-        if self._growth is None:
-            return random_scores(alive, self._generator)
-        return self._growth.on(batches)
+    def _exchanged(self, batches: Sequence[Batch], alive: Sequence[Tensor], fraction: float) -> list[Tensor] | None:
+        tasks: tuple[str, ...]
+        if self._scores is None:
+            rows, tasks = random_scores(alive, self._generator), (RANDOM,)
+        else:
+            sums = self._scores.on(batches)
+            if sums is None:
+                return None
+            rows, tasks = sums.by_parameter(), self._scores.tasks
+        exchange = Exchange(fraction, self._arbiter, tasks, self._regrow)
+        with failing_together():
+            return [exchange.new_mask(*layer) for layer in zip(self.masks.parameters(), alive, rows, strict=True)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides how the run goes on: step, masks (as bits), random state, settings.
+    def _following(self) -> int | None:
+        following = (self.completed // self._every + 1) * self._every
+        return following if following < self._stop else None
 
-        Save it together with the states of the model and the optimizer; see
-        :func:`disparse_plugin.sparse_training.save_checkpoint`.
+    def _needs_batches(self) -> bool:
+        return self._scores is not None
 
-        Returns:
-            A dict of tensors and plain values that ``torch.load(weights_only=True)`` reads.
-        """
-        return {
-            "completed": self.completed,
-            "waiting": self._steps.waiting,
-            "next": self._next,
-            "masks": self.masks.packed(),
-            "generator": self._generator.get_state(),
-            "growth": {} if self._growth is None else self._growth.state_dict(),
-            "settings": dict(self._settings),
-        }
+    def _own_state(self) -> dict[str, Any]:
+        scores = {} if self._scores is None else self._scores.state_dict()
+        return {"generator": self._generator.get_state(), "scores": scores}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state of a scheduler with the same options for the same model.
-
-        Build the model, the optimizer and the scheduler first; then load the three states, in any order.
-
-        Args:
-            state: What :meth:`state_dict` returned.
-
-        Raises:
-            KeyError: If it is not a state of this class.
-            ValueError: If the options or the model differ. Nothing is changed.
-        """
-        different = [
-            f"{option} {value!r} (saved: {state['settings'].get(option)!r})"
-            for option, value in self._settings.items()
-            if state["settings"].get(option) != value
-        ]
-        if different:
-            raise ValueError(
-                f"state_dict: must be of a scheduler with the same options, found other {', '.join(different)}; build "
-                "the scheduler as it was built"
-            )
-        masks = self.masks.unpacked(state["masks"])
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
         self._generator.set_state(state["generator"].cpu())
-        if self._growth is not None:
-            self._growth.load_state_dict(state["growth"])
-        self.masks.restore(masks)
-        self.completed, self._next = int(state["completed"]), int(state["next"])
-        self._steps.waiting = int(state["waiting"])
+        if self._scores is not None:
+            self._scores.load_state_dict(state["scores"])

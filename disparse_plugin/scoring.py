@@ -191,6 +191,13 @@ class ScoreSums:
         check_same("data", len(self._losses), "give every rank the same number of batches (drop or repeat some)")
         add_up(self.by_task, self._zeros, self._rule.summed)
 
+    def by_parameter(self) -> list[dict[str, Tensor]]:
+        """Return, for each parameter, the sums of the tasks that reach it."""
+        return [
+            {task: rows[index] for task, rows in self.by_task.items() if index in rows}
+            for index in range(len(self._keys))
+        ]
+
     def _zeros(self, index: int) -> Tensor:
         weight = stored(*self._keys[index])
         return torch.zeros(weight.shape, dtype=score_dtype(weight), device=weight.device)
@@ -229,21 +236,23 @@ class ScoreSums:
         return score.detach().to(dtype, copy=not owned)
 
     def finish(self, root: nn.Module) -> TaskScores:
-        """Apply the per-layer step, and hand over."""
-        tables: dict[str, dict[ParameterKey, Tensor]] = {}
-        for task, sums in self.by_task.items():
-            tables[task] = {self._keys[index]: self._per_layer(index, sums[index]) for index in sorted(sums)}
-        scores = TaskScores(
-            root, tables, parameters=self._keys, criterion=self._rule.name, num_batches=len(self._losses)
-        )
+        """Hand over, and say which parameters no task reaches."""
+        scores = self.scores(root)
         if scores.unreached:
             warnings.warn(
                 f"parameters: {len(scores.unreached)} of {len(self._keys)} are reached by no task's loss and are left "
-                "out of "
-                f"scoring and pruning: {', '.join(scores.unreached)}",
+                f"out of scoring and pruning: {', '.join(scores.unreached)}",
                 stacklevel=3,
             )
         return scores
+
+    def scores(self, root: nn.Module, *, strict: bool = True) -> TaskScores:
+        """Apply the per-layer step, and hand over; unless strict, without the tasks that reach nothing."""
+        tables: dict[str, dict[ParameterKey, Tensor]] = {}
+        for task, sums in self.by_task.items():
+            if sums or strict:
+                tables[task] = {self._keys[index]: self._per_layer(index, sums[index]) for index in sorted(sums)}
+        return TaskScores(root, tables, parameters=self._keys, criterion=self._rule.name, num_batches=len(self._losses))
 
     def _per_layer(self, index: int, score: Tensor) -> Tensor:
         step = self._rule.per_layer

@@ -244,7 +244,6 @@ def test_layers_of_a_task_that_misses_in_the_batch_stay_as_they_are():
 def test_other_names_for_the_special_cases():
     rigl = Run(losses=joint(digit_losses))
     assert sum(rigl.train(2)[0].exchanged.values()) > 0
-    assert rigl.scheduler._growth.tasks == ("joint",)
     static = Run(drop_fraction=0.0)
     before = masks_of(static.model)
     assert sum(static.train(2)[0].exchanged.values()) == 0

@@ -1,4 +1,4 @@
-"""What each task asks for: the scores of all weights, masked ones included, on the batches of one step."""
+"""What each task says of all weights, masked ones included, on the batches of one step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .scoring import NonFiniteError, ScoreSums
 PATIENCE = 24
 
 
-class GrowthScores:
-    """Scores for growing, from one forward and one backward per task and batch.
+class StepScores:
+    """Scores of the masked parameters, from one forward and one backward per task and batch.
 
     The modules compute with ``mask * weight``, so the gradient with respect to that product is dense: at a masked place
     it tells how the loss of the sparse network would change if the weight came back.
@@ -49,18 +49,18 @@ class GrowthScores:
         self._put_off = 0
         self.tasks: tuple[str, ...] = ()
 
-    def on(self, batches: Sequence[Batch]) -> list[dict[str, Tensor]] | None:
-        """Score; the model is left as it was found.
+    def on(self, batches: Sequence[Batch]) -> ScoreSums | None:
+        """Score on the batches of all ranks; the model is left as it was found.
 
         Args:
             batches: The batches of this rank.
 
         Returns:
-            For each masked parameter, the score of each task that reaches it, of its shape; None if a gradient
-            overflowed and the update is to be tried again at the next step.
+            The sums; None if a gradient overflowed and it is to be tried again at the next step.
 
         Raises:
-            ValueError: If a loss or a score is not finite (without a ``GradScaler``, or again and again with one).
+            ValueError: If a loss or a score is not finite (without a ``GradScaler``, or again and again with one), or
+                the ranks have different numbers of batches.
             RuntimeError: If another rank has failed.
         """
         sums = ScoreSums(self._masks.keys, self._masks.names, self._rule)
@@ -78,10 +78,7 @@ class GrowthScores:
         self._put_off = 0
         sums.add_ranks()
         self.tasks = tuple(dict.fromkeys([*self.tasks, *sums.by_task]))
-        return [
-            {task: rows[index] for task, rows in sums.by_task.items() if index in rows}
-            for index in range(len(self._masks.keys))
-        ]
+        return sums
 
     def _scaled(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         losses = self._losses(model, batch)
