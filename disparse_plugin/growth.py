@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .arbiters import Arbiter, ignores_absent_tasks
+from .arbiters import Arbiter, ignores_absent_tasks, unanimous
 from .cut import lowest_by_agreement
-from .ranking import count_true, lowest
+from .highest import highest
+from .ranking import count_true, lowest, ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +43,22 @@ class Exchange:
             bool, of the same shape, with as many True as ``alive``. Equal to ``alive`` where no task asks for anything.
         """
         count = exchange_count(self.fraction, alive)
+        if count == 0:
+            return alive.clone()
         dropped = smallest(weight, alive, count)
         candidates = ~alive | dropped if self.regrow_dropped else ~alive
-        rows = {task: score[candidates] for task, score in scores.items()}
-        rows = {task: row for task, row in rows.items() if bool(row.any())}
-        if count == 0 or not rows:
+        rows = {task: score for task, score in scores.items() if bool(((score != 0) & candidates).any())}
+        if not rows:
             return alive.clone()
-        grown = torch.zeros_like(alive)
-        grown[candidates] = most_wanted(rows, self.tasks, self.arbiter, count)
-        return (alive & ~dropped) | grown
+        return (alive & ~dropped) | self._grown(rows, candidates, count)
+
+    def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, count: int) -> Tensor:
+        if self.arbiter is unanimous:
+            return wanted_by_any({task: row.masked_fill(~candidates, -torch.inf) for task, row in rows.items()}, count)
+        grown = torch.zeros_like(candidates)
+        chosen = most_wanted({task: row[candidates] for task, row in rows.items()}, self.tasks, self.arbiter, count)
+        grown[candidates] = chosen
+        return grown
 
 
 def exchange_count(fraction: float, alive: Tensor) -> int:
@@ -116,6 +124,36 @@ def most_wanted(scores: Mapping[str, Tensor], tasks: Sequence[str], arbiter: Arb
     size = next(iter(scores.values())).numel()
     present = [task for task in tasks if task in scores] if ignores_absent_tasks(arbiter) else tasks
     return ~lowest_by_agreement([scores], present, arbiter, size - count)[0]
+
+
+def wanted_by_any(scores: Mapping[str, Tensor], count: int) -> Tensor:
+    """Mark what :func:`most_wanted` marks with the arbiter ``unanimous``, without ranking all entries.
+
+    A marked entry is among the ``count`` highest of some task, because those of one task alone would be enough. So each
+    task's highest ``count`` are ranked among themselves, and all others stay behind.
+
+    Args:
+        scores: The entries' scores by task, any shape; -inf where an entry must not be marked.
+        count: How many.
+
+    Returns:
+        bool, of the same shape, ``count`` True.
+
+    Example:
+        >>> a, b = torch.tensor([9.0, 1.0, 2.0, 3.0]), torch.tensor([0.1, 0.9, 0.3, 0.2])
+        >>> wanted_by_any({"a": a, "b": b}, 2).tolist()
+        [True, True, False, False]
+    """
+    like = next(iter(scores.values()))
+    best = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)
+    for score in scores.values():
+        flat = score.reshape(-1)
+        top = highest(flat, count)
+        best[top] = torch.maximum(best[top], ranks(flat[top]).double() + 1)
+    wanted = best.nonzero().flatten()
+    marked = torch.zeros(like.numel(), dtype=torch.bool, device=like.device)
+    marked[wanted[highest(best[wanted], count)]] = True
+    return marked.reshape(like.shape)
 
 
 def random_scores(masks: Sequence[Tensor], generator: torch.Generator) -> list[dict[str, Tensor]]:

@@ -6,6 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from disparse_plugin import at_least
+from disparse_plugin.highest import SMALLEST, highest
 from disparse_plugin.sparse_training import DiSparseScheduler, joint
 
 from dynamic_runs import alive_places, frozen_steps, given_losses, masked_model
@@ -197,6 +198,15 @@ def test_updates_come_every_so_many_steps_until_the_end(steps, every, stop):
     for update in updates:
         cosine = 0.25 * (1 + torch.cos(torch.tensor(torch.pi * update.step / stop, dtype=torch.float64)))
         assert update.drop_fraction == pytest.approx(float(cosine))
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3000), st.integers(1, 4000))
+def test_the_highest_of_many_values_are_those_of_a_stable_sort(seed, count, distinct):
+    """Large enough that a sample decides where to look; ties go to the last, zeros and infinities are frequent."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randint(distinct, (SMALLEST + seed % 100,), generator=generator).float()
+    values[torch.rand(values.shape, generator=generator) < 0.3] = -torch.inf
+    assert highest(values, count).tolist() == sorted(values.argsort(stable=True)[-count:].tolist())
 
 
 @given(layers())
