@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,27 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], *, kind: str,
         kind: What the file is, checked by :func:`read_tensors`.
         facts: JSON values stored beside the tensors.
     """
-    target = Path(path)
     metadata = {"kind": kind, "version": str(VERSION), "facts": json.dumps(dict(facts))}
+    with replacing(path) as temporary:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, metadata)
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Write a file such that, whenever the process is killed, the path holds the old file or the complete new one.
+
+    Args:
+        path: The file; an existing one is replaced when the block ends without an error.
+
+    Yields:
+        A temporary path beside it, to write to.
+    """
+    target = Path(path)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary, metadata)
+        yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())

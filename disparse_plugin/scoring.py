@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from .accumulate import accumulate
 from .criteria import Criterion, ScoreFunction, resolve
+from .distributed import add_up, check_same, failing_together
 from .gradients import Batch, TaskLosses, UsedWeights, check_losses
-from .parameters import ParameterKey, alive_mask, check_parameters, qualified_names, unwrap
+from .parameters import ParameterKey, alive_mask, check_parameters, qualified_names, score_dtype, stored, unwrap
 from .scores import TaskScores
 from .undisturbed import undisturbed
 
@@ -38,6 +39,9 @@ def score_tasks(
     The forward runs in the model's present mode: call ``model.eval()`` first to score without dropout and with the
     stored BatchNorm statistics. Wrappers of ``DistributedDataParallel`` and ``torch.compile`` are looked through.
 
+    Under ``torch.distributed`` all ranks must call this, each with its own part of the data; the scores of all batches
+    of all ranks are added up, so that every rank returns the same scores.
+
     Args:
         model: The model; on any device.
         losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. The scale of a loss
@@ -57,7 +61,9 @@ def score_tasks(
         TypeError: If ``losses`` does not return a mapping from str to tensors, or an argument has the wrong type.
         ValueError: If ``data`` is empty or too short, a loss is not one finite number, tasks differ between batches, a
             task reaches no parameter, a score is not finite, or a parameter cannot be pruned by torch (tied, lazy,
-            parametrized, not of this model, read by its parent).
+            parametrized, not of this model, read by its parent). On all ranks, if they have different numbers of
+            batches.
+        RuntimeError: If another rank of ``torch.distributed`` has failed.
 
     Warns:
         UserWarning: If some parameters are reached by no task; they are listed in ``TaskScores.unreached``.
@@ -78,21 +84,14 @@ def score_tasks(
         >>> scores.names, scores.tasks_reaching(net.a, "weight")
         (('trunk.weight', 'a.weight', 'b.weight'), ('a',))
     """
-    rule = resolve(criterion)
     root = unwrap(model)
-    keys = check_parameters(root, parameters)
-    names = qualified_names(root, keys)
-    batches = _batches(data, num_batches, cycle, progress)
-    used, sums = UsedWeights(keys, names), _Sums(keys, names, rule)
-    tasks: tuple[str, ...] | None = None
-    with undisturbed(model, keys), used.recording():
-        for number, batch in enumerate(batches):
-            used.forget()
-            by_task = check_losses(losses(root, batch), tasks, number)
-            tasks = tuple(by_task)
-            sums.add_losses(by_task)
-            for task, grads in used.gradients(by_task):
-                sums.add(task, grads)
+    with failing_together():
+        rule = resolve(criterion)
+        keys = check_parameters(root, parameters)
+        batches = _batches(data, num_batches, cycle, progress)
+        sums = ScoreSums(keys, qualified_names(root, keys), rule)
+        sums.add_batches(model, losses, batches)
+    sums.add_ranks()
     return sums.finish(root)
 
 
@@ -146,27 +145,74 @@ def _too_short(wanted: int, found: int) -> ValueError:
     )
 
 
-class _Sums:
+class NonFiniteError(ValueError):
+    """A loss or a score is NaN or infinite."""
+
+
+class ScoreSums:
     """Running sums of the scores per task and parameter, on the parameters' devices, without reading them back."""
 
     def __init__(self, keys: Sequence[ParameterKey], names: Sequence[str], rule: Criterion) -> None:
         self._keys = keys
         self._names = names
         self._rule = rule
-        self._sums: dict[str, dict[int, Tensor]] = {}
+        self.by_task: dict[str, dict[int, Tensor]] = {}
         self._losses: list[dict[str, Tensor]] = []
         # For each batch and task, on each device: which parameters, and the extremes of their scores, (parameters, 2).
         self._peaks: list[dict[str, list[tuple[tuple[int, ...], Tensor]]]] = []
 
-    def add_losses(self, losses: dict[str, Tensor]) -> None:
+    def add_batches(
+        self, model: nn.Module, losses: TaskLosses, batches: Iterable[Batch], *, same_tasks: bool = True
+    ) -> None:
+        """Score batches, and check that all scores are finite; the model is left as it was found.
+
+        Args:
+            model: The model, as the caller has it.
+            losses: As in :func:`score_tasks`.
+            batches: The batches.
+            same_tasks: Whether every batch must return the same tasks.
+        """
+        tasks: tuple[str, ...] | None = None
+        root, used = unwrap(model), UsedWeights(self._keys, self._names)
+        with undisturbed(model, self._keys), used.recording():
+            for number, batch in enumerate(batches):
+                used.forget()
+                by_task = check_losses(losses(root, batch), tasks, number)
+                tasks = tuple(by_task) if same_tasks else None
+                self._add_losses(by_task)
+                for task, grads in used.gradients(by_task):
+                    self._add(task, grads)
+        self._check_finite()
+
+    def add_ranks(self) -> None:
+        """Add the scores of the other ranks of ``torch.distributed``, if there are any.
+
+        Raises:
+            ValueError: On all ranks, if they have scored different numbers of batches.
+        """
+        check_same("data", len(self._losses), "give every rank the same number of batches (drop or repeat some)")
+        add_up(self.by_task, self._zeros, self._rule.summed)
+
+    def by_parameter(self) -> list[dict[str, Tensor]]:
+        """Return, for each parameter, the sums of the tasks that reach it."""
+        return [
+            {task: rows[index] for task, rows in self.by_task.items() if index in rows}
+            for index in range(len(self._keys))
+        ]
+
+    def _zeros(self, index: int) -> Tensor:
+        weight = stored(*self._keys[index])
+        return torch.zeros(weight.shape, dtype=score_dtype(weight), device=weight.device)
+
+    def _add_losses(self, losses: dict[str, Tensor]) -> None:
         self._losses.append({task: loss.detach().clone() for task, loss in losses.items()})
         self._peaks.append({task: [] for task in losses})
         for task in losses:
-            self._sums.setdefault(task, {})
+            self.by_task.setdefault(task, {})
 
-    def add(self, task: str, grads: dict[int, Tensor]) -> None:
+    def _add(self, task: str, grads: dict[int, Tensor]) -> None:
         """Add one task's scores on one batch; takes the gradients out of ``grads`` one by one to free them early."""
-        sums = self._sums[task]
+        sums = self.by_task[task]
         peaks: dict[torch.device, dict[int, Tensor]] = {}
         for index in list(grads):
             if index in sums and not self._rule.summed:
@@ -178,22 +224,23 @@ class _Sums:
         self._peaks[-1][task] = [(tuple(found), torch.stack(list(found.values()))) for found in peaks.values()]
 
     def finish(self, root: nn.Module) -> TaskScores:
-        """Check that everything is finite, apply the per-layer step, and hand over."""
-        self._check_finite()
-        tables: dict[str, dict[ParameterKey, Tensor]] = {}
-        for task, sums in self._sums.items():
-            tables[task] = {self._keys[index]: self._per_layer(index, sums[index]) for index in sorted(sums)}
-        scores = TaskScores(
-            root, tables, parameters=self._keys, criterion=self._rule.name, num_batches=len(self._losses)
-        )
+        """Hand over, and say which parameters no task reaches."""
+        scores = self.scores(root)
         if scores.unreached:
             warnings.warn(
                 f"parameters: {len(scores.unreached)} of {len(self._keys)} are reached by no task's loss and are left "
-                "out of "
-                f"scoring and pruning: {', '.join(scores.unreached)}",
+                f"out of scoring and pruning: {', '.join(scores.unreached)}",
                 stacklevel=3,
             )
         return scores
+
+    def scores(self, root: nn.Module, *, strict: bool = True) -> TaskScores:
+        """Apply the per-layer step, and hand over; unless strict, without the tasks that reach nothing."""
+        tables: dict[str, dict[ParameterKey, Tensor]] = {}
+        for task, sums in self.by_task.items():
+            if sums or strict:
+                tables[task] = {self._keys[index]: self._per_layer(index, sums[index]) for index in sorted(sums)}
+        return TaskScores(root, tables, parameters=self._keys, criterion=self._rule.name, num_batches=len(self._losses))
 
     def _per_layer(self, index: int, score: Tensor) -> Tensor:
         step = self._rule.per_layer
@@ -210,7 +257,7 @@ class _Sums:
         for number, (losses, peaks) in enumerate(zip(self._losses, self._peaks, strict=True)):
             for task, loss in losses.items():
                 if not bool(loss.isfinite().all()):
-                    raise ValueError(
+                    raise NonFiniteError(
                         f"losses: every loss must be finite, found {loss.item()} for task {task!r} in batch {number}; "
                         "check the batch's "
                         "labels, masks without valid pixels, or the precision"
@@ -221,7 +268,7 @@ class _Sums:
     def _check_peaks(self, task: str, number: int, indices: Sequence[int], peaks: Tensor) -> None:
         for index, good in zip(indices, peaks.isfinite().all(1).tolist(), strict=True):
             if not good:
-                raise ValueError(
+                raise NonFiniteError(
                     f"losses: every score must be finite, found NaN or infinity for task {task!r}, batch {number}, "
                     "parameter "
                     f"{self._names[index]} (criterion {self._rule.name!r}); check for a division by zero, a square "

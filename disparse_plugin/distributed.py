@@ -1,0 +1,116 @@
+"""Decide alike on all ranks of ``torch.distributed``: share failures, add up scores, compare decisions.
+
+Everything here does nothing without an initialised process group of two or more ranks. With one, every rank has to make
+the same calls. A rank that fails on its own tells the others before it raises, so that all raise and none waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def several_ranks() -> bool:
+    """Tell whether there is a process group of two or more ranks.
+
+    Example:
+        >>> several_ranks()
+        False
+    """
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Run a block that may fail on some ranks, and then fail on all.
+
+    The block itself must not communicate. The rank that failed raises its own error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RuntimeError: On the other ranks, with the first failed rank and its message.
+    """
+    if not several_ranks():
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        _gather(f"{type(error).__name__}: {error}")
+        raise
+    for rank, failure in enumerate(_gather(None)):
+        if failure is not None:
+            raise RuntimeError(f"distributed: all ranks must succeed, found that rank {rank} failed with {failure}")
+
+
+def on_any_rank(flag: bool) -> bool:
+    """Tell whether a flag is set on at least one rank."""
+    return any(_gather(flag)) if several_ranks() else flag
+
+
+def check_same(argument: str, value: Any, advice: str) -> None:
+    """Check that all ranks hold the same value.
+
+    Args:
+        argument: What it is, for the message.
+        value: Anything that can be pickled and compared.
+        advice: What to do about a difference.
+
+    Raises:
+        ValueError: On all ranks, if they differ.
+    """
+    if several_ranks():
+        values = _gather(value)
+        if any(other != values[0] for other in values):
+            raise ValueError(f"{argument}: must be the same on all ranks, found {values}; {advice}")
+
+
+def check_same_tensors(argument: str, tensors: Sequence[Tensor], advice: str) -> None:
+    """Check by a digest that all ranks hold the same bool tensors.
+
+    Raises:
+        ValueError: On all ranks, if they differ.
+    """
+    if several_ranks():
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        check_same(argument, digest.hexdigest()[:16], advice)
+
+
+def add_up(sums: MutableMapping[str, dict[int, Tensor]], zeros: Callable[[int], Tensor], summed: bool) -> None:
+    """Add the scores of all ranks, in place. A task or parameter that only some ranks have seen counts as 0 elsewhere.
+
+    Args:
+        sums: Scores by task and index of the parameter; the order of the tasks becomes that of the first rank.
+        zeros: Makes a score of zeros for the parameter of an index.
+        summed: Whether scores add up over batches. Those that do not (magnitudes) are taken from a rank that has them.
+    """
+    if not several_ranks():
+        return
+    seen: list[dict[str, list[int]]] = _gather({task: sorted(rows) for task, rows in sums.items()})
+    for task in dict.fromkeys(task for table in seen for task in table):
+        rows = sums.pop(task, {})
+        sums[task] = rows
+        for index in sorted({index for table in seen for index in table.get(task, ())}):
+            everywhere = all(index in table.get(task, ()) for table in seen)
+            if index in rows:
+                rows[index] = rows[index].contiguous()
+            else:
+                rows[index] = zeros(index) if summed else zeros(index).fill_(-torch.inf)
+            if summed or not everywhere:
+                dist.all_reduce(rows[index], op=dist.ReduceOp.SUM if summed else dist.ReduceOp.MAX)
+
+
+def _gather(value: Any) -> list[Any]:
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,166 @@
+"""The pruning method whose mask can change in place: one hook and one buffer per tensor, for good."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from .parameters import check_parameters, is_masked
+
+
+class DiSparseDynamic(prune.BasePruningMethod):
+    """Mask a tensor such that the mask can be rewritten later, to drop and to regrow entries.
+
+    The methods of ``torch.nn.utils.prune`` append one more hook and one more mask at every call and can only remove.
+    This one is applied once; :meth:`rewrite` then writes into the same buffer, so the Parameter, the optimizer, a
+    ``DistributedDataParallel`` wrapper and a compiled graph stay valid. ``prune.is_pruned``, ``prune.remove``,
+    ``weight_orig``, ``weight_mask`` and ``state_dict`` are as for every pruned module, and unlike there the parameters
+    keep their order, so that optimizer state saved by position still fits.
+
+    Example:
+        >>> layer = nn.Linear(3, 1)
+        >>> hook = DiSparseDynamic.apply(layer, "weight", torch.tensor([[True, False, True]]))
+        >>> hook.rewrite(layer, torch.tensor([[True, True, False]]))
+        >>> layer.weight_mask, bool(layer.weight[0, 1] == 0)
+        (tensor([[1., 1., 0.]]), True)
+        >>> prune.is_pruned(layer), prune.remove(layer, "weight") is layer
+        (True, True)
+    """
+
+    PRUNING_TYPE = "unstructured"
+
+    def __init__(self, mask: Tensor) -> None:
+        """Take the first mask.
+
+        Args:
+            mask: True (or 1) = keep; of the tensor's shape.
+        """
+        self._first: Tensor | None = mask
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the first mask where nothing was pruned before; called by torch when methods are chained."""
+        if self._first is None:
+            return default_mask
+        return default_mask * self._first.to(default_mask)
+
+    @classmethod
+    def apply(cls, module: nn.Module, name: str, mask: Tensor) -> Self:  # type: ignore[override]
+        """Put the hook on a tensor. Masks that torch's methods left on it are taken over: kept, with one hook.
+
+        Args:
+            module: The module.
+            name: The tensor's name in it, e.g. ``"weight"``.
+            mask: Which entries to keep, bool or 0/1, of the tensor's shape.
+
+        Returns:
+            The hook that is now on the module.
+
+        Raises:
+            TypeError: If ``mask`` is not a tensor.
+            ValueError: If its shape differs or it holds other values than 0 and 1, or the tensor cannot be pruned. The
+                module is as before.
+        """
+        check_parameters(module, [(module, name)])
+        shape = module._parameters[f"{name}_orig" if is_masked(module, name) else name].shape  # type: ignore[union-attr]
+        _check_mask(mask, shape)
+        hook = cls(mask)
+        hook._tensor_name = name
+        if is_masked(module, name):
+            _unhook(module, name)
+            buffer = module._buffers[f"{name}_mask"]
+            assert buffer is not None
+            buffer.copy_(hook.compute_mask(buffer, buffer.clone()))
+        else:
+            original = _rename(module, name, f"{name}_orig")
+            ones = torch.ones_like(original.detach(), memory_format=torch.contiguous_format)
+            module.register_buffer(f"{name}_mask", hook.compute_mask(original, ones))
+        hook._first = None  # one mask is enough: the buffer
+        module.register_forward_pre_hook(hook)
+        hook.refresh(module)
+        return hook
+
+    @classmethod
+    def find(cls, module: nn.Module, name: str) -> Self:
+        """Return the hook on a tensor.
+
+        Raises:
+            ValueError: If there is none, or another pruning method was applied on top of it.
+        """
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, cls) and hook._tensor_name == name and is_masked(module, name):
+                return hook
+        raise ValueError(
+            f"parameters: {type(module).__name__}.{name} must carry its DiSparseDynamic hook, found it gone (removed, "
+            "or another pruning method was applied on top); make a new scheduler"
+        )
+
+    def rewrite(self, module: nn.Module, mask: Tensor) -> None:
+        """Write a new mask in place. Entries that regrow start at 0; masked entries of ``weight_orig`` are 0 too.
+
+        Args:
+            module: The module that carries this hook.
+            mask: bool, of the tensor's shape, on its device; True = keep.
+        """
+        name: str = self._tensor_name
+        original, buffer = module._parameters[f"{name}_orig"], module._buffers[f"{name}_mask"]
+        assert original is not None
+        assert buffer is not None
+        with torch.no_grad():
+            original.masked_fill_(~(mask & (buffer != 0)), 0)
+            buffer.copy_(mask)
+        self.refresh(module)
+
+    def refresh(self, module: nn.Module) -> None:
+        """Bring the effective ``module.weight`` up to date for readers before the next forward.
+
+        It is a leaf, so that ``copy.deepcopy`` (an EMA) works until the next forward, and it asks for a gradient, which
+        it only ever gets from a parent that reads it without running the module; see :meth:`is_bypassed`.
+        """
+        effective: Tensor = self.apply_mask(module)  # type: ignore[no-untyped-call]
+        original = module._parameters[f"{self._tensor_name}_orig"]
+        assert original is not None
+        setattr(module, self._tensor_name, effective.detach().requires_grad_(original.requires_grad))
+
+    def is_bypassed(self, module: nn.Module) -> bool:
+        """Tell, after a backward, whether a parent reads ``module.weight`` directly: a gradient went to the copy."""
+        effective = module.__dict__.get(self._tensor_name)
+        return isinstance(effective, Tensor) and effective.is_leaf and effective.grad is not None
+
+    def remove(self, module: nn.Module) -> None:
+        """Make the pruning permanent, for ``prune.remove``; the parameter goes back to its place in the order."""
+        name: str = self._tensor_name
+        original, buffer = module._parameters[f"{name}_orig"], module._buffers.pop(f"{name}_mask")
+        assert original is not None
+        assert buffer is not None
+        original.data = original.data * buffer.to(original.dtype)
+        module.__dict__.pop(name, None)
+        _rename(module, f"{name}_orig", name)
+
+
+def _check_mask(mask: Tensor, shape: torch.Size) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: must be a tensor, found {type(mask).__name__}; True (or 1) keeps an entry")
+    if mask.shape != shape:
+        raise ValueError(f"mask: must have the tensor's shape {tuple(shape)}, found {tuple(mask.shape)}")
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("mask: must hold 0 and 1 only, found other values; pass scores to a one-shot method instead")
+
+
+def _rename(module: nn.Module, old: str, new: str) -> nn.Parameter:
+    """Rename a parameter without changing the order of the module's parameters."""
+    entries = list(module._parameters.items())
+    module._parameters.clear()
+    module._parameters.update({new if key == old else key: value for key, value in entries})
+    parameter = module._parameters[new]
+    assert parameter is not None
+    return parameter
+
+
+def _unhook(module: nn.Module, name: str) -> None:
+    """Take off the pruning hook of a tensor and leave its mask and its original values where they are."""
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if isinstance(hook, prune.BasePruningMethod) and hook._tensor_name == name:
+            del module._forward_pre_hooks[key]

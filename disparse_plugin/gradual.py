@@ -1,0 +1,179 @@
+"""Prune a network little by little while it trains, scoring it anew at each stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from . import arbiters
+from .amounts import count_to_prune
+from .arbiters import Arbiter
+from .criteria import Criterion, ScoreFunction, resolve
+from .distributed import check_same, check_same_tensors, failing_together
+from .gradients import Batch, TaskLosses
+from .initial_masks import present_mask
+from .live_masks import LiveMasks
+from .mask_scheduler import MaskScheduler
+from .parameters import ParameterKey, check_parameters, unwrap
+from .schedules import CubicSparsity, Schedule, check_steps, checked, describe
+from .step_scores import StepScores
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningStage:
+    """What one stage of gradual pruning did.
+
+    Attributes:
+        step: The number of completed optimizer steps.
+        sparsity: The share of all listed weights that is masked now.
+        pruned: For each layer, how many weights were newly masked.
+    """
+
+    step: int
+    sparsity: float
+    pruned: Mapping[str, int]
+
+
+class GradualPruning(MaskScheduler[PruningStage]):
+    """Reach a total sparsity in stages during training (iterative DiSparse).
+
+    At steps ``start_at, start_at + update_every, ..., stop_at`` the alive weights are scored on the batch of the step,
+    once per task, and the lowest agreement scores over all layers are masked until ``amount(step)`` of all weights is.
+    The default is the cubic schedule of automated gradual pruning (Zhu and Gupta, 2017). Masks change in place, and
+    masked weights are exactly 0, as with :class:`DiSparseScheduler`; none comes back.
+
+    ``joint(losses)`` with ``criterion="magnitude"`` is plain gradual magnitude pruning; with :meth:`prune_to` and a
+    :class:`~disparse_plugin.rewinding.RewindPoint` it is iterative magnitude pruning with rewinding (Frankle et al.,
+    ICML 2020).
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> def losses(model, x):
+        ...     out = model(x)
+        ...     return {"a": out[:, 0].square().mean(), "b": (out[:, 1] - 1).square().mean()}
+        >>> pruning = GradualPruning(net, optimizer, losses, amount=0.75, update_every=2, stop_at=8)
+        >>> for _ in range(8):
+        ...     batch = torch.randn(32, 8)
+        ...     optimizer.zero_grad()
+        ...     sum(losses(net, batch).values()).backward()
+        ...     optimizer.step()
+        ...     stage = pruning.step(batch)
+        >>> stage.step, stage.sparsity
+        (8, 0.75)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        losses: TaskLosses,
+        *,
+        amount: float | Schedule,
+        update_every: int = 100,
+        start_at: int = 0,
+        stop_at: int,
+        criterion: str | Criterion | ScoreFunction = "taylor",
+        arbiter: str | Arbiter = "unanimous",
+        parameters: Iterable[ParameterKey] | None = None,
+        grad_scaler: GradScaler | None = None,
+    ) -> None:
+        """Put hooks on the model; nothing is masked yet, but masks that are there stay.
+
+        Args:
+            model: The model; wrappers are looked through.
+            optimizer: What trains it; of a kind in :mod:`disparse_plugin.optimizer_state`.
+            losses: As in :class:`DiSparseScheduler`.
+            amount: The total sparsity at the end (a fraction), or a function from the step to the total sparsity.
+            update_every: Optimizer steps between stages.
+            start_at: The step of the first stage; at 0, the first stage is at ``update_every``.
+            stop_at: The step of the last stage.
+            criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`.
+            arbiter: How the tasks' percentiles are joined.
+            parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
+            grad_scaler: As in :class:`DiSparseScheduler`.
+
+        Raises:
+            TypeError: If an argument is of the wrong type, or the optimizer is not known.
+            ValueError: If a value is out of range or does not fit the model. The model is as before.
+        """
+        root = unwrap(model)
+        with failing_together():
+            self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
+            self._amount: Schedule = amount if callable(amount) else CubicSparsity(amount, stop_at, start_at)
+            self._start, self._arbiter, rule = start_at, arbiters.resolve(arbiter), resolve(criterion)
+            first = {key: present_mask(key) for key in check_parameters(root, parameters)}
+            settings = {
+                "update_every": update_every,
+                "start_at": start_at,
+                "stop_at": stop_at,
+                "amount": describe(amount),
+                "criterion": rule.name,
+                "arbiter": describe(arbiter),
+            }
+        check_same("settings", settings, "give all ranks the same options")
+        masks = LiveMasks(root, optimizer, first)
+        super().__init__(masks, optimizer, settings, first=start_at or min(update_every, stop_at))
+        self._root = root
+        self._scores = StepScores(model, losses, rule, masks, grad_scaler)
+
+    def prune_to(self, amount: float, *batches: Batch) -> PruningStage | None:
+        """Mask now, whatever the schedule says, until a total of ``amount`` is masked.
+
+        Args:
+            amount: A fraction (float) or count (int) of all listed weights, those already masked included.
+            *batches: What to score on.
+
+        Returns:
+            What was done; None if a ``GradScaler`` is used and gradients overflowed: call it again.
+
+        Raises:
+            TypeError: If ``amount`` is neither int nor float, or there is no batch.
+            ValueError: If ``amount`` is out of range, a loss or score is not finite, or more is to be masked than the
+                tasks in the batches reach. The model is as before.
+            RuntimeError: If another rank has failed.
+        """
+        if not batches:
+            raise TypeError("batches: at least one is needed to score on, found none")
+        with failing_together():
+            alive = self.masks.current()
+            total = sum(mask.numel() for mask in alive)
+            masked = total - sum(int(mask.sum()) for mask in alive)
+            count = count_to_prune(amount, total) - masked
+        new: Sequence[Tensor] = alive
+        if count > 0:
+            sums = self._scores.on(batches)
+            if sums is None:
+                return None
+            with failing_together():
+                keep = sums.scores(self._root, strict=False).masks(count, self._arbiter)
+                new = [keep.get(key, mask) for key, mask in zip(self.masks.keys, alive, strict=True)]
+            check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
+            self.masks.rewrite(new)
+        pruned = [int((before & ~after).sum()) for before, after in zip(alive, new, strict=True)]
+        sparsity = (masked + sum(pruned)) / total
+        return PruningStage(self.completed, sparsity, dict(zip(self.masks.names, pruned, strict=True)))
+
+    def _change(self, batches: Sequence[Batch]) -> PruningStage | None:
+        return self.prune_to(checked(self._amount, self.completed, "amount"), *batches)
+
+    def _following(self) -> int | None:
+        if self.completed >= self._stop:
+            return None
+        passed = (self.completed - self._start) // self._every
+        return min(self._start + (passed + 1) * self._every, self._stop)
+
+    def _needs_batches(self) -> bool:
+        return True
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"scores": self._scores.state_dict()}
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._scores.load_state_dict(state["scores"])

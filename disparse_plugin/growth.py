@@ -1,0 +1,182 @@
+"""Drop and grow inside one layer: the smallest alive weights go, those that a task strongly asks for come."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .arbiters import Arbiter, ignores_absent_tasks, unanimous
+from .cut import lowest_by_agreement
+from .highest import highest
+from .ranking import count_true, lowest, ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """The rule by which one layer exchanges weights.
+
+    Attributes:
+        fraction: Share of the alive weights that is dropped.
+        arbiter: How the tasks' percentiles become one wish.
+        tasks: All tasks; the order of the axis that a custom arbiter sees.
+        regrow_dropped: Whether a weight may be grown in the update that drops it.
+    """
+
+    fraction: float
+    arbiter: Arbiter
+    tasks: Sequence[str]
+    regrow_dropped: bool = False
+
+    def new_mask(self, weight: Tensor, alive: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
+        """Choose the layer's new mask.
+
+        Args:
+            weight: The layer's weight; masked entries may hold anything.
+            alive: bool, of the same shape.
+            scores: For each task that reaches the layer, its scores of the same shape. A task whose scores of all
+                candidates are zero asks for nothing and is left out.
+
+        Returns:
+            bool, of the same shape, with as many True as ``alive``. Equal to ``alive`` where no task asks for anything.
+        """
+        count = exchange_count(self.fraction, alive)
+        if count == 0:
+            return alive.clone()
+        dropped = smallest(weight, alive, count)
+        candidates = ~alive | dropped if self.regrow_dropped else ~alive
+        rows = {task: score for task, score in scores.items() if bool(((score != 0) & candidates).any())}
+        if not rows:
+            return alive.clone()
+        return (alive & ~dropped) | self._grown(rows, candidates, count)
+
+    def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, count: int) -> Tensor:
+        if self.arbiter is unanimous:
+            return wanted_by_any({task: row.masked_fill(~candidates, -torch.inf) for task, row in rows.items()}, count)
+        grown = torch.zeros_like(candidates)
+        chosen = most_wanted({task: row[candidates] for task, row in rows.items()}, self.tasks, self.arbiter, count)
+        grown[candidates] = chosen
+        return grown
+
+
+def exchange_count(fraction: float, alive: Tensor) -> int:
+    """Return how many weights a layer exchanges: a share of the alive, at most as many as are masked.
+
+    So a dense layer exchanges nothing, and no layer gets denser or sparser.
+
+    Args:
+        fraction: The share.
+        alive: bool, the layer's mask.
+
+    Example:
+        >>> exchange_count(0.5, torch.tensor([True, True, True, False]))
+        1
+    """
+    kept = count_true(alive)
+    return min(round(fraction * kept), alive.numel() - kept)
+
+
+def smallest(weight: Tensor, alive: Tensor, count: int) -> Tensor:
+    """Mark the alive weights of the smallest magnitude; of equal ones the first in row-major order.
+
+    Args:
+        weight: Any shape.
+        alive: bool, same shape.
+        count: How many.
+
+    Returns:
+        bool, same shape, ``count`` True.
+
+    Example:
+        >>> smallest(torch.tensor([0.1, -3.0, 0.2, 2.0]), torch.tensor([False, True, True, True]), 2).tolist()
+        [False, False, True, True]
+    """
+    marked = torch.zeros_like(alive)
+    magnitudes = weight.detach()[alive].abs()
+    marked[alive] = lowest(magnitudes.float() if magnitudes.dtype != torch.float64 else magnitudes, count)
+    return marked
+
+
+def most_wanted(scores: Mapping[str, Tensor], tasks: Sequence[str], arbiter: Arbiter, count: int) -> Tensor:
+    """Mark the entries with the highest agreement scores.
+
+    Each task's scores become percentiles among the entries given; the arbiter joins them. With ``unanimous`` (the
+    largest percentile) this is the union of the tasks' own top sets at one common ratio, as in DiSparse's growth, but
+    the ratio is such that the union has exactly ``count`` entries.
+
+    Args:
+        scores: The entries' scores by task, 1-D; tasks that do not reach them are left out.
+        tasks: All tasks.
+        arbiter: The reduction over tasks.
+        count: How many.
+
+    Returns:
+        bool, 1-D, ``count`` True.
+
+    Example:
+        >>> from disparse_plugin.arbiters import unanimous
+        >>> a, b = torch.tensor([9.0, 1.0, 2.0, 3.0]), torch.tensor([0.1, 0.9, 0.3, 0.2])
+        >>> most_wanted({"a": a, "b": b}, ["a", "b"], unanimous, 2).tolist()
+        [True, True, False, False]
+    """
+    size = next(iter(scores.values())).numel()
+    present = [task for task in tasks if task in scores] if ignores_absent_tasks(arbiter) else tasks
+    return ~lowest_by_agreement([scores], present, arbiter, size - count)[0]
+
+
+def wanted_by_any(scores: Mapping[str, Tensor], count: int) -> Tensor:
+    """Mark what :func:`most_wanted` marks with the arbiter ``unanimous``, without ranking all entries.
+
+    A marked entry is among the ``count`` highest of some task, because those of one task alone would be enough. So each
+    task's highest ``count`` are ranked among themselves, and all others stay behind.
+
+    Args:
+        scores: The entries' scores by task, any shape; -inf where an entry must not be marked.
+        count: How many.
+
+    Returns:
+        bool, of the same shape, ``count`` True.
+
+    Example:
+        >>> a, b = torch.tensor([9.0, 1.0, 2.0, 3.0]), torch.tensor([0.1, 0.9, 0.3, 0.2])
+        >>> wanted_by_any({"a": a, "b": b}, 2).tolist()
+        [True, True, False, False]
+    """
+    like = next(iter(scores.values()))
+    best = torch.zeros(like.numel(), dtype=torch.float64, device=like.device)
+    for score in scores.values():
+        flat = score.reshape(-1)
+        top = highest(flat, count)
+        best[top] = torch.maximum(best[top], ranks(flat[top]).double() + 1)
+    wanted = best.nonzero().flatten()
+    marked = torch.zeros(like.numel(), dtype=torch.bool, device=like.device)
+    marked[wanted[highest(best[wanted], count)]] = True
+    return marked.reshape(like.shape)
+
+
+def random_scores(masks: Sequence[Tensor], generator: torch.Generator) -> list[dict[str, Tensor]]:
+    """Draw a score for every entry, as the growth of SET (Mocanu et al., 2018); the same on any device.
+
+    Args:
+        masks: One tensor for every layer, for its shape and device.
+        generator: A CPU generator.
+
+    Returns:
+        One task, ``"random"``, for each layer; values in (0, 1].
+    """
+    return [{"random": (1 - torch.rand(mask.shape, generator=generator)).to(mask.device)} for mask in masks]
+
+
+def random_mask(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw a mask with ``count`` True, uniformly; bool, of the shape and on the device of ``like``.
+
+    Example:
+        >>> int(random_mask(torch.zeros(4, 5), 7, torch.Generator().manual_seed(0)).sum())
+        7
+    """
+    order = torch.randperm(like.numel(), generator=generator)
+    mask = torch.zeros(like.numel(), dtype=torch.bool)
+    mask[order[:count]] = True
+    return mask.reshape(like.shape).to(like.device)

@@ -1,0 +1,131 @@
+"""The masks that sparse training starts from: how many weights of each layer, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .amounts import count_to_prune
+from .densities import layer_counts
+from .growth import random_mask
+from .parameters import ParameterKey, alive_mask, is_masked, stored
+
+EXISTING = "existing"
+
+
+def initial_masks(
+    keys: Sequence[ParameterKey],
+    names: Sequence[str],
+    amount: float | None,
+    distribution: str | Mapping[ParameterKey | str, float],
+    exempt: Iterable[nn.Module | str],
+    generator: torch.Generator,
+) -> dict[int, Tensor]:
+    """Choose a first mask for every layer that is not exempt.
+
+    Args:
+        keys: The ``(module, name)`` pairs.
+        names: Their qualified names.
+        amount: How much of all of them is pruned; None if the distribution says it.
+        distribution: ``"erk"``, ``"uniform"``, ``"existing"`` (the masks that are on the model), or densities by pair
+            or qualified name.
+        exempt: Modules (with everything inside) or qualified names that stay dense.
+        generator: Draws which weights of a layer stay.
+
+    Returns:
+        bool masks by index.
+
+    Raises:
+        TypeError: As :func:`~disparse_plugin.densities.layer_counts`.
+        ValueError: As :func:`~disparse_plugin.densities.layer_counts`; if a layer is unknown, ``amount`` is missing or
+            contradicts the distribution, or the model carries masks already.
+    """
+    dense = _exempt_indices(keys, names, exempt)
+    total = sum(stored(*key).numel() for key in keys)
+    if distribution == EXISTING:
+        masks = {index: present_mask(key) for index, key in enumerate(keys) if index not in dense}
+        pruned = sum(mask.numel() - int(mask.sum()) for mask in masks.values())
+        if amount is not None and count_to_prune(amount, total) != pruned:
+            raise ValueError(
+                f"amount: must be left out with distribution='existing' or fit the masks, found {amount} with "
+                f"{pruned} of {total} entries masked"
+            )
+        return masks
+    _check_unmasked(keys, names)
+    shapes = [tuple(stored(*key).shape) for key in keys]
+    wanted = distribution if isinstance(distribution, str) else _by_index(keys, names, distribution)
+    counts = layer_counts(shapes, _total_amount(amount, shapes, wanted, dense), wanted, dense)
+    return {
+        index: random_mask(stored(*key), counts[index], generator)
+        for index, key in enumerate(keys)
+        if index not in dense
+    }
+
+
+def _exempt_indices(
+    keys: Sequence[ParameterKey], names: Sequence[str], exempt: Iterable[nn.Module | str]
+) -> frozenset[int]:
+    found: set[int] = set()
+    for entry in exempt:
+        inside = set(entry.modules()) if isinstance(entry, nn.Module) else set()
+        matches = {
+            i for i, (key, name) in enumerate(zip(keys, names, strict=True)) if key[0] in inside or name == entry
+        }
+        if not matches:
+            what = repr(entry) if isinstance(entry, str) else type(entry).__name__
+            raise ValueError(
+                f"exempt: every entry must be a module with prunable weights or one of their names, found {what}; the "
+                f"names are {', '.join(names)}"
+            )
+        found |= matches
+    return frozenset(found)
+
+
+def _by_index(
+    keys: Sequence[ParameterKey], names: Sequence[str], densities: Mapping[ParameterKey | str, float]
+) -> dict[int, float]:
+    places: dict[ParameterKey | str, int] = {key: index for index, key in enumerate(keys)}
+    places.update({name: index for index, name in enumerate(names)})
+    unknown = [entry for entry in densities if entry not in places]
+    if unknown:
+        raise ValueError(
+            f"distribution: every key must be a (module, name) pair or a qualified name, found {unknown[0]!r}; the "
+            f"names are {', '.join(names)}"
+        )
+    return {places[entry]: density for entry, density in densities.items()}
+
+
+def _total_amount(
+    amount: float | None,
+    shapes: Sequence[tuple[int, ...]],
+    distribution: str | Mapping[int, float],
+    dense: frozenset[int],
+) -> float:
+    if amount is not None:
+        return amount
+    if isinstance(distribution, str) or len(distribution.keys() | dense) < len(shapes):
+        raise ValueError(
+            "amount: must say how much is pruned, found None; leave it out only with distribution='existing' or a "
+            "density for every layer"
+        )
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    return sum(sizes) - sum(
+        size if index in dense else round(distribution[index] * size) for index, size in enumerate(sizes)
+    )
+
+
+def present_mask(key: ParameterKey) -> Tensor:
+    """Return the mask that a parameter carries, bool; all True if it carries none."""
+    mask = alive_mask(*key)
+    return torch.ones_like(stored(*key), dtype=torch.bool) if mask is None else mask
+
+
+def _check_unmasked(keys: Sequence[ParameterKey], names: Sequence[str]) -> None:
+    masked = [name for key, name in zip(keys, names, strict=True) if is_masked(*key)]
+    if masked:
+        raise ValueError(
+            f"distribution: the model must not carry masks yet, found {len(masked)} pruned parameters (first: "
+            f"{masked[0]}); pass distribution='existing' to go on from its masks, or remove them with prune.remove"
+        )

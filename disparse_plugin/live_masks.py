@@ -1,0 +1,150 @@
+"""The masks of a model in training: read, rewritten in place together with weights and optimizer state, stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .distributed import check_same_tensors, failing_together
+from .dynamic_method import DiSparseDynamic
+from .optimizer_state import check_optimizer, forget
+from .parameters import ParameterKey, qualified_names, stored
+
+
+class LiveMasks:
+    """One mask per listed parameter, each changed in place.
+
+    Attributes:
+        keys: The ``(module, name)`` pairs.
+        names: Their qualified names.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Mapping[ParameterKey, Tensor]) -> None:
+        """Check everything, then mask the parameters.
+
+        Args:
+            model: The model, unwrapped.
+            optimizer: What trains it.
+            masks: The first masks, bool.
+
+        Raises:
+            TypeError: If the optimizer is not known; see :func:`~disparse_plugin.optimizer_state.check_optimizer`.
+            ValueError: If the optimizer does not train a parameter, or the masks differ between ranks.
+        """
+        self.keys: Sequence[ParameterKey] = tuple(masks)
+        self.names = qualified_names(model, self.keys)
+        self._optimizer = optimizer
+        with failing_together():
+            check_optimizer(optimizer, dict(zip(self.names, self.parameters(), strict=True)))
+        check_same_tensors("masks", list(masks.values()), "give all ranks the same seed and the same model")
+        for (module, name), mask in masks.items():
+            DiSparseDynamic.apply(module, name, mask)
+        self.rewrite(list(masks.values()))
+        self._alive = self._count()
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trained parameters behind the masks."""
+        return [stored(*key) for key in self.keys]
+
+    def current(self) -> list[Tensor]:
+        """Return the masks, bool; copies.
+
+        Raises:
+            ValueError: If a parameter lost its hook, or its mask was changed by something else; or as
+                :func:`~disparse_plugin.optimizer_state.check_optimizer`.
+        """
+        self._hooks()
+        check_optimizer(self._optimizer, dict(zip(self.names, self.parameters(), strict=True)))
+        if self._count() != self._alive:
+            raise ValueError(
+                "masks: must be changed by their scheduler only, found another number of alive entries than after its "
+                "last change; load the scheduler's state together with the model's"
+            )
+        return self._read()
+
+    def check_used(self) -> None:
+        """Check, after a backward, that the masked weights are those that the model computes with.
+
+        Raises:
+            ValueError: If a parent reads a weight directly, so that its mask is never applied.
+        """
+        for hook, (module, _), name in zip(self._hooks(), self.keys, self.names, strict=True):
+            if hook.is_bypassed(module):
+                raise ValueError(
+                    f"parameters: {name} must be used by its own module's forward, found that a parent reads it "
+                    f"directly ({type(module).__name__}.forward never ran, as in nn.MultiheadAttention), so its mask "
+                    "is never applied; leave it out: parameters=prunable_parameters(model, exclude=[that module])"
+                )
+
+    def rewrite(self, masks: Sequence[Tensor]) -> None:
+        """Write new masks in place.
+
+        What was masked before or is masked now becomes 0, in the weights and in the optimizer's moments: so weights
+        that regrow start afresh, and masked ones have nothing that could make them drift.
+
+        Args:
+            masks: bool, one per parameter.
+        """
+        for hook, key, old, new in zip(self._hooks(), self.keys, self._read(), masks, strict=True):
+            forget(self._optimizer, stored(*key), ~(old & new))
+            hook.rewrite(key[0], new)
+        self._alive = self._count()
+
+    def restore(self, masks: Sequence[Tensor]) -> None:
+        """Write masks of an earlier run in place; weights and moments that are alive in them are not touched.
+
+        Args:
+            masks: bool, one per parameter.
+        """
+        with torch.no_grad():
+            for key, mask in zip(self.keys, masks, strict=True):
+                self._buffer(key).copy_(mask)
+        self.rewrite(masks)
+
+    def packed(self) -> dict[str, Tensor]:
+        """Return the masks as bits by qualified name, uint8, on the CPU."""
+        return {
+            name: torch.from_numpy(np.packbits(mask.cpu().contiguous().numpy().reshape(-1)))
+            for name, mask in zip(self.names, self._read(), strict=True)
+        }
+
+    def unpacked(self, packed: Mapping[str, Tensor]) -> list[Tensor]:
+        """Turn what :meth:`packed` returned into bool masks of the parameters' shapes.
+
+        Raises:
+            ValueError: If the names or sizes do not fit.
+        """
+        if tuple(packed) != self.names:
+            raise ValueError(
+                f"state_dict: must have masks for {', '.join(self.names)}, found {', '.join(packed)}; build the "
+                "scheduler for the same model with the same options first"
+            )
+        masks = []
+        for name, parameter in zip(self.names, self.parameters(), strict=True):
+            if packed[name].numel() != -(-parameter.numel() // 8):
+                raise ValueError(
+                    f"state_dict: the mask of {name} must be for shape {tuple(parameter.shape)}, found "
+                    f"{packed[name].numel()} bytes"
+                )
+            bits = np.unpackbits(packed[name].cpu().numpy(), count=parameter.numel()).astype(bool)
+            masks.append(torch.from_numpy(bits).reshape(parameter.shape).to(parameter.device))
+        return masks
+
+    def _hooks(self) -> list[DiSparseDynamic]:
+        return [DiSparseDynamic.find(*key) for key in self.keys]
+
+    def _read(self) -> list[Tensor]:
+        return [self._buffer(key) != 0 for key in self.keys]
+
+    def _count(self) -> int:
+        return sum(int(self._buffer(key).count_nonzero()) for key in self.keys)
+
+    @staticmethod
+    def _buffer(key: ParameterKey) -> Tensor:
+        mask = key[0]._buffers[f"{key[1]}_mask"]
+        assert mask is not None
+        return mask

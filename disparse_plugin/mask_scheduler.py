@@ -1,0 +1,135 @@
+"""What schedulers of masks share: counting optimizer steps, knowing when it is time, and going on after a stop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from torch.optim import Optimizer
+
+from .completed_steps import CompletedSteps
+from .gradients import Batch
+from .live_masks import LiveMasks
+
+_Report = TypeVar("_Report")
+
+
+class MaskScheduler(ABC, Generic[_Report]):
+    """Change masks every so many completed optimizer steps.
+
+    Attributes:
+        completed: Number of completed optimizer steps.
+        masks: The masks, with ``keys`` and ``names`` of the masked parameters.
+    """
+
+    def __init__(self, masks: LiveMasks, optimizer: Optimizer, settings: Mapping[str, Any], first: int | None) -> None:
+        """Start counting.
+
+        Args:
+            masks: The masks.
+            optimizer: Whose steps count.
+            settings: Everything that a run must have in common with the one that it goes on from; plain values.
+            first: The step of the first change, or None if there is none.
+        """
+        self.masks = masks
+        self.completed = 0
+        self._next = first
+        self._settings = dict(settings)
+        self._steps = CompletedSteps(optimizer)
+
+    def step(self, *batches: Batch) -> _Report | None:
+        """Call once after every optimizer step; changes the masks when it is time.
+
+        A call without an optimizer step since the last one (a step that ``GradScaler`` skipped, a micro-batch of an
+        accumulated step) does nothing.
+
+        Args:
+            *batches: The batch of the step; several if its gradient was accumulated over several. They are passed to
+                ``losses`` one by one, and their scores are added up.
+
+        Returns:
+            What was done, or None if it was not time.
+
+        Raises:
+            TypeError: If there is no batch.
+            ValueError: If a loss or a score is not finite, a weight is not used by its own module, or something else
+                changed the masks. The model is as before.
+            RuntimeError: If another rank has failed.
+        """
+        if not batches and self._needs_batches():
+            raise TypeError("batch: step() needs the batch of the optimizer step, found none; call step(batch)")
+        done = self._steps.take()
+        if done and not self.completed:
+            self.masks.check_used()
+        self.completed += done
+        if not done or self._next is None or self.completed < self._next:
+            return None
+        report = self._change(batches)
+        if report is not None:
+            self._next = self._following()
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides how the run goes on: step, masks (as bits), random state, settings.
+
+        Save it together with the states of the model and the optimizer; see
+        :func:`disparse_plugin.sparse_training.save_checkpoint`.
+
+        Returns:
+            A dict of tensors and plain values that ``torch.load(weights_only=True)`` reads.
+        """
+        return {
+            "completed": self.completed,
+            "waiting": self._steps.waiting,
+            "next": self._next,
+            "masks": self.masks.packed(),
+            "settings": dict(self._settings),
+            "own": self._own_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of a scheduler with the same options for the same model.
+
+        Build the model, the optimizer and the scheduler first; then load the three states, in any order.
+
+        Args:
+            state: What :meth:`state_dict` returned.
+
+        Raises:
+            KeyError: If it is not a state of this class.
+            ValueError: If the options or the model differ. Nothing is changed.
+        """
+        saved = state["settings"]
+        different = [
+            f"{option} {value!r} (saved: {saved.get(option)!r})"
+            for option, value in self._settings.items()
+            if saved.get(option) != value
+        ]
+        if different:
+            raise ValueError(
+                f"state_dict: must be of a scheduler with the same options, found other {', '.join(different)}; build "
+                "the scheduler as it was built"
+            )
+        masks = self.masks.unpacked(state["masks"])
+        self._load_own_state(state["own"])
+        self.masks.restore(masks)
+        self.completed, self._next = int(state["completed"]), state["next"]
+        self._steps.waiting = int(state["waiting"])
+
+    @abstractmethod
+    def _change(self, batches: Sequence[Batch]) -> _Report | None:
+        """Change the masks; None puts it off to the next step."""
+
+    @abstractmethod
+    def _following(self) -> int | None:
+        """Return the step of the next change, or None if there is none."""
+
+    @abstractmethod
+    def _needs_batches(self) -> bool: ...
+
+    @abstractmethod
+    def _own_state(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _load_own_state(self, state: Mapping[str, Any]) -> None: ...

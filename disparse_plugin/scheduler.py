@@ -1,0 +1,201 @@
+"""Dynamic sparse training: drop the smallest weights, grow those that a task strongly asks for, at a constant count."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from . import arbiters
+from .arbiters import Arbiter
+from .criteria import Criterion, ScoreFunction, resolve
+from .distributed import check_same, check_same_tensors, failing_together
+from .gradients import Batch, TaskLosses
+from .growth import Exchange, exchange_count, random_scores
+from .initial_masks import initial_masks
+from .live_masks import LiveMasks
+from .mask_scheduler import MaskScheduler
+from .parameters import ParameterKey, check_parameters, qualified_names, unwrap
+from .schedules import CosineDecay, Schedule, check_steps, checked, describe
+from .step_scores import StepScores, check_growth_criterion
+
+RANDOM = "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskUpdate:
+    """What one update did.
+
+    Attributes:
+        step: The number of completed optimizer steps.
+        drop_fraction: The share of each layer's alive weights that was to be exchanged.
+        exchanged: For each layer, how many weights were dropped, and as many grown.
+    """
+
+    step: int
+    drop_fraction: float
+    exchanged: Mapping[str, int]
+
+
+class DiSparseScheduler(MaskScheduler[MaskUpdate]):
+    """Train a sparse network and let it move its weights to where any task wants them (DiSparse dynamic).
+
+    Every ``update_every`` optimizer steps, in each layer l with ``a_l`` alive of ``n_l`` weights::
+
+        k_l     = min(round(f_t * a_l), n_l - a_l)       f_t = drop_fraction / 2 * (1 + cos(pi * t / stop_at))
+        dropped = the k_l alive weights with the smallest abs(w)
+        grown   = the k_l masked weights with the highest arbiter over tasks of percentile of abs(dL_task/dw)
+
+    The gradients are those of the sparse network that is trained, on the batch of the step, from one forward and one
+    backward per task; the percentiles of a task are among the layer's masked weights. Weights that are dropped in an
+    update cannot grow in it. The number of alive weights of each layer never changes. (Sun et al., CVPR 2022, dynamic
+    setting; Evci et al., ICML 2020, for one task.)
+
+    Masks, weights and optimizer moments change in place: modules, Parameters, the optimizer, wrappers and compiled
+    graphs stay. Masked weights are exactly 0 and stay so; regrown ones start at 0 with fresh moments.
+
+    Special cases: ``joint(losses)`` in place of ``losses`` is RigL, ``criterion="random"`` is SET, ``drop_fraction=0``
+    is static sparse training.
+
+    Under ``torch.distributed``, make it and call :meth:`step` on every rank; the ranks' scores are added up and all
+    make the same masks. An EMA (``AveragedModel``) is to be made after the scheduler and before the next forward.
+
+    Attributes:
+        completed: Number of completed optimizer steps.
+        masks: The masks, with ``keys`` and ``names`` of the masked parameters.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        >>> def losses(model, x):
+        ...     out = model(x)
+        ...     return {"a": out[:, 0].square().mean(), "b": (out[:, 1] - 1).square().mean()}
+        >>> scheduler = DiSparseScheduler(net, optimizer, losses, amount=0.75, update_every=2, stop_at=8)
+        >>> for _ in range(4):
+        ...     batch = torch.randn(32, 8)
+        ...     optimizer.zero_grad()
+        ...     sum(losses(net, batch).values()).backward()
+        ...     optimizer.step()
+        ...     update = scheduler.step(batch)
+        >>> update.step, sum(int(layer.weight_mask.sum()) for layer in (net[0], net[2]))
+        (4, 40)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        losses: TaskLosses,
+        *,
+        amount: float | None = None,
+        distribution: str | Mapping[ParameterKey | str, float] = "erk",
+        drop_fraction: float | Schedule = 0.5,
+        update_every: int = 100,
+        stop_at: int,
+        criterion: str | Criterion | ScoreFunction = "gradient",
+        arbiter: str | Arbiter = "unanimous",
+        parameters: Iterable[ParameterKey] | None = None,
+        exempt: Iterable[nn.Module | str] = (),
+        regrow_dropped: bool = False,
+        grad_scaler: GradScaler | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Mask the model.
+
+        Args:
+            model: The model, dense or (with ``distribution="existing"``) pruned; wrappers are looked through.
+            optimizer: What trains it; of a kind in :mod:`disparse_plugin.optimizer_state`.
+            losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. Batches may miss
+                tasks; a layer that no task of an update reaches stays as it is.
+            amount: How much of the weights is pruned: a fraction (float) or a count (int).
+            distribution: ``"erk"``, ``"uniform"``, densities by pair or qualified name (layers without one share what
+                is left by ERK), or ``"existing"`` for the masks that are on the model; see
+                :mod:`disparse_plugin.densities`. Which weights of a layer stay at first is random.
+            drop_fraction: The share to exchange at step 0, decaying by a cosine; or a function of the step.
+            update_every: Optimizer steps between updates.
+            stop_at: No update from this step on; three quarters of the training is usual.
+            criterion: What a task asks for: a criterion that tells masked weights apart by their gradient, or
+                ``"random"``.
+            arbiter: How the tasks' wishes are joined.
+            parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
+            exempt: Modules or qualified names that stay dense and count in the total.
+            regrow_dropped: Whether a weight may be grown in the update that drops it, as in RigL's own code.
+            grad_scaler: Scale the losses as training does, so that half precision gradients neither vanish nor
+                overflow; an update whose gradients overflow is put off to the next step.
+            seed: For the first masks and ``criterion="random"``.
+
+        Raises:
+            TypeError: If an argument is of the wrong type, or the optimizer is not known.
+            ValueError: If a value is out of range or does not fit the model. The model is as before.
+        """
+        root = unwrap(model)
+        self._generator = torch.Generator().manual_seed(seed)
+        with failing_together():
+            self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
+            self._fraction: Schedule = drop_fraction if callable(drop_fraction) else CosineDecay(drop_fraction, stop_at)
+            self._arbiter, self._regrow = arbiters.resolve(arbiter), regrow_dropped
+            rule = None if criterion == RANDOM else check_growth_criterion(resolve(criterion))
+            keys = check_parameters(root, parameters)
+            first = initial_masks(keys, qualified_names(root, keys), amount, distribution, exempt, self._generator)
+            settings = {
+                "alive": [int(mask.sum()) for mask in first.values()],
+                "update_every": update_every,
+                "stop_at": stop_at,
+                "drop_fraction": describe(drop_fraction),
+                "criterion": RANDOM if rule is None else rule.name,
+                "arbiter": describe(arbiter),
+                "regrow_dropped": regrow_dropped,
+            }
+        check_same("settings", settings, "give all ranks the same options")
+        masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()})
+        super().__init__(masks, optimizer, settings, first=update_every if update_every < stop_at else None)
+        self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler)
+
+    def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:
+        with failing_together():
+            fraction = checked(self._fraction, self.completed, "drop_fraction")
+            alive = self.masks.current()
+        new = alive
+        if any(exchange_count(fraction, mask) for mask in alive):
+            chosen = self._exchanged(batches, alive, fraction)
+            if chosen is None:
+                return None
+            new = chosen
+            check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
+            self.masks.rewrite(new)
+        exchanged = [int((after & ~before).sum()) for before, after in zip(alive, new, strict=True)]
+        return MaskUpdate(self.completed, fraction, dict(zip(self.masks.names, exchanged, strict=True)))
+
+    def _exchanged(self, batches: Sequence[Batch], alive: Sequence[Tensor], fraction: float) -> list[Tensor] | None:
+        tasks: tuple[str, ...]
+        if self._scores is None:
+            rows, tasks = random_scores(alive, self._generator), (RANDOM,)
+        else:
+            sums = self._scores.on(batches)
+            if sums is None:
+                return None
+            rows, tasks = sums.by_parameter(), self._scores.tasks
+        exchange = Exchange(fraction, self._arbiter, tasks, self._regrow)
+        with failing_together():
+            return [exchange.new_mask(*layer) for layer in zip(self.masks.parameters(), alive, rows, strict=True)]
+
+    def _following(self) -> int | None:
+        following = (self.completed // self._every + 1) * self._every
+        return following if following < self._stop else None
+
+    def _needs_batches(self) -> bool:
+        return self._scores is not None
+
+    def _own_state(self) -> dict[str, Any]:
+        scores = {} if self._scores is None else self._scores.state_dict()
+        return {"generator": self._generator.get_state(), "scores": scores}
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._generator.set_state(state["generator"].cpu())
+        if self._scores is not None:
+            self._scores.load_state_dict(state["scores"])

@@ -1,0 +1,116 @@
+"""What each task says of all weights, masked ones included, on the batches of one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from .criteria import Criterion
+from .distributed import failing_together, on_any_rank
+from .gradients import Batch, TaskLosses
+from .live_masks import LiveMasks
+from .scoring import NonFiniteError, ScoreSums
+
+# How often an update whose half precision gradients overflow is put off, the loss scale halved each time.
+PATIENCE = 24
+
+
+class StepScores:
+    """Scores of the masked parameters, from one forward and one backward per task and batch.
+
+    The modules compute with ``mask * weight``, so the gradient with respect to that product is dense: at a masked place
+    it tells how the loss of the sparse network would change if the weight came back.
+
+    Attributes:
+        tasks: All tasks seen so far, in the order in which they were seen.
+    """
+
+    def __init__(
+        self, model: nn.Module, losses: TaskLosses, rule: Criterion, masks: LiveMasks, grad_scaler: GradScaler | None
+    ) -> None:
+        """Remember what to score.
+
+        Args:
+            model: The model, as the caller has it.
+            losses: As in :func:`~disparse_plugin.score_tasks`.
+            rule: The criterion.
+            masks: The masked parameters.
+            grad_scaler: Scales the losses, or None.
+        """
+        self._model = model
+        self._losses = losses
+        self._rule = rule
+        self._masks = masks
+        self._scaler = grad_scaler
+        self._put_off = 0
+        self.tasks: tuple[str, ...] = ()
+
+    def on(self, batches: Sequence[Batch]) -> ScoreSums | None:
+        """Score on the batches of all ranks; the model is left as it was found.
+
+        Args:
+            batches: The batches of this rank.
+
+        Returns:
+            The sums; None if a gradient overflowed and it is to be tried again at the next step.
+
+        Raises:
+            ValueError: If a loss or a score is not finite (without a ``GradScaler``, or again and again with one), or
+                the ranks have different numbers of batches.
+            RuntimeError: If another rank has failed.
+        """
+        sums = ScoreSums(self._masks.keys, self._masks.names, self._rule)
+        overflow = False
+        with failing_together():
+            try:
+                sums.add_batches(self._model, self._scaled, batches, same_tasks=False)
+            except NonFiniteError:
+                if self._scaler is None or self._put_off >= PATIENCE:
+                    raise
+                overflow = True
+        if on_any_rank(overflow):
+            self._put_off += 1
+            return None
+        self._put_off = 0
+        sums.add_ranks()
+        self.tasks = tuple(dict.fromkeys([*self.tasks, *sums.by_task]))
+        return sums
+
+    def _scaled(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        losses = self._losses(model, batch)
+        if self._scaler is None or not self._scaler.is_enabled() or not isinstance(losses, Mapping):
+            return losses
+        scale = self._scaler.get_scale() / 2**self._put_off
+        return {task: loss * scale if isinstance(loss, Tensor) else loss for task, loss in losses.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tasks seen and how often the present update was put off."""
+        return {"tasks": list(self.tasks), "put_off": self._put_off}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.tasks, self._put_off = tuple(state["tasks"]), int(state["put_off"])
+
+
+def check_growth_criterion(rule: Criterion) -> Criterion:
+    """Refuse a criterion that gives all masked weights the same score, because they are 0.
+
+    Raises:
+        ValueError: If it does.
+
+    Example:
+        >>> from disparse_plugin.criteria import resolve
+        >>> check_growth_criterion(resolve("gradient")).name
+        'gradient'
+    """
+    scores = rule.score(torch.zeros(4), torch.tensor([0.5, -2.0, 1.0, 3.0]))
+    if bool((scores == scores.reshape(-1)[0]).all()):
+        raise ValueError(
+            f"criterion: must tell masked weights apart by their gradient, found {rule.name!r}, which is the same for "
+            "all weights that are 0; use 'gradient' or 'random'"
+        )
+    return rule

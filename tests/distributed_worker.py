@@ -1,0 +1,155 @@
+"""What every rank runs under torchrun: ``torchrun distributed_worker.py SCENARIOS FOLDER``; one result file each."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from disparse_plugin import score_tasks
+from disparse_plugin.sparse_training import DiSparseScheduler
+
+from dynamic_runs import masks_of
+from networks import PartlyShared, square_losses, vectors
+
+STEPS = 6
+
+
+def model_and_shards(ranks, batches=STEPS):
+    """The same float64 model everywhere, and for each rank its batches."""
+    torch.manual_seed(0)
+    everything = [batch.double() for batch in vectors(batches * ranks)]
+    return PartlyShared().double(), [everything[rank::ranks] for rank in range(ranks)]
+
+
+def scheduled(model, losses=square_losses, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    options = {"amount": 0.5, "update_every": 2, "stop_at": 100, **options}
+    return optimizer, DiSparseScheduler(model, optimizer, losses, **options)
+
+
+def train(model, optimizer, scheduler, steps, losses=square_losses):
+    """``steps`` is, for each step, the batches whose mean gradient is used."""
+    for batches in steps:
+        optimizer.zero_grad()
+        for batch in batches:
+            (sum(losses(model, batch).values()) / len(batches)).backward()
+        optimizer.step()
+        scheduler.step(*batches)
+
+
+def some_tasks(model, batch):
+    """Tasks that are missing in some batches, and so on some ranks."""
+    found = square_losses(model, batch)
+    return {task: loss for task, loss in found.items() if task != "d" or bool(batch[0, 0] > 0)}
+
+
+def score(rank, ranks):
+    model, shards = model_and_shards(ranks)
+    scores = score_tasks(model, square_losses, shards[rank], parameters=used_parameters(model))
+    return {"masks": {scores.names[i]: m for i, m in enumerate(scores.masks(0.6).values())}, "batches": STEPS}
+
+
+def used_parameters(model):
+    return [(m, "weight") for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not model.unused]
+
+
+def dynamic(rank, ranks, losses=square_losses, **options):
+    model, shards = model_and_shards(ranks)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer, scheduler = scheduled(wrapped, losses, **options)
+    train(wrapped, optimizer, scheduler, [[batch] for batch in shards[rank]])
+    return {"masks": masks_of(model)}
+
+
+def missing_tasks(rank, ranks):
+    return dynamic(rank, ranks, some_tasks)
+
+
+def random_growth(rank, ranks):
+    torch.manual_seed(rank)  # the ranks' own random states must not matter
+    return dynamic(rank, ranks, criterion="random")
+
+
+def uneven_shards(rank, ranks):
+    model, shards = model_and_shards(ranks)
+    return score_tasks(model, square_losses, shards[rank][: STEPS - rank], parameters=used_parameters(model))
+
+
+def failing_rank(rank, ranks):
+    model, shards = model_and_shards(ranks)
+
+    def losses(model, batch):
+        if rank == 1:
+            raise KeyError("labels")
+        return square_losses(model, batch)
+
+    return score_tasks(model, losses, shards[rank], parameters=used_parameters(model))
+
+
+def nan_on_one_rank(rank, ranks):
+    model, shards = model_and_shards(ranks)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    calls = []
+
+    def losses(model, batch):
+        found = square_losses(model, batch)
+        return {task: loss * (torch.nan if rank == ranks - 1 else 1) for task, loss in found.items()}
+
+    optimizer, scheduler = scheduled(wrapped, losses)
+    before = masks_of(model)
+    try:
+        train(wrapped, optimizer, scheduler, [[batch] for batch in shards[rank]])
+    finally:
+        calls.append(all(torch.equal(mask, before[name]) for name, mask in masks_of(model).items()))
+        assert calls == [True]
+
+
+def other_seed(rank, ranks):
+    model, _ = model_and_shards(ranks)
+    try:
+        scheduled(model, seed=rank)
+    finally:
+        assert not masks_of(model)
+
+
+def other_options(rank, ranks):
+    scheduled(model_and_shards(ranks)[0], update_every=2 + rank)
+
+
+def unequal_weights(rank, ranks):
+    """Without DistributedDataParallel the ranks' weights drift apart, and so would their masks."""
+    model, shards = model_and_shards(ranks)
+    optimizer, scheduler = scheduled(model)
+    train(model, optimizer, scheduler, [[batch * (1 + rank)] for batch in shards[rank]])
+
+
+def dying_rank(rank, ranks):
+    model, shards = model_and_shards(ranks)
+
+    def losses(model, batch):
+        if rank == 1:
+            os._exit(3)
+        return square_losses(model, batch)
+
+    score_tasks(model, losses, shards[rank], parameters=used_parameters(model))
+
+
+def main(scenarios, folder):
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    torch.set_num_threads(1)
+    results = {}
+    for scenario in scenarios:
+        try:
+            results[scenario] = globals()[scenario](rank, ranks)
+        except (ValueError, RuntimeError, KeyError) as error:
+            results[scenario] = f"{type(error).__name__}: {error}"
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].split(","), sys.argv[2])

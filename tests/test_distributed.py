@@ -1,0 +1,120 @@
+"""Under torchrun with gloo: equal masks on all ranks, equal to one process on all data, and failures on all ranks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from disparse_plugin import score_tasks
+
+from distributed_worker import (
+    STEPS,
+    model_and_shards,
+    scheduled,
+    some_tasks,
+    square_losses,
+    train,
+    used_parameters,
+)
+from dynamic_runs import masks_of
+
+HERE = Path(__file__).parent
+SCENARIOS = [
+    "score",
+    "dynamic",
+    "uneven_shards",
+    "failing_rank",
+    "nan_on_one_rank",
+    "other_seed",
+    "other_options",
+    "unequal_weights",
+    "missing_tasks",
+    "random_growth",
+]
+
+
+def torchrun(ranks, scenarios, folder):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return subprocess.run(
+        [*command, str(HERE / "distributed_worker.py"), ",".join(scenarios), str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,  # a hang fails the test
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def results(request, tmp_path_factory):
+    """One launch for all scenarios; that the later ones work shows that failures leave the group in order."""
+    folder = tmp_path_factory.mktemp("ranks")
+    process = torchrun(request.param, SCENARIOS, folder)
+    assert process.returncode == 0, process.stderr
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("scenario", ["score", "dynamic", "missing_tasks", "random_growth"])
+def test_all_ranks_have_the_same_masks(results, scenario):
+    first = results[0][scenario]["masks"]
+    assert any(bool((mask == 0).any()) for mask in first.values())
+    assert all(equal(first, other[scenario]["masks"]) for other in results[1:])
+
+
+def test_scores_are_those_of_one_process_on_all_data(results):
+    model, shards = model_and_shards(len(results))
+    everything = [batch for shard in shards for batch in shard]
+    scores = score_tasks(model, square_losses, everything, parameters=used_parameters(model))
+    expected = dict(zip(scores.names, scores.masks(0.6).values(), strict=True))
+    assert equal(results[0]["score"]["masks"], expected)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "losses", "options"),
+    [
+        ("dynamic", square_losses, {}),
+        ("missing_tasks", some_tasks, {}),
+        ("random_growth", square_losses, {"criterion": "random"}),
+    ],
+)
+def test_sparse_training_is_that_of_one_process_on_all_data(results, scenario, losses, options):
+    model, shards = model_and_shards(len(results))
+    optimizer, scheduler = scheduled(model, losses, **options)
+    start = masks_of(model)
+    train(model, optimizer, scheduler, [[shard[step] for shard in shards] for step in range(STEPS)])
+    assert not equal(start, masks_of(model))
+    assert equal(results[0][scenario]["masks"], masks_of(model))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "failing", "own", "others"),
+    [
+        ("uneven_shards", None, "ValueError: data: must be the same on all ranks, found [6, 5", None),
+        (
+            "failing_rank",
+            1,
+            "KeyError: 'labels'",
+            "RuntimeError: distributed: all ranks must",
+        ),
+        ("nan_on_one_rank", -1, "NonFiniteError: losses: every loss must be finite", "RuntimeError: distributed: all"),
+        ("other_seed", None, "ValueError: masks: must be the same on all ranks", None),
+        ("other_options", None, "ValueError: settings: must be the same on all ranks", None),
+        ("unequal_weights", None, "ValueError: masks: must be the same on all ranks", None),
+    ],
+)
+def test_a_failure_is_an_error_on_all_ranks(results, scenario, failing, own, others):
+    failing = None if failing is None else failing % len(results)
+    for rank, result in enumerate(results):
+        expected = own if failing in (None, rank) else others
+        assert str(result[scenario]).startswith(expected)
+
+
+def test_a_rank_that_dies_ends_the_run(tmp_path):
+    assert torchrun(2, ["dying_rank"], tmp_path).returncode != 0

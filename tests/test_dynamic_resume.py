@@ -1,0 +1,148 @@
+"""Stop at any step, go on in a new process: the same bits as without stopping."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from disparse_plugin.sparse_training import DiSparseScheduler, load_checkpoint, save_checkpoint
+
+from dynamic_runs import Run, masks_of
+from networks import TwoHeads, digit_losses
+
+KINDS = {
+    "disparse": {},
+    "set": {"criterion": "random", "optimizer": lambda p: torch.optim.AdamW(p, lr=0.01)},
+    "static": {"drop_fraction": 0.0},
+}
+
+
+def bits(run):
+    state = {name: value.clone() for name, value in run.model.state_dict().items()}
+    for index, parameter in enumerate(run.model.parameters()):
+        for name, value in run.optimizer.state[parameter].items():
+            state[f"{index}.{name}"] = torch.as_tensor(value).clone()
+    return state
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stop", [1, 4, 5])
+@pytest.mark.parametrize("order", [("model", "optimizer", "scheduler"), ("optimizer", "scheduler", "model")])
+def test_a_resumed_run_has_the_same_bits(kind, stop, order, tmp_path):
+    whole = Run(**KINDS[kind])
+    whole.train(9)
+    first = Run(**KINDS[kind])
+    first.train(stop)
+    save_checkpoint(tmp_path / "run.pt", **{name: first.parts()[name] for name in order})
+    torch.rand(5)  # whatever happens in between
+    second = Run(**KINDS[kind])
+    load_checkpoint(tmp_path / "run.pt", **{name: second.parts()[name] for name in order})
+    second.train(9 - stop, first=stop)
+    assert same(bits(second), bits(whole))
+    assert second.scheduler.completed == 9
+
+
+def test_a_stop_between_the_optimizer_and_the_scheduler_loses_no_step():
+    run, other = Run(update_every=3), Run(update_every=3)
+    run.train(1)
+    run.optimizer.step()
+    other.scheduler.load_state_dict(run.scheduler.state_dict())
+    other.scheduler.step(None)
+    assert other.scheduler.completed == 2
+
+
+SCRIPT = """
+import os, sys
+from dynamic_runs import Run
+from disparse_plugin.sparse_training import load_checkpoint, save_checkpoint
+path, kill = sys.argv[1], int(sys.argv[2])
+run = Run(criterion="random")
+if os.path.exists(path):
+    load_checkpoint(path, **run.parts())
+for step in range(run.scheduler.completed, 9):
+    run.train(1, first=step)
+    save_checkpoint(path, **run.parts())
+    if step == kill:
+        os.kill(os.getpid(), 9)
+"""
+
+
+def run_script(path, kill):
+    here = Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(path), str(kill)],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        check=False,
+    ).returncode
+
+
+def test_a_killed_process_goes_on_in_a_new_one(tmp_path):
+    whole = Run(criterion="random")
+    whole.train(9)
+    assert run_script(tmp_path / "run.pt", 4) == -9
+    assert run_script(tmp_path / "run.pt", -1) == 0
+    resumed = Run(criterion="random")
+    load_checkpoint(tmp_path / "run.pt", **resumed.parts())
+    assert same(bits(resumed), bits(whole))
+
+
+def test_a_process_that_dies_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    run = Run()
+    save_checkpoint(tmp_path / "run.pt", **run.parts())
+    before = (tmp_path / "run.pt").read_bytes()
+
+    def dies(state, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(tmp_path / "run.pt", **run.parts())
+    assert (tmp_path / "run.pt").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["run.pt"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"update_every": 3}, {"amount": 0.7}, {"arbiter": "mean"}, {"criterion": "random"}, {"stop_at": 50}]
+)
+def test_other_options_are_refused_and_nothing_changes(other):
+    saved, run = Run().scheduler.state_dict(), Run(**other)
+    before = masks_of(run.model)
+    with pytest.raises(ValueError, match="state_dict: must be of a scheduler with the same options"):
+        run.scheduler.load_state_dict(saved)
+    assert all(torch.equal(mask, before[name]) for name, mask in masks_of(run.model).items())
+
+
+def test_another_model_is_refused():
+    model = TwoHeads(tasks=("a", "c"))
+    scheduler = DiSparseScheduler(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        digit_losses,
+        amount=0.8,
+        update_every=2,
+        stop_at=100,
+    )
+    with pytest.raises(ValueError, match="state_dict: must have masks for"):
+        scheduler.load_state_dict(Run().scheduler.state_dict())
+
+
+def test_a_damaged_or_foreign_file_is_refused(tmp_path):
+    run = Run()
+    with pytest.raises(FileNotFoundError):
+        load_checkpoint(tmp_path / "none.pt", **run.parts())
+    save_checkpoint(tmp_path / "run.pt", **run.parts())
+    with pytest.raises(ValueError, match="parts: must be model, optimizer, scheduler"):
+        load_checkpoint(tmp_path / "run.pt", model=run.model)
+    content = (tmp_path / "run.pt").read_bytes()
+    (tmp_path / "run.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="path: must be a complete file"):
+        load_checkpoint(tmp_path / "run.pt", **run.parts())

@@ -1,0 +1,172 @@
+"""Gradual pruning: the schedule's total at every stage, scores made anew, and rewinding."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.utils import prune
+
+from disparse_plugin import prunable_parameters, score_tasks
+from disparse_plugin.sparse_training import (
+    CubicSparsity,
+    GradualPruning,
+    RewindPoint,
+    joint,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+from dynamic_runs import Run, alive_count, masks_of, weights_total
+from networks import TwoHeads, digit_batches, digit_losses
+
+
+class GradualRun(Run):
+    """The training run of the other tests, with a scheduler that prunes."""
+
+    def __init__(self, optimizer=None, losses=digit_losses, model=None, **options):
+        torch.manual_seed(0)
+        self.model = TwoHeads() if model is None else model
+        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-2))
+        self.optimizer = make(self.model.parameters())
+        self.losses = losses
+        options = {"amount": 0.9, "update_every": 2, "stop_at": 8, **options}
+        self.scheduler = GradualPruning(self.model, self.optimizer, losses, **options)
+
+
+def expected_pruned(fraction, model):
+    return round(fraction * weights_total(model))
+
+
+def test_every_stage_has_the_exact_total_of_the_cubic_schedule():
+    run = GradualRun()
+    total, found = weights_total(run.model), {}
+    for step in range(12):
+        for stage in run.train(1, first=step):
+            found[stage.step] = total - alive_count(run.model)
+            assert stage.sparsity == found[stage.step] / total
+    assert found == {t: round((0.9 - 0.9 * (1 - t / 8) ** 3) * total) for t in (2, 4, 6, 8)}
+
+
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(6, 11))
+def test_stages_come_at_the_promised_steps(start, every, stop):
+    run = GradualRun(start_at=start, update_every=every, stop_at=stop, amount=lambda step: step / 40)
+    stages = [stage.step for stage in run.train(12)]
+    assert stages == sorted({t for t in range(1, stop) if t >= start and (t - start) % every == 0} | {stop})
+
+
+def test_each_stage_is_one_shot_pruning_with_new_scores():
+    run = GradualRun(stop_at=4)
+    run.train(1)
+    before = masks_of(run.model)
+    run.model.eval()  # without dropout, scores can be made a second time
+    batch = digit_batches(2)[1]
+    run.optimizer.zero_grad()
+    sum(digit_losses(run.model, batch).values()).backward()
+    run.optimizer.step()
+    scores = score_tasks(run.model, digit_losses, [batch], criterion="taylor")
+    target = expected_pruned(CubicSparsity(0.9, 4)(2), run.model)
+    expected = scores.masks(target - sum(int((mask == 0).sum()) for mask in before.values()))
+    assert run.scheduler.step(batch).step == 2
+    for (module, name), mask in expected.items():
+        assert torch.equal(getattr(module, f"{name}_mask") != 0, mask)
+
+
+def test_masked_weights_stay_masked_and_zero():
+    run = GradualRun(lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1))
+    before = masks_of(run.model)
+    for step in range(10):
+        run.train(1, first=step)
+        after = masks_of(run.model)
+        for name, mask in after.items():
+            assert bool((mask <= before[name]).all())
+            module = run.model.get_submodule(name.removesuffix(".weight_mask"))
+            assert bool((module.weight_orig[mask == 0] == 0).all())
+        before = after
+
+
+def test_it_starts_from_the_masks_of_a_pruned_model():
+    model = TwoHeads()
+    for module, name in prunable_parameters(model):
+        prune.l1_unstructured(module, name, 0.3)
+    before = masks_of(model)
+    run = GradualRun(model=model)
+    assert all(torch.equal(mask, before[name]) for name, mask in masks_of(model).items())
+    run.train(8)
+    assert weights_total(model) - alive_count(model) == expected_pruned(0.9, model)
+    assert all(bool((mask <= before[name]).all()) for name, mask in masks_of(model).items())
+
+
+def test_a_resumed_run_has_the_same_bits(tmp_path):
+    whole = GradualRun()
+    whole.train(9)
+    first = GradualRun()
+    first.train(5)
+    save_checkpoint(tmp_path / "run.pt", **first.parts())
+    second = GradualRun()
+    load_checkpoint(tmp_path / "run.pt", **second.parts())
+    second.train(4, first=5)
+    expected, found = whole.model.state_dict(), second.model.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), torch.optim.Adam])
+def test_iterative_magnitude_pruning_with_rewinding(make):
+    """Masks by trained magnitudes, values from the rewinding point, for three rounds."""
+    run = GradualRun(make, losses=joint(digit_losses), criterion="magnitude", amount=lambda step: 0.0, stop_at=1000)
+    run.train(1)
+    values = [p.detach().clone() for p in run.model.parameters()]
+    moments = [
+        {k: torch.as_tensor(v).clone() for k, v in run.optimizer.state[p].items()} for p in run.model.parameters()
+    ]
+    statistics = run.model.trunk[1].running_mean.clone()
+    point = RewindPoint(run.model, run.optimizer)
+    for amount in (0.5, 0.75, 0.9):
+        run.train(3, first=1)
+        run.scheduler.prune_to(amount, digit_batches(1)[0])
+        alive = torch.cat([m.weight_orig[m.weight_mask != 0].abs() for m, _ in prunable_parameters(run.model)])
+        assert alive.numel() == weights_total(run.model) - expected_pruned(amount, run.model)
+        point.rewind()
+        assert torch.equal(run.model.trunk[1].running_mean, statistics)
+        masks = {id(m.weight_orig): m.weight_mask for m, _ in prunable_parameters(run.model)}
+        for parameter, value, state in zip(run.model.parameters(), values, moments, strict=True):
+            mask = masks.get(id(parameter), torch.ones_like(value))
+            assert torch.equal(parameter, value * mask)
+            for name, moment in run.optimizer.state[parameter].items():
+                before = state[name] if moment.shape != mask.shape else state[name] * mask
+                assert torch.equal(torch.as_tensor(moment), before)
+
+
+def test_magnitude_pruning_of_the_joint_task_keeps_the_largest():
+    run = GradualRun(losses=joint(digit_losses), criterion="magnitude", amount=lambda step: 0.0)
+    run.train(1)
+    values = torch.cat([m.weight_orig.detach().abs().flatten() for m, _ in prunable_parameters(run.model)])
+    run.scheduler.prune_to(0.6, digit_batches(1)[0])
+    kept = torch.cat([m.weight_mask.flatten() != 0 for m, _ in prunable_parameters(run.model)])
+    assert values[kept].min() >= values[~kept].max()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"amount": 1.5}, "final: must be in"),
+        ({"start_at": 8}, "stop_at: must be above start_at"),
+        ({"stop_at": 0}, "stop_at: must be at least 1"),
+        ({"criterion": "best"}, "criterion: must be one of"),
+    ],
+)
+def test_bad_options_leave_the_model_dense(options, message):
+    model = TwoHeads()
+    with pytest.raises(ValueError, match=message):
+        GradualRun(model=model, **options)
+    assert not masks_of(model)
+
+
+def test_a_bad_schedule_or_amount_is_an_error_and_nothing_changes():
+    run = GradualRun(amount=lambda step: 2.0)
+    with pytest.raises(ValueError, match="amount: a schedule must return a fraction"):
+        run.train(2)
+    with pytest.raises(TypeError, match="batches: at least one"):
+        run.scheduler.prune_to(0.5)
+    with pytest.raises(ValueError, match="amount: a float must be a fraction"):
+        run.scheduler.prune_to(1.5, digit_batches(1)[0])
+    assert alive_count(run.model) == weights_total(run.model)
