@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,16 @@ from .scores import TaskScores
 from .undisturbed import undisturbed
 
 
+class GradientObserver(Protocol):
+    """Sees the gradients that scoring computes anyway, e.g. :class:`disparse_plugin.analysis.GradientConflict`."""
+
+    def begin(self, keys: Sequence[ParameterKey], names: Sequence[str], losses: Mapping[str, Tensor]) -> None:
+        """Start a batch; the losses still have their graphs."""
+
+    def add(self, task: str, grads: Mapping[int, Tensor]) -> None:
+        """Take one task's gradients, by the index of the parameter in ``keys``; they must not be changed."""
+
+
 def score_tasks(
     model: nn.Module,
     losses: TaskLosses,
@@ -27,6 +38,7 @@ def score_tasks(
     num_batches: int | None = None,
     cycle: bool = False,
     progress: bool = False,
+    observe: GradientObserver | None = None,
 ) -> TaskScores:
     """Score every weight once per task; the model is left exactly as it was found.
 
@@ -48,6 +60,8 @@ def score_tasks(
         num_batches: How many batches to use; None for all of ``data``.
         cycle: Start again at the first batch when ``data`` ends before ``num_batches``.
         progress: Show a tqdm bar.
+        observe: Shown every batch's gradients before they are scored and freed, e.g. a
+            :class:`~disparse_plugin.analysis.GradientConflict`.
 
     Returns:
         The scores, float32 (float64 for float64 weights), on the devices of the weights.
@@ -90,7 +104,11 @@ def score_tasks(
             by_task = check_losses(losses(root, batch), tasks, number)
             tasks = tuple(by_task)
             sums.add_losses(by_task)
+            if observe is not None:
+                observe.begin(keys, names, by_task)
             for task, grads in used.gradients(by_task):
+                if observe is not None:
+                    observe.add(task, grads)
                 sums.add(task, grads)
     return sums.finish(root)
 
