@@ -40,7 +40,7 @@ def agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter) -> li
     Raises:
         ValueError: If the arbiter returns another shape or a value outside [0, 1].
     """
-    ranked = dict(zip(tasks, in_threads(lambda task: _task_ranks(scores, task), tasks), strict=True))
+    ranked = dict(zip(tasks, in_threads(lambda task: over_task(scores, task, ranks), tasks), strict=True))
     totals = {task: sum(part.numel() for part in ranked[task].values()) for task in tasks}
     result = []
     for index, rows in enumerate(scores):
@@ -55,15 +55,24 @@ def agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter) -> li
     return result
 
 
-def _task_ranks(scores: AliveScores, task: str) -> dict[int, Tensor]:
-    """Rank one task's scores over all parameters that it reaches, and hand each parameter its part."""
+def over_task(scores: AliveScores, task: str, function: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
+    """Apply a function to one task's scores over all parameters that it reaches, and hand each parameter its part.
+
+    Args:
+        scores: The alive scores of each parameter.
+        task: The task.
+        function: From all scores of the task, 1-D, to a tensor of that shape.
+
+    Returns:
+        The result for each parameter that the task reaches, by its index, on the parameter's device.
+    """
     parts = {index: rows[task] for index, rows in enumerate(scores) if task in rows}
     if not parts:
         return {}
     home = next(iter(parts.values())).device
-    joined = ranks(torch.cat([part.to(home) for part in parts.values()]))
+    joined = function(torch.cat([part.to(home) for part in parts.values()]))
     split = joined.split([part.numel() for part in parts.values()])
-    return {index: rank.to(part.device) for (index, part), rank in zip(parts.items(), split, strict=True)}
+    return {index: result.to(part.device) for (index, part), result in zip(parts.items(), split, strict=True)}
 
 
 def check_agreement(values: Tensor, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from .criteria import Criterion
 from .distributed import failing_together, on_any_rank
 from .gradients import Batch, TaskLosses
 from .live_masks import LiveMasks
-from .scoring import NonFiniteError, ScoreSums
+from .score_sums import NonFiniteError, ScoreSums
 
 # How often an update whose half precision gradients overflow is put off, the loss scale halved each time.
 PATIENCE = 24

@@ -1,0 +1,35 @@
+"""What the masks say about the tasks: overlap, chance, ceiling, watershed, gradient conflict, plots, report."""
+
+from __future__ import annotations
+
+from .controls import Controls
+from .gradient_conflict import GradientConflict
+from .null_models import overlap_with_controls
+from .overlap import TaskOverlap, task_overlap
+from .overlap_measures import Overlap, Stratum
+from .own_masks import own_masks
+from .permuted_labels import permute_labels
+from .plots import plot_agreement, plot_conflict, plot_density, plot_iou, plot_kept_by, plot_matrix
+from .report import html_report
+from .watershed import Branch, Watershed
+
+__all__ = [
+    "Branch",
+    "Controls",
+    "GradientConflict",
+    "Overlap",
+    "Stratum",
+    "TaskOverlap",
+    "Watershed",
+    "html_report",
+    "overlap_with_controls",
+    "own_masks",
+    "permute_labels",
+    "plot_agreement",
+    "plot_conflict",
+    "plot_density",
+    "plot_iou",
+    "plot_kept_by",
+    "plot_matrix",
+    "task_overlap",
+]

@@ -1,0 +1,152 @@
+"""Score a model with and without its labels, and on two halves of the data: an overlap with all its controls."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from .agreement import AliveScores
+from .amounts import check_amount
+from .controls import Controls
+from .criteria import Criterion, ScoreFunction, resolve
+from .gradients import Batch, TaskLosses
+from .overlap import TaskOverlap, overlap_of_masks
+from .overlap_measures import Overlap, count_stratum
+from .own_masks import AliveMasks, Cut, alive_masks
+from .parameters import ParameterKey
+from .permuted_labels import permute_labels
+from .score_tables import ScoreTables, chunks
+
+Permute: TypeAlias = Callable[[Batch, torch.Generator], Batch]
+
+
+def overlap_with_controls(
+    model: nn.Module,
+    losses: TaskLosses,
+    data: Iterable[Batch],
+    amount: float,
+    *,
+    criterion: str | Criterion | ScoreFunction = "snip",
+    parameters: Iterable[ParameterKey] | None = None,
+    cut: Cut = "per_task",
+    num_batches: int | None = None,
+    permute: Permute = permute_labels,
+    groups: int = 8,
+    resamples: int = 20,
+    seed: int = 0,
+) -> TaskOverlap:
+    """Score a model with and without its labels, and return the overlap with all its controls.
+
+    Every batch is scored twice, once as it is and once with permuted labels. The batches are cut into ``groups`` whose
+    scores are kept apart: every other group makes one half of the data, the rest the other. A resample draws, inside
+    each half, as many groups with replacement. That takes ``(groups + 1) * tasks`` scores per weight, at 4 bytes each.
+
+    Args:
+        model: The model; left as it is found. As in :func:`~disparse_plugin.score_tasks` it runs in its present mode.
+        losses: One scalar loss per task.
+        data: Any iterable of batches, of at least two samples each for the default ``permute``.
+        amount: As in :func:`task_overlap`.
+        criterion: As in :func:`~disparse_plugin.score_tasks`.
+        parameters: As in :func:`~disparse_plugin.score_tasks`.
+        cut: As in :func:`task_overlap`.
+        num_batches: How many batches to use; None for all of ``data``.
+        permute: ``permute(batch, generator)`` gives every sample the labels of another.
+        groups: Number of groups, at least 2; with fewer batches, one each. Below 4 there are no resamples.
+        resamples: How many resamples the uncertainty of the watershed is taken from.
+        seed: Of the permutations and resamples.
+
+    Returns:
+        The overlap, with ``controls``.
+
+    Raises:
+        TypeError: As :func:`~disparse_plugin.score_tasks`, or if ``permute`` cannot handle the batches.
+        ValueError: As :func:`~disparse_plugin.score_tasks` and :func:`task_overlap`, or if there are fewer than two
+            batches, or ``groups`` is below 2.
+
+    Example:
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.trunk, self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+        ...     def forward(self, x):
+        ...         return {"a": self.a(self.trunk(x)), "b": self.b(self.trunk(x))}
+        >>> def losses(model, batch):
+        ...     outputs, target = model(batch[0]), batch[1]
+        ...     return {task: nn.functional.cross_entropy(output, target) for task, output in outputs.items()}
+        >>> data = [(torch.randn(4, 8), torch.randint(3, (4,))) for _ in range(4)]
+        >>> overlap = overlap_with_controls(Net(), losses, data, 0.5)
+        >>> [layer.name for layer in overlap.controls.ceiling]
+        ['trunk.weight']
+    """
+    check_amount(amount)
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 2:
+        raise ValueError(f"groups: must be an int of at least 2, found {groups!r}")
+    rule = resolve(criterion)
+    keys = None if parameters is None else list(parameters)
+    generator = torch.Generator().manual_seed(seed)
+    real: list[ScoreTables] = []
+    permuted: list[ScoreTables] = []
+    for chunk in chunks(data, num_batches, groups):
+        real.append(ScoreTables.of(model, losses, chunk, rule, keys))
+        without_labels = ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
+        permuted = [ScoreTables.sum([*permuted, without_labels])]
+    if len(real) < 2:
+        raise ValueError(f"data: must hold at least two batches, one for each half, found {len(real)}")
+    analysis = _Analysis(rule, amount, cut, real[0].tasks)
+    overlap = analysis.observed(ScoreTables.sum(real))
+    across, ceiling = analysis.between_halves(real[::2], real[1::2], overlap.names)
+    below = analysis.observed(ScoreTables.sum(permuted), correlate=False)
+    profiles = tuple(
+        Controls((), *analysis.between_halves(first, second, overlap.names)).relative_agreement()
+        for first, second in _resampled(real[::2], real[1::2], resamples, seed)
+    )
+    return dataclasses.replace(overlap, controls=Controls(below.layers, across, ceiling, profiles))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Analysis:
+    """From added up scores to overlaps, with the per-layer step of the criterion in between."""
+
+    rule: Criterion
+    amount: float
+    cut: Cut
+    tasks: tuple[str, ...]
+
+    def masks(self, tables: ScoreTables) -> tuple[AliveMasks, AliveScores]:
+        step = self.rule.per_layer or (lambda score: score)
+        scores = [{task: step(row[task]) for task in self.tasks if task in row} for row in tables.rows.values()]
+        return alive_masks(scores, self.tasks, self.amount, self.cut), scores
+
+    def observed(self, tables: ScoreTables, *, correlate: bool = True) -> TaskOverlap:
+        masks, scores = self.masks(tables)
+        names = tuple(tables.rows)
+        return overlap_of_masks(names, self.tasks, self.amount, self.cut, masks, scores if correlate else None)
+
+    def between_halves(
+        self, first: Sequence[ScoreTables], second: Sequence[ScoreTables], names: Sequence[str]
+    ) -> tuple[tuple[Overlap, ...], tuple[Overlap, ...]]:
+        """Compare tasks across the halves, and each task with itself, in the named layers."""
+        sums = ScoreTables.sum(first), ScoreTables.sum(second)
+        one, other = (dict(zip(half.rows, self.masks(half)[0], strict=True)) for half in sums)
+        across, ceiling = [], []
+        for name in names:
+            a, b = one[name], other[name]
+            between = [count_stratum({s: a[s], t: b[t]}) for s, t in itertools.permutations(a, 2) if t in b]
+            across.append(Overlap(name, tuple(between)))
+            ceiling.append(Overlap(name, tuple(count_stratum({t: a[t], f"{t} again": b[t]}) for t in a if t in b)))
+        return tuple(across), tuple(ceiling)
+
+
+def _resampled(
+    first: Sequence[ScoreTables], second: Sequence[ScoreTables], count: int, seed: int
+) -> Iterator[list[list[ScoreTables]]]:
+    """Draw groups with replacement, inside each half; nothing where a half is a single group."""
+    generator = np.random.default_rng(seed)
+    for _ in range(count if len(second) > 1 else 0):
+        yield [[half[place] for place in generator.integers(len(half), size=len(half))] for half in (first, second)]

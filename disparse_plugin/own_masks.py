@@ -1,0 +1,114 @@
+"""Each task's own mask: what the task would keep if the network served it alone (B_kc of the paper).
+
+There are two ways to say how much that is, and they differ because a union of masks is larger than each of them:
+
+``"per_task"``
+    Every task removes ``amount`` of the weights that *it* uses: the authors' procedure, with keep ratio
+    ``rho = 1 - amount``. The union of these masks is a unanimous mask, but a denser one than ``amount`` asks for.
+``"union"``
+    All tasks share the one keep ratio at which the union of their masks removes exactly ``amount`` of all weights: the
+    masks behind ``TaskScores.masks(amount)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import arbiters
+from .agreement import AliveScores, over_task
+from .amounts import check_amount, count_to_prune
+from .cut import lowest_by_agreement
+from .parameters import ParameterKey, alive_mask, stored
+from .ranking import lowest, ranks
+from .scores import TaskScores, _spread
+
+Cut: TypeAlias = Literal["per_task", "union"]
+
+# For each parameter, which alive entries each task that reaches it keeps: bool, 1-D.
+AliveMasks: TypeAlias = Sequence[dict[str, Tensor]]
+
+
+def own_masks(scores: TaskScores, amount: float, *, cut: Cut = "per_task") -> dict[str, dict[ParameterKey, Tensor]]:
+    """Return what each task would keep on its own.
+
+    Args:
+        scores: The scores.
+        amount: How much is removed, of the alive entries: a fraction (float in [0, 1]) or a count (int).
+        cut: ``"per_task"``: each task removes ``amount`` of what it uses. ``"union"``: one keep ratio for all tasks,
+            such that the union of the masks removes exactly ``amount`` of all.
+
+    Returns:
+        For each task, and each pair that it reaches, a bool tensor of the weight's shape; True = keep. Entries already
+        pruned are False. Ties as in :mod:`disparse_plugin.ranking`.
+
+    Raises:
+        TypeError: If ``amount`` is neither int nor float.
+        ValueError: If ``amount`` is out of range or ``cut`` is unknown.
+
+    Example:
+        >>> layer = torch.nn.Linear(4, 1)
+        >>> a, b = torch.tensor([[4.0, 3.0, 2.0, 1.0]]), torch.tensor([[4.0, 1.0, 2.0, 3.0]])
+        >>> scores = TaskScores(layer, {"a": {(layer, "weight"): a}, "b": {(layer, "weight"): b}})
+        >>> [masks[layer, "weight"].int().tolist() for masks in own_masks(scores, 0.5).values()]
+        [[[1, 1, 0, 0]], [[1, 0, 0, 1]]]
+    """
+    masks = alive_masks(alive_scores(scores), scores.tasks, amount, cut)
+    return {
+        task: {
+            key: _spread(row[task], alive_mask(*key), stored(*key).shape)
+            for key, row in zip(scores.parameters, masks, strict=True)
+            if task in row
+        }
+        for task in scores.tasks
+    }
+
+
+def alive_scores(scores: TaskScores) -> AliveScores:
+    """Return the scores of the entries alive now, flat, one mapping from task to scores per parameter."""
+    return scores._alive_scores(scores._alive())
+
+
+def alive_masks(scores: AliveScores, tasks: Sequence[str], amount: float, cut: Cut) -> AliveMasks:
+    """Return what each task would keep on its own, as :func:`own_masks`, for the alive entries alone."""
+    check_amount(amount)
+    if cut == "per_task":
+        by_task = {task: over_task(scores, task, lambda joined: _top(joined, amount)) for task in tasks}
+    elif cut == "union":
+        by_task = _tops_with_union(scores, tasks, amount)
+    else:
+        raise ValueError(f"cut: must be 'per_task' or 'union', found {cut!r}")
+    return [{task: by_task[task][index] for task in tasks if task in rows} for index, rows in enumerate(scores)]
+
+
+def _top(values: Tensor, amount: float) -> Tensor:
+    return ~lowest(values, count_to_prune(amount, values.numel()))
+
+
+def _tops_with_union(scores: AliveScores, tasks: Sequence[str], amount: float) -> dict[str, dict[int, Tensor]]:
+    """Find the tasks' top sets whose union is exactly the unanimous mask.
+
+    The unanimous mask removes a weight if its largest percentile is at most some ``c``. A task's own part of what stays
+    is then what it ranks at ``c`` or above; at ``c`` itself ties between tasks were broken, so it must have stayed too.
+    """
+    count = count_to_prune(amount, sum(next(iter(rows.values())).numel() for rows in scores))
+    pruned = lowest_by_agreement(scores, tasks, arbiters.unanimous, count)
+    percentiles = {task: over_task(scores, task, _percentiles) for task in tasks}
+    removed = [
+        values[pruned[index]].max()
+        for parts in percentiles.values()
+        for index, values in parts.items()
+        if bool(pruned[index].any())
+    ]
+    border = max((float(value) for value in removed), default=-torch.inf)
+    return {
+        task: {index: (values >= border) & ~pruned[index] for index, values in parts.items()}
+        for task, parts in percentiles.items()
+    }
+
+
+def _percentiles(values: Tensor) -> Tensor:
+    return (ranks(values).double() + 1) / values.numel()

@@ -1,0 +1,84 @@
+"""Take the labels away from their samples: the null model in which no task can be learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .gradients import Batch
+
+
+def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
+    """Give every sample the labels of another sample of the batch; the inputs, and all distributions, stay.
+
+    Args:
+        batch: A tuple or list ``(inputs, labels, ...)`` or a mapping whose first entry are the inputs. Every further
+            entry gets a random cyclic order of its own, so that no sample keeps its label and labels of different
+            entries come apart; an entry that is itself a mapping is taken entry by entry. Tensors inside one entry move
+            together along their first dimension. Which entry is called inputs does not matter for a mapping: all
+            entries come apart from each other in any case.
+        generator: Where the order is drawn from.
+
+    Returns:
+        A batch of the same structure.
+
+    Raises:
+        TypeError: If the batch is neither a tuple, a list nor a mapping, or an entry holds no tensor.
+        ValueError: If it has a single entry, a single sample, or entries of different lengths inside one.
+
+    Example:
+        >>> images, labels = permute_labels((torch.zeros(3, 1), torch.tensor([0, 1, 2])), torch.Generator())
+        >>> sorted(labels.tolist()), bool((labels == torch.tensor([0, 1, 2])).any())
+        ([0, 1, 2], False)
+    """
+    if isinstance(batch, Mapping):
+        entries = list(batch.items())
+        _check_entries(len(entries))
+        changed = {key: _permuted(value, generator, repr(key)) for key, value in entries[1:]}
+        return {entries[0][0]: entries[0][1], **changed}
+    if not isinstance(batch, tuple | list):
+        raise TypeError(
+            f"batch: must be a tuple or list (inputs, labels, ...) or a mapping, found {type(batch).__name__}; pass "
+            "permute=your_function(batch, generator) that gives every sample the labels of another"
+        )
+    _check_entries(len(batch))
+    parts = [batch[0], *(_permuted(part, generator, str(place)) for place, part in enumerate(batch[1:], start=1))]
+    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+
+
+def _check_entries(count: int) -> None:
+    if count < 2:
+        raise ValueError(f"batch: must hold inputs and labels, found {count} entry; pass permute=your_function")
+
+
+def _permuted(entry: Any, generator: torch.Generator, where: str) -> Any:
+    if isinstance(entry, Mapping):
+        return {key: _permuted(value, generator, f"{where}[{key!r}]") for key, value in entry.items()}
+    lengths = {len(tensor) for tensor in _tensors(entry) if tensor.dim()}
+    if len(lengths) != 1 or lengths == {1}:
+        raise ValueError(
+            f"batch: labels must be tensors of one length of at least 2, found {sorted(lengths)} in entry {where}; use "
+            "larger batches, or pass permute=your_function"
+        )
+    size = lengths.pop()
+    ring = torch.randperm(size, generator=generator)
+    source = torch.empty_like(ring)
+    source[ring] = ring.roll(1)
+    return _reordered(entry, source)
+
+
+def _tensors(entry: Any) -> list[Tensor]:
+    if isinstance(entry, Tensor):
+        return [entry]
+    if isinstance(entry, tuple | list):
+        return [tensor for part in entry for tensor in _tensors(part)]
+    raise TypeError(f"batch: labels must be tensors, found {type(entry).__name__}; pass permute=your_function")
+
+
+def _reordered(entry: Any, source: Tensor) -> Any:
+    if isinstance(entry, Tensor):
+        return entry[source.to(entry.device)] if entry.dim() else entry
+    return type(entry)(_reordered(part, source) for part in entry)

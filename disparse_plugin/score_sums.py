@@ -1,0 +1,171 @@
+"""Add up the scores of all batches, and of all ranks, and see that they are finite."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .accumulate import accumulate
+from .criteria import Criterion
+from .distributed import add_up, check_same
+from .gradients import Batch, TaskLosses, UsedWeights, check_losses
+from .parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
+from .scores import TaskScores
+from .undisturbed import undisturbed
+
+
+class GradientObserver(Protocol):
+    """Sees the gradients that scoring computes anyway, e.g. :class:`disparse_plugin.analysis.GradientConflict`."""
+
+    def begin(self, keys: Sequence[ParameterKey], names: Sequence[str], losses: Mapping[str, Tensor]) -> None:
+        """Start a batch; the losses still have their graphs."""
+
+    def add(self, task: str, grads: Mapping[int, Tensor]) -> None:
+        """Take one task's gradients, by the index of the parameter in ``keys``; they must not be changed."""
+
+
+class NonFiniteError(ValueError):
+    """A loss or a score is NaN or infinite."""
+
+
+class ScoreSums:
+    """Running sums of the scores per task and parameter, on the parameters' devices, without reading them back."""
+
+    def __init__(self, keys: Sequence[ParameterKey], names: Sequence[str], rule: Criterion) -> None:
+        self._keys = keys
+        self._names = names
+        self._rule = rule
+        self.by_task: dict[str, dict[int, Tensor]] = {}
+        self._losses: list[dict[str, Tensor]] = []
+        # For each batch and task, on each device: which parameters, and the extremes of their scores, (parameters, 2).
+        self._peaks: list[dict[str, list[tuple[tuple[int, ...], Tensor]]]] = []
+
+    def add_batches(
+        self,
+        model: nn.Module,
+        losses: TaskLosses,
+        batches: Iterable[Batch],
+        *,
+        same_tasks: bool = True,
+        observe: GradientObserver | None = None,
+    ) -> None:
+        """Score batches, and check that all scores are finite; the model is left as it was found.
+
+        Args:
+            model: The model, as the caller has it.
+            losses: As in :func:`score_tasks`.
+            batches: The batches.
+            same_tasks: Whether every batch must return the same tasks.
+            observe: Shown every batch's gradients before they are scored and freed.
+        """
+        tasks: tuple[str, ...] | None = None
+        root, used = unwrap(model), UsedWeights(self._keys, self._names)
+        with undisturbed(model, self._keys), used.recording():
+            for number, batch in enumerate(batches):
+                used.forget()
+                by_task = check_losses(losses(root, batch), tasks, number)
+                tasks = tuple(by_task) if same_tasks else None
+                self._add_losses(by_task)
+                if observe is not None:
+                    observe.begin(self._keys, self._names, by_task)
+                for task, grads in used.gradients(by_task):
+                    if observe is not None:
+                        observe.add(task, grads)
+                    self._add(task, grads)
+        self._check_finite()
+
+    def add_ranks(self) -> None:
+        """Add the scores of the other ranks of ``torch.distributed``, if there are any.
+
+        Raises:
+            ValueError: On all ranks, if they have scored different numbers of batches.
+        """
+        check_same("data", len(self._losses), "give every rank the same number of batches (drop or repeat some)")
+        add_up(self.by_task, self._zeros, self._rule.summed)
+
+    def by_parameter(self) -> list[dict[str, Tensor]]:
+        """Return, for each parameter, the sums of the tasks that reach it."""
+        return [
+            {task: rows[index] for task, rows in self.by_task.items() if index in rows}
+            for index in range(len(self._keys))
+        ]
+
+    def _zeros(self, index: int) -> Tensor:
+        weight = stored(*self._keys[index])
+        return torch.zeros(weight.shape, dtype=score_dtype(weight), device=weight.device)
+
+    def _add_losses(self, losses: dict[str, Tensor]) -> None:
+        self._losses.append({task: loss.detach().clone() for task, loss in losses.items()})
+        self._peaks.append({task: [] for task in losses})
+        for task in losses:
+            self.by_task.setdefault(task, {})
+
+    def _add(self, task: str, grads: dict[int, Tensor]) -> None:
+        """Add one task's scores on one batch; takes the gradients out of ``grads`` one by one to free them early."""
+        sums = self.by_task[task]
+        peaks: dict[torch.device, dict[int, Tensor]] = {}
+        for index in list(grads):
+            if index in sums and not self._rule.summed:
+                continue
+            weight, grad = getattr(*self._keys[index]), grads.pop(index)
+            sums[index], found = accumulate(self._rule, weight, grad, sums.get(index), self._names[index])
+            peaks.setdefault(found.device, {})[index] = found
+        # One tensor per batch, not one per parameter: there may be very many batches.
+        self._peaks[-1][task] = [(tuple(found), torch.stack(list(found.values()))) for found in peaks.values()]
+
+    def finish(self, root: nn.Module) -> TaskScores:
+        """Hand over, and say which parameters no task reaches."""
+        scores = self.scores(root)
+        if scores.unreached:
+            warnings.warn(
+                f"parameters: {len(scores.unreached)} of {len(self._keys)} are reached by no task's loss and are left "
+                f"out of scoring and pruning: {', '.join(scores.unreached)}",
+                stacklevel=3,
+            )
+        return scores
+
+    def scores(self, root: nn.Module, *, strict: bool = True) -> TaskScores:
+        """Apply the per-layer step, and hand over; unless strict, without the tasks that reach nothing."""
+        tables: dict[str, dict[ParameterKey, Tensor]] = {}
+        for task, sums in self.by_task.items():
+            if sums or strict:
+                tables[task] = {self._keys[index]: self._per_layer(index, sums[index]) for index in sorted(sums)}
+        return TaskScores(root, tables, parameters=self._keys, criterion=self._rule.name, num_batches=len(self._losses))
+
+    def _per_layer(self, index: int, score: Tensor) -> Tensor:
+        step = self._rule.per_layer
+        if step is None:
+            return score
+        alive = alive_mask(*self._keys[index])
+        if alive is None:
+            return step(score.reshape(-1)).reshape(score.shape)
+        result = torch.zeros_like(score)
+        result[alive] = step(score[alive])
+        return result
+
+    def _check_finite(self) -> None:
+        for number, (losses, peaks) in enumerate(zip(self._losses, self._peaks, strict=True)):
+            for task, loss in losses.items():
+                if not bool(loss.isfinite().all()):
+                    raise NonFiniteError(
+                        f"losses: every loss must be finite, found {loss.item()} for task {task!r} in batch {number}; "
+                        "check the batch's "
+                        "labels, masks without valid pixels, or the precision"
+                    )
+                for indices, found in peaks[task]:
+                    self._check_peaks(task, number, indices, found)
+
+    def _check_peaks(self, task: str, number: int, indices: Sequence[int], peaks: Tensor) -> None:
+        for index, good in zip(indices, peaks.isfinite().all(1).tolist(), strict=True):
+            if not good:
+                raise NonFiniteError(
+                    f"losses: every score must be finite, found NaN or infinity for task {task!r}, batch {number}, "
+                    "parameter "
+                    f"{self._names[index]} (criterion {self._rule.name!r}); check for a division by zero, a square "
+                    "root at zero or an "
+                    "overflow in the loss"
+                )

@@ -1,0 +1,77 @@
+"""Scores of one model on several groups of batches, to be added up in any combination."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence, Sized
+
+from torch import Tensor, nn
+
+from .criteria import Criterion
+from .gradients import Batch, TaskLosses
+from .own_masks import alive_scores
+from .parameters import ParameterKey
+from .scoring import score_tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreTables:
+    """Scores of the alive entries, before any per-layer step, so that sums of them are scores too.
+
+    Attributes:
+        tasks: Task names.
+        rows: For each parameter, by its qualified name, the scores of each task that reaches it, flat.
+        summed: Whether the scores of different batches add up; see :class:`~disparse_plugin.criteria.Criterion`.
+    """
+
+    tasks: tuple[str, ...]
+    rows: dict[str, dict[str, Tensor]]
+    summed: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        losses: TaskLosses,
+        batches: Sequence[Batch],
+        rule: Criterion,
+        keys: Sequence[ParameterKey] | None,
+    ) -> ScoreTables:
+        """Score a model on some batches."""
+        plain = dataclasses.replace(rule, per_layer=None)
+        scores = score_tasks(model, losses, batches, criterion=plain, parameters=keys)
+        rows = [dict(row) for row in alive_scores(scores)]
+        return cls(scores.tasks, dict(zip(scores.names, rows, strict=True)), rule.summed)
+
+    @classmethod
+    def sum(cls, tables: Sequence[ScoreTables]) -> ScoreTables:
+        """Add up the scores of several groups of batches; the tables themselves are not changed."""
+        rows: dict[str, dict[str, Tensor]] = {}
+        for table in tables:
+            for name, row in table.rows.items():
+                total = rows.setdefault(name, {})
+                for task, score in row.items():
+                    if task not in total:
+                        total[task] = score
+                    elif table.summed:
+                        total[task] = total[task] + score
+        return cls(tables[0].tasks, rows, tables[0].summed)
+
+
+def chunks(data: Iterable[Batch], num_batches: int | None, groups: int) -> Iterator[list[Batch]]:
+    """Cut the batches into near-equal groups, holding one group at a time where the number of batches is known."""
+    known = num_batches if num_batches is not None else len(data) if isinstance(data, Sized) else None
+    source: Iterable[Batch] = data
+    if known is None:
+        source = list(data)
+        known = len(source)
+    batches = iter(source)
+    groups = min(groups, known)
+    for group in range(groups):
+        chunk = list(itertools.islice(batches, known * (group + 1) // groups - known * group // groups))
+        if not chunk:
+            raise ValueError(
+                f"num_batches: must be at most the number of batches in data, found {num_batches} with fewer in data"
+            )
+        yield chunk

@@ -1,0 +1,159 @@
+"""The watershed: the layer after which the tasks stop agreeing on which weights to keep, and what to do about it.
+
+The paper (section 4.5) reads a watershed off the plain IoU per layer. That curve falls even for two identical tasks,
+because it follows the layers' densities, so the rule here looks at chance-corrected agreement, and answers None unless
+the data support a drop:
+
+1. Layers where the agreement is undefined or cannot be measured are left out: kappa is NaN, or, with controls, the
+   ceiling is below ``disparse_plugin.controls.LOWEST_CEILING``: a task does not even agree with itself there.
+2. The values are kappa per layer or, with controls, kappa between tasks across halves of the data over the ceiling,
+   i.e. agreement corrected for unreliability (Spearman, Am. J. Psychol. 15, 1904): 1 means that two tasks agree as
+   well as each agrees with itself.
+3. One drop is sought by :mod:`disparse_plugin.change_point`.
+4. With resampled batches, it must come back: a drop is found in at least half of the resamples, and the places of the
+   middle 80 % of them span at most a quarter of the layers (or two layers).
+
+Layers are in the order of ``TaskScores.parameters``, the order in which the model's modules were made. Where that is
+not the order of computation, the answer means little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .change_point import Drop, find_drop
+
+if TYPE_CHECKING:
+    from .overlap import TaskOverlap
+
+
+@dataclasses.dataclass(frozen=True)
+class Watershed:
+    """A supported drop of the agreement between tasks.
+
+    Attributes:
+        layer: The last layer before the drop.
+        next_layer: The first layer after it.
+        before: Mean agreement of the layers up to ``layer``.
+        after: Mean agreement of the layers from ``next_layer`` on.
+        p_value: Of the permutation test.
+        relative: Whether agreement is relative to the ceiling (1 = as each task with itself) or plain kappa.
+        interval: First and last of the layers named by the middle 80 % of the resamples, or None without resamples.
+        support: Share of the resamples in which a drop was found, or None without resamples.
+    """
+
+    layer: str
+    next_layer: str
+    before: float
+    after: float
+    p_value: float
+    relative: bool
+    interval: tuple[str, str] | None = None
+    support: float | None = None
+
+    def __str__(self) -> str:
+        """Say what was found, and what it means for an architecture."""
+        measure = "agreement relative to the ceiling" if self.relative else "agreement beyond chance (kappa)"
+        lines = [
+            f"Watershed after {self.layer}: mean {measure} {self.before:.2f} up to it, {self.after:.2f} from "
+            f"{self.next_layer} on (p = {self.p_value:.3f})."
+        ]
+        if self.interval is not None and self.support is not None:
+            lines.append(
+                f"Resampled batches put it between {self.interval[0]} and {self.interval[1]} (middle 80 %), and find a "
+                f"drop in {100 * self.support:.0f} % of the cases."
+            )
+        else:
+            lines.append("Without resampled batches its uncertainty is unknown: see overlap_with_controls.")
+        lines.append(
+            "Up to it the tasks want the same weights more often than further on; after it they share layers but fewer "
+            "weights, so each could have a copy of its own at little loss of common structure: see suggest_branch(). "
+            "Whether that pays must be found out by training; masks do not say it."
+        )
+        return "\n".join(lines)
+
+
+def find_watershed(overlap: TaskOverlap, *, min_drop: float, significance: float) -> Watershed | None:
+    """Apply the rule of this module; see :meth:`disparse_plugin.analysis.TaskOverlap.watershed`."""
+    controls = overlap.controls
+    profile = [layer.kappa for layer in overlap.layers] if controls is None else controls.relative_agreement()
+    places, drop = _drop(profile, min_drop, significance)
+    if drop is None:
+        return None
+    last, following = places[drop.place - 1], places[drop.place]
+    interval, support = None, None
+    if controls is not None and controls.resamples:
+        found = _again(controls.resamples, min_drop, significance)
+        support = len(found) / len(controls.resamples)
+        low, high = (int(place) for place in np.quantile(found or [0], [0.1, 0.9], method="nearest"))
+        if support < 0.5 or high - low > max(2, len(profile) / 4):
+            return None
+        interval = (overlap.names[low], overlap.names[high])
+    return Watershed(
+        overlap.names[last],
+        overlap.names[following],
+        drop.before,
+        drop.after,
+        drop.p_value,
+        controls is not None,
+        interval,
+        support,
+    )
+
+
+def _drop(profile: Sequence[float], min_drop: float, significance: float) -> tuple[list[int], Drop | None]:
+    places = [place for place, value in enumerate(profile) if not math.isnan(value)]
+    return places, find_drop([profile[place] for place in places], min_drop=min_drop, significance=significance)
+
+
+def _again(resamples: Sequence[Sequence[float]], min_drop: float, significance: float) -> list[int]:
+    found = []
+    for profile in resamples:
+        places, drop = _drop(profile, min_drop, significance)
+        if drop is not None:
+            found.append(places[drop.place - 1])
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """What it costs to give every task its own copy of the layers after one layer.
+
+    Only the analysed weights count; biases and normalisation layers come on top.
+
+    Attributes:
+        after: The last shared layer.
+        layers: The layers to copy.
+        weights: How many weights the copies add to the dense model.
+        kept: How many weights they add to the pruned model, where every copy holds its own task's mask.
+        share: ``weights`` over all weights of the analysed model.
+    """
+
+    after: str
+    layers: tuple[str, ...]
+    weights: int
+    kept: int
+    share: float
+
+    def __str__(self) -> str:
+        """Say it in one sentence."""
+        return (
+            f"Branching after {self.after} copies {len(self.layers)} layers: {self.weights:,} more weights in the "
+            f"dense model (+{100 * self.share:.1f} %), {self.kept:,} more in the pruned one."
+        )
+
+
+def branch(overlap: TaskOverlap, after: str) -> Branch:
+    """Count what branching after a layer costs; see :meth:`disparse_plugin.analysis.TaskOverlap.suggest_branch`."""
+    copied = overlap.layers[overlap.names.index(overlap[after].name) + 1 :]
+    total = sum(layer.size for layer in (*overlap.layers, *overlap.private))
+    weights = sum((len(layer.tasks) - 1) * layer.size for layer in copied)
+    kept = sum(
+        sum(stratum.kept.values()) - (stratum.size - stratum.kept_by[0]) for layer in copied for stratum in layer.strata
+    )
+    return Branch(after, tuple(layer.name for layer in copied), weights, kept, weights / total)
