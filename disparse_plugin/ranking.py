@@ -82,7 +82,12 @@ def count_true(mask: Tensor) -> int:
 
 
 def positions(mask: Tensor) -> Tensor:
-    """Return the positions of the True entries of a 1-D bool tensor; on a CPU numpy finds them seven times faster."""
+    """Return the positions of the True entries of a 1-D bool tensor; on a CPU numpy finds them seven times faster.
+
+    Example:
+        >>> positions(torch.tensor([False, True, True])).tolist()
+        [1, 2]
+    """
     if mask.device.type == "cpu":
         return torch.from_numpy(np.flatnonzero(mask.numpy()))
     return mask.nonzero().flatten()
