@@ -111,7 +111,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             model: The model, dense or (with ``distribution="existing"``) pruned; wrappers are looked through.
             optimizer: What trains it; of a kind in :mod:`disparse_plugin.optimizer_state`.
             losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. Batches may miss
-                tasks; a layer that no task of an update reaches stays as it is.
+                tasks; a layer that no task of an update reaches stays as it is. Where training uses ``autocast``, use
+                it inside.
             amount: How much of the weights is pruned: a fraction (float) or a count (int).
             distribution: ``"erk"``, ``"uniform"``, densities by pair or qualified name (layers without one share what
                 is left by ERK), or ``"existing"`` for the masks that are on the model; see

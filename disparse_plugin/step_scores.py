@@ -45,7 +45,7 @@ class StepScores:
         self._losses = losses
         self._rule = rule
         self._masks = masks
-        self._scaler = grad_scaler
+        self._scaler = grad_scaler if grad_scaler is not None and grad_scaler.is_enabled() else None
         self._put_off = 0
         self.tasks: tuple[str, ...] = ()
 
@@ -82,7 +82,7 @@ class StepScores:
 
     def _scaled(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         losses = self._losses(model, batch)
-        if self._scaler is None or not self._scaler.is_enabled() or not isinstance(losses, Mapping):
+        if self._scaler is None or not isinstance(losses, Mapping):
             return losses
         scale = self._scaler.get_scale() / 2**self._put_off
         return {task: loss * scale if isinstance(loss, Tensor) else loss for task, loss in losses.items()}

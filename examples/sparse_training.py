@@ -6,6 +6,7 @@ training steps and the same learning rates; they differ in which weights they ke
 * DiSparse dynamic: drops the smallest weights and grows those that any of the tasks asks for;
 * RigL: the same, with the sum of the losses as the only task;
 * SET: the same, growing at random;
+* DiSparse both: starts from the weights of static DiSparse, then is dynamic;
 * static DiSparse: chosen once before training, by ``disparse_static`` on 20 batches;
 * static random: chosen once at random, with the layer densities of the first three (ERK);
 * gradual DiSparse: for comparison, starts dense and is pruned in stages until step 225, so it is not sparse all along.
@@ -91,6 +92,15 @@ def static_disparse(
     )
 
 
+def static_disparse_then_dynamic(
+    model: nn.Module, optimizer: Optimizer, data: list[Batch], amount: float, budget: Budget, _: int
+) -> Scheduler:
+    """Choose as ``static_disparse`` does, and go on from there."""
+    disparse_static(model, task_losses, data, amount)
+    every, stop = budget.update_every, budget.stop_at
+    return DiSparseScheduler(model, optimizer, task_losses, distribution="existing", update_every=every, stop_at=stop)
+
+
 def gradual(
     model: nn.Module, optimizer: Optimizer, _: list[Batch], amount: float, budget: Budget, __: int
 ) -> Scheduler:
@@ -103,6 +113,7 @@ METHODS: dict[str, Build] = {
     "DiSparse dynamic": dynamic(),
     "RigL": dynamic(losses=joint(task_losses)),
     "SET": dynamic(criterion="random"),
+    "DiSparse both": static_disparse_then_dynamic,
     "static DiSparse": static_disparse,
     "static random": dynamic(drop_fraction=0.0),
     "gradual DiSparse": gradual,

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from disparse_plugin import score_tasks
-from disparse_plugin.sparse_training import DiSparseScheduler
+from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 
 from dynamic_runs import masks_of
 from networks import PartlyShared, square_losses, vectors
@@ -71,6 +71,29 @@ def missing_tasks(rank, ranks):
 def random_growth(rank, ranks):
     torch.manual_seed(rank)  # the ranks' own random states must not matter
     return dynamic(rank, ranks, criterion="random")
+
+
+def gradual(rank, ranks):
+    model, shards = model_and_shards(ranks)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer, pruning = gradually(wrapped)
+    train(wrapped, optimizer, pruning, [[batch] for batch in shards[rank]])
+    return {"masks": masks_of(model)}
+
+
+def gradually(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return optimizer, GradualPruning(model, optimizer, square_losses, amount=0.6, update_every=2, stop_at=STEPS)
+
+
+def uneven_accumulation(rank, ranks):
+    """Another number of micro-batches on each rank, at the step of an update."""
+    model, shards = model_and_shards(ranks)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer, scheduler = scheduled(wrapped, update_every=1)
+    sum(square_losses(wrapped, shards[rank][0]).values()).backward()
+    optimizer.step()
+    scheduler.step(*shards[rank][: 1 + rank])
 
 
 def uneven_shards(rank, ranks):

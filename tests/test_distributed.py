@@ -12,6 +12,7 @@ from disparse_plugin import score_tasks
 
 from distributed_worker import (
     STEPS,
+    gradually,
     model_and_shards,
     scheduled,
     some_tasks,
@@ -31,8 +32,10 @@ SCENARIOS = [
     "other_seed",
     "other_options",
     "unequal_weights",
+    "uneven_accumulation",
     "missing_tasks",
     "random_growth",
+    "gradual",
 ]
 
 
@@ -61,7 +64,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("scenario", ["score", "dynamic", "missing_tasks", "random_growth"])
+@pytest.mark.parametrize("scenario", ["score", "dynamic", "missing_tasks", "random_growth", "gradual"])
 def test_all_ranks_have_the_same_masks(results, scenario):
     first = results[0][scenario]["masks"]
     assert any(bool((mask == 0).any()) for mask in first.values())
@@ -93,9 +96,17 @@ def test_sparse_training_is_that_of_one_process_on_all_data(results, scenario, l
     assert equal(results[0][scenario]["masks"], masks_of(model))
 
 
+def test_gradual_pruning_is_that_of_one_process_on_all_data(results):
+    model, shards = model_and_shards(len(results))
+    optimizer, pruning = gradually(model)
+    train(model, optimizer, pruning, [[shard[step] for shard in shards] for step in range(STEPS)])
+    assert equal(results[0]["gradual"]["masks"], masks_of(model))
+
+
 @pytest.mark.parametrize(
     ("scenario", "failing", "own", "others"),
     [
+        ("uneven_accumulation", None, "ValueError: data: must be the same on all ranks, found [1, 2", None),
         ("uneven_shards", None, "ValueError: data: must be the same on all ranks, found [6, 5", None),
         (
             "failing_rank",

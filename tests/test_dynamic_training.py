@@ -281,6 +281,25 @@ def test_it_goes_on_from_the_masks_of_a_pruned_model():
         assert int(mask.sum()) == int(before[name].sum())
 
 
+def test_on_every_device(device):
+    model = TwoHeads().to(device)
+    run = Run(model=model, update_every=1, optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
+    total = alive_count(model)
+    for images, labels in digit_batches(4):
+        batch = images.to(device), labels.to(device)
+        run.optimizer.zero_grad()
+        backward(run, batch)
+        run.optimizer.step()
+        assert sum(run.scheduler.step(batch).exchanged.values()) > 0
+        assert alive_count(model) == total
+    for module, _ in prunable_parameters(model):
+        assert module.weight_mask.device == module.weight_orig.device
+        assert bool((module.weight_orig[module.weight_mask == 0] == 0).all())
+    other = Run(model=TwoHeads().to(device), update_every=1, optimizer=lambda p: torch.optim.AdamW(p, lr=0.01))
+    other.scheduler.load_state_dict(run.scheduler.state_dict())
+    assert equal_masks(other.model, model)
+
+
 def test_float64_and_frozen_layers():
     model = TwoHeads().double()
     for parameter in model.trunk.parameters():
