@@ -56,6 +56,11 @@ class Controls:
         """Return, per shared layer, kappa across halves over the ceiling; NaN where the ceiling is too low to tell."""
         return tuple(_relative(across, ceiling) for across, ceiling in zip(self.across, self.ceiling, strict=True))
 
+    @property
+    def permuted_trunk(self) -> Overlap:
+        """All shared layers with permuted labels, together."""
+        return together("trunk", self.permuted)
+
     def ceiling_of(self, task: str) -> Overlap:
         """Return one task against itself, in all shared layers that it reaches."""
         strata = (stratum for layer in self.ceiling for stratum in layer.strata if task in stratum.kept)

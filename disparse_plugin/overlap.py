@@ -11,7 +11,7 @@ from .agreement import AliveScores
 from .overlap_measures import Overlap, count_stratum, together
 from .own_masks import AliveMasks, Cut, alive_masks, alive_scores
 from .scores import TaskScores
-from .watershed import Branch, Watershed, branch, find_watershed
+from .watershed import Branch, Watershed, branch, judge_watershed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +96,16 @@ class TaskOverlap:
             min_drop: The least drop of the mean agreement that counts.
             significance: Largest p-value of the permutation test.
         """
-        return find_watershed(self, min_drop=min_drop, significance=significance)
+        return judge_watershed(self, min_drop=min_drop, significance=significance)[0]
+
+    def explain_watershed(self, *, min_drop: float = 0.1, significance: float = 0.05) -> str:
+        """Say what :meth:`watershed` found and what it means for an architecture, or why it found none.
+
+        Args:
+            min_drop: As in :meth:`watershed`.
+            significance: As in :meth:`watershed`.
+        """
+        return judge_watershed(self, min_drop=min_drop, significance=significance)[1]
 
     def suggest_branch(self, after: str | None = None) -> Branch | None:
         """Say what it would cost to give every task its own copy of the layers after one layer.

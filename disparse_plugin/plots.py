@@ -120,7 +120,7 @@ def plot_matrix(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, A
     if overlap.controls is not None:
         for place, task in enumerate(overlap.tasks):
             table[place, place] = overlap.controls.ceiling_of(task).kappa
-    image = ax.imshow(table, vmin=min(0.0, float(np.nanmin(table))), vmax=1, cmap="cividis")
+    image = ax.imshow(table, vmin=float(np.min(table, initial=0.0, where=~np.isnan(table))), vmax=1, cmap="cividis")
     for row, values in enumerate(table.tolist()):
         for column, value in enumerate(values):
             if not math.isnan(value):

@@ -122,10 +122,8 @@ def _sparsity(overlap: TaskOverlap) -> str:
 
 
 def _watershed(overlap: TaskOverlap) -> str:
-    watershed, branch = overlap.watershed(), overlap.suggest_branch()
-    if watershed is None:
-        return _section("Watershed", _text("None: these data do not support a layer after which agreement drops."))
-    return _section("Watershed", _text(str(watershed)) + _text(str(branch)))
+    branch = overlap.suggest_branch()
+    return _section("Watershed", _text(overlap.explain_watershed()) + ("" if branch is None else _text(str(branch))))
 
 
 def _layer_cells(overlap: TaskOverlap) -> tuple[list[str], list[list[str]]]:

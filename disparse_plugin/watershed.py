@@ -10,7 +10,9 @@ the data support a drop:
    i.e. agreement corrected for unreliability (Spearman, Am. J. Psychol. 15, 1904): 1 means that two tasks agree as
    well as each agrees with itself.
 3. One drop is sought by :mod:`disparse_plugin.change_point`.
-4. With resampled batches, it must come back: a drop is found in at least half of the resamples, and the places of the
+4. With controls, observed kappa must fall there by at least the least drop *more* than kappa with permuted labels does:
+   every task has a head of its own, whose random weights alone make tasks differ in the layers next to it.
+5. With resampled batches, it must come back: a drop is found in at least half of the resamples, and the places of the
    middle 80 % of them span at most a quarter of the layers (or two layers).
 
 Layers are in the order of ``TaskScores.parameters``, the order in which the model's modules were made. Where that is
@@ -29,6 +31,7 @@ import numpy as np
 from .change_point import Drop, find_drop
 
 if TYPE_CHECKING:
+    from .controls import Controls
     from .overlap import TaskOverlap
 
 
@@ -69,7 +72,9 @@ class Watershed:
                 f"drop in {100 * self.support:.0f} % of the cases."
             )
         else:
-            lines.append("Without resampled batches its uncertainty is unknown: see overlap_with_controls.")
+            lines.append("Its uncertainty is unknown without resampled batches: see overlap_with_controls.")
+        if not self.relative:
+            lines.append("Whether the labels have anything to do with it is unknown without controls.")
         lines.append(
             "Up to it the tasks want the same weights more often than further on; after it they share layers but fewer "
             "weights, so each could have a copy of its own at little loss of common structure: see suggest_branch(). "
@@ -78,23 +83,39 @@ class Watershed:
         return "\n".join(lines)
 
 
-def find_watershed(overlap: TaskOverlap, *, min_drop: float, significance: float) -> Watershed | None:
-    """Apply the rule of this module; see :meth:`disparse_plugin.analysis.TaskOverlap.watershed`."""
+def judge_watershed(overlap: TaskOverlap, *, min_drop: float, significance: float) -> tuple[Watershed | None, str]:
+    """Apply the rule of this module.
+
+    Returns:
+        The watershed or None, and in words what was found or why there is none.
+    """
     controls = overlap.controls
     profile = [layer.kappa for layer in overlap.layers] if controls is None else controls.relative_agreement()
     places, drop = _drop(profile, min_drop, significance)
     if drop is None:
-        return None
+        measure = "kappa" if controls is None else "agreement relative to the ceiling"
+        return None, f"No watershed: {measure} has no single drop of at least {min_drop:g} along the layers."
     last, following = places[drop.place - 1], places[drop.place]
+    border = f"between {overlap.names[last]} and {overlap.names[following]}"
     interval, support = None, None
+    if controls is not None:
+        excess = _excess_over_permuted(overlap, controls, places, drop.place)
+        if excess < min_drop:
+            return None, (
+                f"No watershed: agreement drops {border}, but kappa drops by only {excess:+.2f} more there than with "
+                "permuted labels. Architecture, heads and inputs make this drop, not what the tasks have to learn."
+            )
     if controls is not None and controls.resamples:
         found = _again(controls.resamples, min_drop, significance)
         support = len(found) / len(controls.resamples)
         low, high = (int(place) for place in np.quantile(found or [0], [0.1, 0.9], method="nearest"))
         if support < 0.5 or high - low > max(2, len(profile) / 4):
-            return None
+            return None, (
+                f"No watershed: agreement drops {border}, but resampled batches do not confirm it (a drop in "
+                f"{100 * support:.0f} % of them)."
+            )
         interval = (overlap.names[low], overlap.names[high])
-    return Watershed(
+    watershed = Watershed(
         overlap.names[last],
         overlap.names[following],
         drop.before,
@@ -104,6 +125,16 @@ def find_watershed(overlap: TaskOverlap, *, min_drop: float, significance: float
         interval,
         support,
     )
+    return watershed, str(watershed)
+
+
+def _excess_over_permuted(overlap: TaskOverlap, controls: Controls, places: Sequence[int], border: int) -> float:
+    """By how much more observed kappa falls at a place than kappa with permuted labels does."""
+    falls = []
+    for layers in (overlap.layers, controls.permuted):
+        kappas = np.array([layers[place].kappa for place in places])
+        falls.append(float(np.nanmean(kappas[:border]) - np.nanmean(kappas[border:])))
+    return falls[0] - falls[1]
 
 
 def _drop(profile: Sequence[float], min_drop: float, significance: float) -> tuple[list[int], Drop | None]:

@@ -1,0 +1,148 @@
+"""The plots and the report: what they draw is what was measured; how they look, a person has to judge."""
+
+import builtins
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from disparse_plugin import score_tasks
+from disparse_plugin.analysis import (
+    GradientConflict,
+    html_report,
+    overlap_with_controls,
+    plot_agreement,
+    plot_conflict,
+    plot_density,
+    plot_iou,
+    plot_kept_by,
+    plot_matrix,
+    task_overlap,
+)
+
+from layouts import build
+from networks import TwoHeads, digit_batches, digit_losses
+
+PLOTS = [plot_iou, plot_agreement, plot_matrix, plot_kept_by, plot_density]
+EXAMPLE = Path(__file__).parents[1] / "examples" / "watershed.py"
+
+
+def random_overlap(layers, tasks="abc", size=50):
+    generator = np.random.default_rng(0)
+    tables = {task: {index: generator.random(size).tolist() for index in range(layers)} for task in tasks}
+    return task_overlap(build(tables, [size] * layers)[1], 0.6)
+
+
+def heights(ax):
+    return [bar.get_height() for bar in ax.containers[0]]
+
+
+@pytest.fixture(scope="module")
+def controlled():
+    torch.manual_seed(0)
+    return overlap_with_controls(TwoHeads("abc").eval(), digit_losses, digit_batches(4), 0.6, groups=4, resamples=2)
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("layers", [1, 10, 200])
+def test_every_plot_draws_few_and_many_layers(plot, layers):
+    fig, ax = plot(random_overlap(layers))
+    fig.canvas.draw()
+    assert len(ax.get_xticklabels()) <= 40
+    assert ax.get_title()
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_plots_draw_into_given_axes(plot):
+    fig, ax = plot_iou(random_overlap(2))
+    assert plot(random_overlap(2), ax) == (fig, ax)
+
+
+def test_bars_and_lines_are_the_measures(controlled):
+    overlap = random_overlap(12)
+    ax = overlap.plot()[1]
+    assert heights(ax) == [layer.iou for layer in overlap]
+    assert ax.patches[-1].get_data().values.tolist() == [layer.chance_iou for layer in overlap]
+    ax = plot_agreement(controlled)[1]
+    assert heights(ax) == [layer.kappa for layer in controlled]
+    lines = {patch.get_label(): patch.get_data().values.tolist() for patch in ax.patches if hasattr(patch, "get_data")}
+    assert lines["labels permuted"] == [layer.kappa for layer in controlled.controls.permuted]
+    ceiling = next(values for label, values in lines.items() if label.startswith("ceiling"))
+    assert ceiling == [layer.kappa for layer in controlled.controls.ceiling]
+    assert heights(controlled.plot()[1]) == [layer.pairwise().iou for layer in controlled]
+
+
+def test_the_matrix_is_symmetric_with_ceilings_on_its_diagonal(controlled):
+    table = plot_matrix(controlled)[1].images[0].get_array()
+    assert table[0, 1] == table[1, 0] == controlled.trunk.pair("a", "b").kappa
+    assert table[2, 2] == controlled.controls.ceiling_of("c").kappa
+    assert np.isnan(plot_matrix(random_overlap(2))[1].images[0].get_array()[0, 0].filled(np.nan))
+
+
+def test_stacked_bars_fill_up_to_one():
+    overlap = random_overlap(6)
+    stacks = [[bar.get_height() for bar in container] for container in plot_kept_by(overlap)[1].containers]
+    np.testing.assert_allclose(np.sum(stacks, axis=0), 1)
+    kept = overlap.layers[0].kept_by
+    assert [stack[0] for stack in stacks] == pytest.approx([count / sum(kept[1:]) for count in kept[1:]])
+
+
+def test_nothing_kept_can_be_drawn():
+    overlap = task_overlap(build({"a": {0: [1, 2], 1: [3, 4]}, "b": {0: [1, 2], 1: [3, 4]}}, [2, 2])[1], 0.5)
+    for plot in PLOTS:
+        plot(overlap)[0].canvas.draw()
+
+
+def test_conflict_lines_are_the_cosines():
+    conflict = GradientConflict()
+    score_tasks(TwoHeads("abc").eval(), digit_losses, digit_batches(), observe=conflict)
+    ax = plot_conflict(conflict)[1]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.lines}
+    assert drawn["a & b"] == [layer.cosine for layer in conflict.layers() if layer.tasks == ("a", "b")]
+
+
+def test_the_report_is_one_file_with_everything_in_it(controlled, tmp_path):
+    model, conflict = TwoHeads("abc").eval(), GradientConflict()
+    score_tasks(model, digit_losses, digit_batches(), observe=conflict)
+    path = html_report(
+        tmp_path / "report.html", controlled, model=model, conflict=conflict, notes={"A <note>": "x < y"}
+    )
+    text = path.read_text(encoding="utf-8")
+    assert text.count('src="data:image/png;base64,') == 6
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "A &lt;note&gt;" in text
+    assert "x &lt; y" in text
+    assert f"{controlled.trunk.kappa:.3f}" in text
+    layers = [*controlled.layers, *controlled.private]
+    removed = sum(layer.kept_by[0] for layer in layers) / sum(layer.size for layer in layers)
+    assert f"{100 * removed:.2f} %" in text
+    assert all(name in text for name in controlled.names)
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'disparse-plugin\[plots\]'"):
+        random_overlap(2).plot()
+
+
+def test_the_watershed_example_runs(monkeypatch, capsys, tmp_path):
+    report = tmp_path / "watershed.html"
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--quick", "--report", str(report)])
+    monkeypatch.syspath_prepend(str(EXAMPLE.parent))
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert all(number in printed for number in ("54.61", "73.52", "60.77", "permuted", "ceiling", "chance"))
+    rows = [line for line in printed.splitlines() if line.startswith("trunk.")]
+    assert len(rows) == 33
+    assert report.stat().st_size > 100_000
