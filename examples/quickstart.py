@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
