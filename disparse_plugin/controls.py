@@ -61,6 +61,11 @@ class Controls:
         """All shared layers with permuted labels, together."""
         return together("trunk", self.permuted)
 
+    @property
+    def across_trunk(self) -> Overlap:
+        """All shared layers, tasks against each other across halves, together."""
+        return together("trunk", self.across)
+
     def ceiling_of(self, task: str) -> Overlap:
         """Return one task against itself, in all shared layers that it reaches."""
         strata = (stratum for layer in self.ceiling for stratum in layer.strata if task in stratum.kept)

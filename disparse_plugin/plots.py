@@ -89,6 +89,7 @@ def plot_agreement(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure
     if watershed is not None:
         place = overlap.names.index(watershed.layer)
         ax.axvline(place + 0.5, color=PURPLE, linewidth=2, label=f"watershed after {watershed.layer}")
+    ax.set_ylim(min(-0.02, ax.get_ylim()[0]), 1.02)
     ax.set_ylabel("agreement beyond chance (kappa)")
     ax.set_title(
         f"Trunk: kappa {overlap.trunk.kappa:.3f}; " + ("no watershed" if watershed is None else "watershed found")
@@ -99,7 +100,9 @@ def plot_agreement(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure
 
 
 def plot_matrix(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, Axes]:
-    """Draw kappa between every two tasks over all shared layers; with controls, each task's ceiling on the diagonal.
+    """Draw kappa between every two tasks over all shared layers.
+
+    With controls, it is kappa across halves of the data, with each task's agreement with itself on the diagonal.
 
     Args:
         overlap: The overlap.
@@ -114,9 +117,10 @@ def plot_matrix(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, A
     count = len(overlap.tasks)
     fig, ax = _canvas(ax, count, size=(2.8 + 0.85 * count, 2.2 + 0.75 * count))
     table = np.full((count, count), np.nan)
-    for (a, b), pair in overlap.trunk.pairs.items():
+    trunk = overlap.trunk if overlap.controls is None else overlap.controls.across_trunk
+    for a, b in overlap.trunk.pairs:
         row, column = overlap.tasks.index(a), overlap.tasks.index(b)
-        table[row, column] = table[column, row] = pair.kappa
+        table[row, column] = table[column, row] = trunk.pair(a, b).kappa
     if overlap.controls is not None:
         for place, task in enumerate(overlap.tasks):
             table[place, place] = overlap.controls.ceiling_of(task).kappa
@@ -128,7 +132,7 @@ def plot_matrix(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, A
                 ax.text(column, row, f"{value:.2f}", ha="center", va="center", color=shade)
     ax.set_xticks(range(count), overlap.tasks, rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(count), overlap.tasks)
-    note = "" if overlap.controls is None else "\ndiagonal: with itself, across halves"
+    note = "" if overlap.controls is None else "\nacross halves of the data; diagonal: with itself"
     ax.set_title(f"Trunk: kappa between tasks{note}")
     fig.colorbar(image, ax=ax, shrink=0.85, label="kappa")
     return fig, ax
@@ -152,11 +156,11 @@ def plot_kept_by(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, 
     count = len(overlap.tasks)
     kept = np.array([layer.kept_by + (0,) * (count + 1 - len(layer.kept_by)) for layer in overlap], dtype=float)[:, 1:]
     shares = kept / np.maximum(kept.sum(axis=1, keepdims=True), 1)
-    bottom = np.zeros(len(overlap))
+    bottom, width = np.zeros(len(overlap)), 0.85 if len(overlap) <= _MAX_LABELS else 1.0
     for k in range(count):
         colour = colours(0.15 + 0.85 * k / max(count - 1, 1))
         label = f"{k + 1} task" + ("s" if k else "")
-        ax.bar(range(len(overlap)), shares[:, k], bottom=bottom, color=colour, width=0.85, label=label)
+        ax.bar(range(len(overlap)), shares[:, k], bottom=bottom, color=colour, width=width, label=label)
         bottom += shares[:, k]
     for place in np.flatnonzero(kept.sum(axis=1) == 0):
         ax.text(float(place), 0.02, "empty", rotation=90, ha="center", va="bottom", fontsize=7)
@@ -189,7 +193,7 @@ def plot_density(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, 
             values,
             color=_TASK_COLOURS[place % len(_TASK_COLOURS)],
             marker=_TASK_MARKERS[place % len(_TASK_MARKERS)],
-            markersize=4 if len(overlap) <= _MAX_LABELS else 2.5,
+            markersize=4 if len(overlap) <= _MAX_LABELS else 1.5,
             linewidth=1,
             label=task,
         )

@@ -39,7 +39,11 @@ _CAPTIONS: Mapping[Callable[[TaskOverlap], tuple[Any, Any]], tuple[str, str]] = 
         "The paper's figure. The height of a bar means little by itself: it follows the density of the layer, as the "
         "chance line shows.",
     ),
-    plot_matrix: ("Task by task", "Kappa over all shared layers."),
+    plot_matrix: (
+        "Task by task",
+        "Kappa over all shared layers; with controls across halves of the data, so that the diagonal, "
+        "each task with itself, is the most to expect.",
+    ),
     plot_kept_by: ("Kept by how many tasks", "Of the weights that stay, how many each number of tasks asked for."),
     plot_density: ("Density", "What each task's own mask keeps of each shared layer."),
 }

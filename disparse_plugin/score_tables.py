@@ -22,12 +22,10 @@ class ScoreTables:
     Attributes:
         tasks: Task names.
         rows: For each parameter, by its qualified name, the scores of each task that reaches it, flat.
-        summed: Whether the scores of different batches add up; see :class:`~disparse_plugin.criteria.Criterion`.
     """
 
     tasks: tuple[str, ...]
     rows: dict[str, dict[str, Tensor]]
-    summed: bool
 
     @classmethod
     def of(
@@ -42,21 +40,21 @@ class ScoreTables:
         plain = dataclasses.replace(rule, per_layer=None)
         scores = score_tasks(model, losses, batches, criterion=plain, parameters=keys)
         rows = [dict(row) for row in alive_scores(scores)]
-        return cls(scores.tasks, dict(zip(scores.names, rows, strict=True)), rule.summed)
+        return cls(scores.tasks, dict(zip(scores.names, rows, strict=True)))
 
     @classmethod
     def sum(cls, tables: Sequence[ScoreTables]) -> ScoreTables:
-        """Add up the scores of several groups of batches; the tables themselves are not changed."""
+        """Add up the scores of several groups of batches; the tables themselves are not changed.
+
+        Scores that do not depend on the data (magnitudes) are added up as well, which does not change their order.
+        """
         rows: dict[str, dict[str, Tensor]] = {}
         for table in tables:
             for name, row in table.rows.items():
                 total = rows.setdefault(name, {})
                 for task, score in row.items():
-                    if task not in total:
-                        total[task] = score
-                    elif table.summed:
-                        total[task] = total[task] + score
-        return cls(tables[0].tasks, rows, tables[0].summed)
+                    total[task] = total[task] + score if task in total else score
+        return cls(tables[0].tasks, rows)
 
 
 def chunks(data: Iterable[Batch], num_batches: int | None, groups: int) -> Iterator[list[Batch]]:

@@ -102,7 +102,7 @@ def judge_watershed(overlap: TaskOverlap, *, min_drop: float, significance: floa
         excess = _excess_over_permuted(overlap, controls, places, drop.place)
         if excess < min_drop:
             return None, (
-                f"No watershed: agreement drops {border}, but kappa drops by only {excess:+.2f} more there than with "
+                f"No watershed: agreement drops {border}, but kappa drops there by {excess:.2f} more than with "
                 "permuted labels. Architecture, heads and inputs make this drop, not what the tasks have to learn."
             )
     if controls is not None and controls.resamples:

@@ -114,7 +114,7 @@ def build(channels: dict[str, int], width: int) -> nn.Module:
 
 def print_totals(overlap: TaskOverlap) -> None:
     """Print the trunk's IoU beside the published one, for the task sets of the paper that the data have."""
-    columns = ("published", "here", "chance", "permuted", "ceiling")
+    columns = ("published", "here", "chance", "permuted", "across", "ceiling")
     print(f"\n{'IoU of the trunk, %':44}" + "".join(f"{column:>11}" for column in columns))
     for name, (published, tasks) in PUBLISHED.items():
         label = f"{name} ({' + '.join(tasks) if len(tasks) == 2 else 'five tasks'})"
@@ -126,12 +126,13 @@ def print_totals(overlap: TaskOverlap) -> None:
         if len(tasks) == 2:
             observed, permuted = observed.pair(*tasks), permuted.pair(*tasks)
             ceiling = np.mean([overlap.controls.ceiling_of(task).iou for task in tasks])
-            values = [observed.iou, observed.chance_iou, permuted.iou, ceiling]
+            across = overlap.controls.across_trunk.pair(*tasks).iou
+            values = [observed.iou, observed.chance_iou, permuted.iou, across, ceiling]
         print(f"{label:44}{published:11.2f}" + "".join(f"{100 * value:11.2f}" for value in values))
         if len(tasks) > 2:
             two_of_few = observed.kept_by[2] / (observed.kept_by[1] + observed.kept_by[2])
             print(f"{'  as the authors counted it (*)':44}{'':11}{100 * two_of_few:11.2f}")
-    print("ceiling: mean IoU of each of the two tasks with itself, on two halves of the pictures")
+    print("across: the two tasks on different halves of the pictures; ceiling: each with itself, on both halves")
     print("(*) kept by exactly 2 tasks over kept by exactly 1 or 2, whatever the number of tasks")
 
 
@@ -170,8 +171,7 @@ def main() -> None:
     print(overlap)
     print_totals(overlap)
     print(f"\n{overlap.explain_watershed()}")
-    branch = overlap.suggest_branch()
-    print(branch or overlap.suggest_branch(after=overlap.names[len(overlap) // 2]))
+    print(overlap.suggest_branch() or f"For scale: {overlap.suggest_branch(after=overlap.names[len(overlap) // 2])}")
 
     conflict = GradientConflict()
     score_tasks(network, task_losses, calibration[:4], observe=conflict)

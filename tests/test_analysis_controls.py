@@ -209,12 +209,13 @@ def test_a_step_is_found_where_it_is(place, seed):
     [
         [0.5] * 20,
         noisy(np.linspace(0.9, 0.1, 20)),
+        1 / (1 + np.exp((np.arange(20) - 9.5) / 1.3)),
         noisy([0.4] * 10 + [0.8] * 10),
         noisy([0.8] * 10 + [0.75] * 10, scale=0.01),
         [0.9, 0.1, 0.9],
         [],
     ],
-    ids=["constant", "steady decline", "rise", "too small", "too short", "nothing"],
+    ids=["constant", "steady decline", "bent decline", "rise", "too small", "too short", "nothing"],
 )
 def test_what_is_no_drop(values):
     assert find_drop(values, min_drop=0.1, significance=0.05) is None

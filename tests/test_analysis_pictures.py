@@ -78,9 +78,12 @@ def test_bars_and_lines_are_the_measures(controlled):
 
 def test_the_matrix_is_symmetric_with_ceilings_on_its_diagonal(controlled):
     table = plot_matrix(controlled)[1].images[0].get_array()
-    assert table[0, 1] == table[1, 0] == controlled.trunk.pair("a", "b").kappa
+    assert table[0, 1] == table[1, 0] == controlled.controls.across_trunk.pair("a", "b").kappa
     assert table[2, 2] == controlled.controls.ceiling_of("c").kappa
-    assert np.isnan(plot_matrix(random_overlap(2))[1].images[0].get_array()[0, 0].filled(np.nan))
+    plain = random_overlap(2)
+    table = plot_matrix(plain)[1].images[0].get_array().filled(np.nan)
+    assert np.isnan(np.diag(table)).all()
+    assert table[0, 2] == plain.trunk.pair("a", "c").kappa
 
 
 def test_stacked_bars_fill_up_to_one():
