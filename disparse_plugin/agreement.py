@@ -58,6 +58,8 @@ def agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter) -> li
 def _task_ranks(scores: AliveScores, task: str) -> dict[int, Tensor]:
     """Rank one task's scores over all parameters that it reaches, and hand each parameter its part."""
     parts = {index: rows[task] for index, rows in enumerate(scores) if task in rows}
+    if not parts:
+        return {}  # a task may reach nothing of a ranking scope
     home = next(iter(parts.values())).device
     joined = ranks(torch.cat([part.to(home) for part in parts.values()]))
     split = joined.split([part.numel() for part in parts.values()])

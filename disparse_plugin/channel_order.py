@@ -1,0 +1,50 @@
+"""In which order channels go: percentiles per task, the arbiter, a strict total order, and what may not go at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .agreement import agreement
+from .arbiters import Arbiter
+from .ranking import ranks
+
+
+def removal_order(
+    scores: Sequence[Mapping[str, Tensor]], keep: Sequence[int], tasks: Sequence[str], arbiter: Arbiter
+) -> list[Tensor]:
+    """Put all units of one ranking scope in the order of their removal.
+
+    A task's percentile of a unit is ``(rank + 1) / n_k`` among the ``n_k`` units of the scope that the task reaches;
+    the arbiter reduces the percentiles to an agreement score; lower goes first. Equal scores go in the order of the
+    groups and of the units in them, so the order is strict and any number of units can be removed exactly. The best
+    units of each group go after all others, so that no group is emptied.
+
+    Args:
+        scores: For each group, each reaching task's scores (1-D, one per unit, finite).
+        keep: For each group, how many units may not go.
+        tasks: All task names.
+        arbiter: The reduction over tasks.
+
+    Returns:
+        For each group, float64 places in the order, ``0..n-1`` over all groups, each once.
+
+    Example:
+        >>> from disparse_plugin.arbiters import unanimous
+        >>> trunk = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([9.0, 1.0, 2.0])}
+        >>> head = {"a": torch.tensor([0.5, 0.4])}
+        >>> [places.tolist() for places in removal_order([trunk, head], [1, 1], ("a", "b"), unanimous)]
+        [[2.0, 1.0, 4.0], [3.0, 0.0]]
+    """
+    if not scores:
+        return []
+    sizes = [next(iter(rows.values())).numel() for rows in scores]
+    places = ranks(torch.cat(agreement(scores, tasks, arbiter))).double().split(sizes)
+    lifted = []
+    for place, count in zip(places, keep, strict=True):
+        value = place.clone()
+        value[value.topk(min(count, value.numel())).indices] += sum(sizes)
+        lifted.append(value)
+    return list(ranks(torch.cat(lifted)).double().split(sizes))
