@@ -251,7 +251,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         found, self._unusable = [], {}
         for group in graph.get_all_groups():
             try:
-                channels = self._read(group, block_counts(graph, {}))
+                channels = self._read(group, block_counts(graph))
             except TRACE_ERRORS as error:
                 self._unusable[module_names(graph.model)[root_of(group)[0]]] = str(error)
                 continue

@@ -202,7 +202,7 @@ def channel_groups(
     names = module_names(graph.model)
     kept = set(ignored_layers) | set(outputs)
     found, visited = Groups([], {}, []), set[nn.Module]()
-    blocks = block_counts(graph, heads)
+    blocks = block_counts(graph)
     with _unchanging(graph):
         for module in list(graph.module2node):
             if not isinstance(module, ROOT_TYPES) or module in visited:
@@ -213,9 +213,10 @@ def channel_groups(
                 found.skipped[names[module]] = reason
                 continue
             try:
-                group, size = _full_group(graph, module, heads)
+                group, size, count = _full_group(graph, module, heads)
                 visited |= {d.target.module for d, _ in group if graph.is_out_channel_pruning_fn(d.handler)}
-                found.usable.append(read_group(graph, group, size, names, blocks, kept, found.clashing))
+                inner: dict[tuple[nn.Module, Side], int] = {(group[0].dep.target.module, "in"): count} if count else {}
+                found.usable.append(read_group(graph, group, size, names, {**blocks, **inner}, kept, found.clashing))
             except UnusableGroupError as error:
                 found.skipped[names[module]] = str(error)
             except TRACE_ERRORS as error:
@@ -223,16 +224,22 @@ def channel_groups(
     return found
 
 
-def _full_group(graph: Any, module: nn.Module, heads: Mapping[nn.Module, int]) -> tuple[Any, int]:
+def _full_group(graph: Any, module: nn.Module, heads: Mapping[nn.Module, int]) -> tuple[Any, int, int]:
+    """Return the group of all outputs of a layer, its number of channels, and its number of attention heads or 0."""
     pruner = graph.get_pruner_of_module(module)
     size = pruner.get_out_channels(module)
     group = graph.get_pruning_group(module, pruner.prune_out_channels, list(range(size)))
-    if any(dep.target.module in heads and graph.is_out_channel_pruning_fn(dep.handler) for dep, _ in group):
-        return reroot_attention(graph, group)
-    return group, size
+    counts = {
+        heads[dep.target.module]
+        for dep, _ in group
+        if dep.target.module in heads and graph.is_out_channel_pruning_fn(dep.handler)
+    }
+    if len(counts) > 1:
+        raise UnusableGroupError("attentions with different numbers of heads go together")
+    return (*_reroot_attention(graph, group), counts.pop()) if counts else (group, size, 0)
 
 
-def reroot_attention(graph: Any, group: Any) -> tuple[Any, int]:
+def _reroot_attention(graph: Any, group: Any) -> tuple[Any, int]:
     """Count an attention's channels in the inputs of its output layer: one for query, key and value together.
 
     Raises:
@@ -382,7 +389,7 @@ def _check_alike(group: ChannelGroup, follower: Follower, blocks: int) -> None:
         raise UnusableGroupError(f"{follower.target} has {blocks} groups of channels, which would lose different ones")
 
 
-def block_counts(graph: Any, heads: Mapping[nn.Module, int]) -> dict[tuple[nn.Module, Side], int]:
+def block_counts(graph: Any) -> dict[tuple[nn.Module, Side], int]:
     """Return in how many equal blocks each side of a layer must be pruned alike, where more than one."""
     counts: dict[tuple[nn.Module, Side], int] = {}
     for module in graph.model.modules():

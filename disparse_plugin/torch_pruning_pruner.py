@@ -82,7 +82,7 @@ def prepare(pruner: Any) -> dict[str, str]:
         pruner.num_heads.setdefault(qkv, heads)
         pruner.out_channel_groups[qkv] = pruner.num_heads[qkv]
         pruner.init_num_heads.setdefault(qkv, heads)
-    for (module, side), count in block_counts(pruner.DG, {}).items():
+    for (module, side), count in block_counts(pruner.DG).items():
         if isinstance(module, nn.MultiheadAttention):
             (pruner.out_channel_groups if side == "out" else pruner.in_channel_groups)[module] = count
     skipped = _ignore_unusable(pruner)
