@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import arbiters
 from .arbiters import Arbiter
 from .base_importance import BaseScores
-from .channel_groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_parameters, channel_scores, normalized
+from .channel_groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
 from .channel_order import removal_order
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
@@ -28,6 +28,7 @@ from .torch_pruning_graph import (
     module_names,
     read_group,
     tp,
+    traced_parameters,
 )
 from .torch_pruning_pruner import (
     RankedGroup,
@@ -223,7 +224,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
                 self._scores_of_base = BaseScores(self._base, graph.model, losses, data)
                 self._tasks = self._scores_of_base.tasks
                 return
-            keys = channel_parameters(graph.model) if self._parameters is None else self._parameters
+            keys = traced_parameters(graph) if self._parameters is None else self._parameters
             self._scores = score_tasks(graph.model, losses, data, criterion=self._criterion, parameters=keys)
         elif scored_at is not None and scored_at[:2] != state[:2]:
             self._scored_at = scored_at

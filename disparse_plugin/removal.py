@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
+from torch.nn.utils import parametrize
 
 from . import arbiters
 from .amounts import check_amount
@@ -106,7 +106,7 @@ def remove_channels(
     _check_plain(root)
     pristine, inputs = _copy(root), as_inputs(example_inputs)
     groups, seen = _find_groups(_copy(pristine), inputs, root, ignored_layers, customized_pruners)
-    keys = channel_parameters(root) if parameters is None else tuple(parameters)
+    keys = _scored(root, groups.idle) if parameters is None else tuple(parameters)
     scores = score_tasks(root, losses, data, criterion=criterion, parameters=keys, num_batches=num_batches)
     work = _Work(root, pristine, inputs, scores, rule, reduction, normalizer, max_pruning_ratio, round_to)
     work.customized_pruners = customized_pruners
@@ -147,9 +147,14 @@ def _check_plain(root: nn.Module) -> None:
                 f"model: weights must be plain parameters, found a parametrization on {type(module).__name__}; call "
                 "torch.nn.utils.parametrize.remove_parametrizations first"
             )
-    assert not prune.is_pruned(root)
     if not any(parameter.requires_grad for parameter in root.parameters()):
         raise ValueError("model: at least one parameter must require gradients, found all frozen; unfreeze what is used")
+
+
+def _scored(root: nn.Module, idle: Collection[str]) -> list[ParameterKey]:
+    """List what to score: not the layers that never run, whose weights a parent may read."""
+    names = module_names(root)
+    return [(module, name) for module, name in channel_parameters(root) if names[module] not in idle]
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -157,9 +162,11 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except RuntimeError:
         # Some models cache tensors of a graph in their evaluation mode; a change of mode drops them.
-        mode = model.training
-        model.train(not mode)
-        model.train(mode)
+        modes = [(module, module.training) for module in model.modules()]
+        model.train(not model.training)
+        model.train(not model.training)
+        for module, mode in modes:
+            module.training = mode
         return copy.deepcopy(model)
 
 
@@ -192,7 +199,8 @@ def _find_groups(
         unfit += fresh
     names = module_names(model)
     found.skipped |= {names[layer]: "runs but reaches no output" for layer in seen.untraced}
-    found.skipped |= {names[layer]: "does not run" for layer in seen.idle if names[layer] not in found.skipped}
+    found.idle = {names[layer] for layer in seen.idle}
+    found.skipped |= {name: "does not run" for name in found.idle if name not in found.skipped}
     return found, seen
 
 

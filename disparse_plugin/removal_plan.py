@@ -85,7 +85,8 @@ class RemovalPlan:
         with torch.no_grad():
             for cut, layer, pruner in steps:
                 _cut(root, cut, layer, pruner)
-        sync_attention(heads, root)
+        cut = {layer for _, layer, _ in steps}
+        sync_attention({qkv: count for qkv, count in heads.items() if qkv in cut}, root)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a safetensors file; an existing file is replaced atomically.
@@ -129,24 +130,27 @@ def replay_removal(model: nn.Module, path: str | Path) -> None:
 def sync_attention(heads: Mapping[nn.Module, int], model: nn.Module) -> None:
     """Bring the attributes of attention layers into line with the shape of their query-key-value layer.
 
-    timm's attention reads ``head_dim`` and ``scale`` in its forward. The scale becomes ``head_dim ** -0.5``, which
-    is what ``scaled_dot_product_attention`` uses, so fused and plain attention agree.
+    timm's attention reads ``num_heads``, ``head_dim`` and ``scale`` in its forward. The scale becomes
+    ``head_dim ** -0.5``, which is what ``scaled_dot_product_attention`` uses, so fused and plain attention agree.
 
     Args:
-        heads: The heads that each query-key-value layer now has: those before the removal, as
-            :func:`~disparse_plugin.structured.attention_heads` finds them, or ``pruner.num_heads``.
+        heads: The heads that the query-key-value layers now have, for those that were pruned:
+            ``pruner.num_heads``, or what :func:`~disparse_plugin.structured.attention_heads` found before.
         model: The model.
     """
     for module in model.modules():
         qkv = module._modules.get("qkv")
-        if qkv is None or qkv not in heads or not isinstance(qkv, nn.Linear):
+        if not isinstance(qkv, nn.Linear) or qkv not in heads:
             continue
         width = qkv.out_features // 3
-        values = {"num_heads": heads[qkv], "head_dim": width // heads[qkv], "attn_dim": width}
-        if values["head_dim"] != module.__dict__.get("head_dim", values["head_dim"]):
-            values |= {"scale": values["head_dim"] ** -0.5}
-        for name, value in values.items():
-            if name in module.__dict__:
+        head_dim = width // heads[qkv]
+        for name, value in {
+            "num_heads": heads[qkv],
+            "head_dim": head_dim,
+            "attn_dim": width,
+            "scale": head_dim**-0.5,
+        }.items():
+            if isinstance(module.__dict__.get(name), int | float):
                 setattr(module, name, value)
 
 

@@ -16,8 +16,8 @@ from unittest import mock
 import torch
 from torch import nn
 
-from .channel_groups import ChannelGroup, Follower, Side, is_depthwise
-from .parameters import qualified_names, unwrap
+from .channel_groups import ChannelGroup, Follower, Side, channel_parameters, is_depthwise
+from .parameters import ParameterKey, qualified_names, unwrap
 
 try:
     import torch_pruning as tp
@@ -34,6 +34,7 @@ TRACE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, Ru
 # A sane group visits one side of one layer once per connection. A walk that goes round in circles exceeds these.
 MAX_VISITS_PER_LAYER = 96
 MAX_ITEMS = 4000
+MAX_INDICES = 400_000
 
 ROOT_TYPES = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -52,12 +53,14 @@ class _BoundedGroup(tp_graph.Group):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._visits: dict[Any, int] = {}
+        self._indices = 0
         self.ties: list[tuple[int, int]] = []
 
     def add_dep(self, dep: Any, idxs: Any) -> None:
         key = (dep.target, dep.handler)
         self._visits[key] = self._visits.get(key, 0) + 1
-        if self._visits[key] > MAX_VISITS_PER_LAYER or len(self) > MAX_ITEMS:
+        self._indices += len(idxs)
+        if self._visits[key] > MAX_VISITS_PER_LAYER or len(self) > MAX_ITEMS or self._indices > MAX_INDICES:
             raise GroupTooLargeError("torch-pruning's walk through the graph does not end")
         super().add_dep(dep, idxs)
 
@@ -178,11 +181,13 @@ class Groups:
         usable: The groups that can be removed from.
         skipped: Layer name to the reason why its channels are left alone.
         clashing: Bare parameters that do not fit the groups they are in; ignoring them may make more usable.
+        idle: Names of convolutions and linear layers that do not run.
     """
 
     usable: list[ChannelGroup]
     skipped: dict[str, str]
     clashing: list[nn.Parameter]
+    idle: set[str] = dataclasses.field(default_factory=set)
 
 
 def channel_groups(
@@ -435,3 +440,9 @@ def pruner_of(layer: nn.Module | nn.Parameter, customized_pruners: Mapping[type[
     if isinstance(layer, nn.LayerNorm):
         return _LAYER_NORM
     return tp.function.PrunerBox[tp.ops.module2type(layer)]
+
+
+def traced_parameters(graph: Any) -> list[ParameterKey]:
+    """List what to score: not the weights of layers that never run, which a parent may read."""
+    traced = set(graph.module2node)
+    return [key for key in channel_parameters(graph.model) if key[0] in traced or not isinstance(key[0], ROOT_TYPES)]
