@@ -179,9 +179,10 @@ def bare(row: str) -> dict[str, Any]:
         out_channel_groups={},
         num_heads={},
     )
-    before = sum(pruner.layer_init_out_ch.values())
+    layers = [module for module, count in pruner.layer_init_out_ch.items() if count is not None]
+    before = sum(pruner.layer_init_out_ch[module] for module in layers)
     pruner.step()
-    after = sum(pruner.DG.get_out_channels(m) for m in pruner.layer_init_out_ch)
+    after = sum(pruner.DG.get_out_channels(module) for module in layers)
     with torch.no_grad():
         found = [out.shape for out in model(x)]
     if found != shapes:
@@ -197,7 +198,7 @@ def run_row(row: str, limit: float) -> dict[str, Any]:
         command = [sys.executable, __file__, "--row", row, "--side", side]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-            answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:]}
+            answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:] or "died"}
         except subprocess.TimeoutExpired:
             answer = {"error": f"no end within {limit:.0f} s"}
         result[side] = {**answer, "seconds": time.perf_counter() - start}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,14 +21,13 @@ from .channel_order import removal_order
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
 from .gradients import Batch, TaskLosses
-from .observation import Inputs, Observation, as_inputs, call, observe
+from .observation import Inputs, Observation, as_inputs, observe
 from .parameters import ParameterKey, is_masked, keys_by_name, unwrap
 from .removal_plan import Cut, RemovalPlan, merge_cuts
 from .removal_probe import Trial
 from .removal_report import Change, GroupChange, PartChange, RemovalReport
 from .scores import TaskScores
 from .scoring import score_tasks
-from .soft_removal import masked_copy
 from .torch_pruning_graph import (
     TRACE_ERRORS,
     Groups,
@@ -55,6 +55,7 @@ def remove_channels(
     ignored_layers: Collection[nn.Module] = (),
     parameters: Iterable[ParameterKey] | None = None,
     num_batches: int | None = None,
+    exact: bool = True,
     customized_pruners: Mapping[type[nn.Module], Any] | None = None,
 ) -> RemovalReport:
     """Remove the channels that all tasks rank low, with everything that depends on them.
@@ -80,6 +81,10 @@ def remove_channels(
         ignored_layers: Further modules that must keep their outputs, with everything inside them.
         parameters: What is scored; by default :func:`~disparse_plugin.structured.channel_parameters`.
         num_batches: As in :func:`~disparse_plugin.score_tasks`.
+        exact: Leave alone what cannot be removed without changing more than masking would: layers that torch-pruning
+            maps wrongly, and those that compute with the number or the mean of their channels (as the
+            GlobalResponseNorm of ConvNeXt V2 does). With False those are removed, and ``report.deviation`` says how
+            far the outputs are off.
         customized_pruners: As in torch-pruning: ``{class: tp.pruner.BasePruningFunc}``.
 
     Returns:
@@ -109,11 +114,10 @@ def remove_channels(
     keys = _scored(root, groups.idle) if parameters is None else tuple(parameters)
     scores = score_tasks(root, losses, data, criterion=criterion, parameters=keys, num_batches=num_batches)
     work = _Work(root, pristine, inputs, scores, rule, reduction, normalizer, max_pruning_ratio, round_to)
-    work.customized_pruners = customized_pruners
+    work.customized_pruners, work.exact = customized_pruners, exact
     for group in groups.usable:
         work.admit(group, groups.skipped)
-    choice, plan = work.search(of, amount, seen, groups.skipped)
-    deviation = work.deviation(plan)
+    choice, plan, deviation = work.search(of, amount, seen, groups.skipped)
     report = work.report(choice, plan, seen, groups.skipped, deviation, of, amount)
     plan.apply(root, customized_pruners=customized_pruners)
     return report
@@ -149,6 +153,11 @@ def _check_plain(root: nn.Module) -> None:
             )
     if not any(parameter.requires_grad for parameter in root.parameters()):
         raise ValueError("model: at least one parameter must require gradients, found all frozen; unfreeze what is used")
+
+
+def _tolerance(model: nn.Module) -> float:
+    """Return how large rounding errors may become, relative to the output, in the model's precision."""
+    return max((1e-3 if p.dtype in (torch.float32, torch.float64) else 0.1) for p in model.parameters())
 
 
 def _scored(root: nn.Module, idle: Collection[str]) -> list[ParameterKey]:
@@ -222,6 +231,7 @@ class _Work:
         self.groups: list[ChannelGroup] = []
         self.by_task: list[dict[str, Tensor]] = []
         self.customized_pruners: Any = None
+        self.exact = True
         self._named = {
             name: {task: self.scores[task][key] for task in self.scores.tasks_reaching(*key)}
             for key, name in zip(self.scores.parameters, self.scores.names, strict=True)
@@ -240,8 +250,9 @@ class _Work:
 
     def search(
         self, of: Quantity, amount: float, seen: Observation, skipped: dict[str, str]
-    ) -> tuple[list[Tensor], RemovalPlan]:
+    ) -> tuple[list[Tensor], RemovalPlan, float]:
         """Choose the units, try the removal on a copy, and choose again without the groups that break it."""
+        tolerance = _tolerance(self.pristine) if self.exact else None
         while True:
             if not self.groups:
                 raise ValueError(
@@ -252,9 +263,11 @@ class _Work:
             budget = Budget(self.groups, self._sizes(), seen.uses)
             choice = choose(budget, self.groups, order, keep, of=of, amount=amount, round_to=self.round_to)
             losing = [number for number, gone in enumerate(choice) if bool(gone.any())]
-            trial = Trial(self.pristine, self.inputs, lambda some, c=choice: self.plan(c, some), self.customized_pruners)
+            trial = Trial(
+                self.pristine, self.inputs, functools.partial(self.plan, choice), self.customized_pruners, tolerance
+            )
             if trial.failure(losing) is None:
-                return choice, self.plan(choice, losing)
+                return choice, self.plan(choice, losing), trial.deviation(losing)
             self._drop(trial.culprits(losing), skipped)
 
     def plan(self, choice: Sequence[Tensor], groups: Sequence[int]) -> RemovalPlan:
@@ -276,14 +289,6 @@ class _Work:
 
     def _sizes(self) -> dict[str, int]:
         return {name: m._parameters[key].numel() for name, (m, key) in keys_by_name(self.root).items()}  # type: ignore[union-attr]
-
-    def deviation(self, plan: RemovalPlan) -> float:
-        """Compare the removal with a mask, on the example inputs."""
-        smaller, masked = _copy(self.pristine), masked_copy(self.pristine, plan.cuts)
-        plan.apply(smaller, customized_pruners=self.customized_pruners)
-        with torch.no_grad():
-            pairs = zip(call(masked, self.inputs), call(smaller.eval(), self.inputs), strict=True)
-            return max((_difference(first, second) for first, second in pairs), default=0.0)
 
     def report(
         self,
@@ -329,7 +334,3 @@ class _Work:
             return tasks.pop()
         return "shared" if tasks else "unreached" if name in self.scores.unreached else "not scored"
 
-
-def _difference(first: Tensor, second: Tensor) -> float:
-    scale = float(first.abs().max()) if first.numel() else 0.0
-    return float((first - second).abs().max()) / scale if scale > 0 else 0.0

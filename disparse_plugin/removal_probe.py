@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .observation import Inputs, call
 from .removal_plan import RemovalPlan
+from .soft_removal import masked_copy
 from .torch_pruning_graph import TRACE_ERRORS
 
 
@@ -24,12 +25,14 @@ class Trial:
         inputs: What to run it on.
         plan: Makes the plan for a choice of groups, given by their numbers.
         customized_pruners: As in torch-pruning.
+        tolerance: How far, relative to the size of an output, a removal may be from masking; None: any distance.
     """
 
     model: nn.Module
     inputs: Inputs
     plan: Callable[[Sequence[int]], RemovalPlan]
     customized_pruners: Any = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
         """Note the shapes of the outputs in each mode that the model can run in."""
@@ -57,7 +60,18 @@ class Trial:
                 return result
             if result != expected:
                 return f"the outputs change from {_shapes(expected)} to {_shapes(result)}"
+        if self.tolerance is not None and not (far := self.deviation(groups)) <= self.tolerance:
+            return f"the outputs differ from those with masked channels by {far:.1e}"
         return None
+
+    def deviation(self, groups: Sequence[int]) -> float:
+        """Return how far the outputs after the removal are from those with the same channels masked."""
+        plan, smaller = self.plan(groups), self.smaller(groups)
+        masked = masked_copy(self.model, plan.cuts)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            firsts = call(masked, copy.deepcopy(self.inputs))
+            seconds = call(smaller.eval(), copy.deepcopy(self.inputs))
+        return max((_difference(a, b) for a, b in zip(firsts, seconds, strict=True)), default=0.0)
 
     def culprits(self, groups: Sequence[int]) -> dict[int, str]:
         """Find groups without which the removal works, by trying halves on top of what is known to work.
@@ -96,6 +110,11 @@ class Trial:
 
 def _one_line(error: BaseException) -> str:
     return f"the forward fails: {' '.join(str(error).split())[:120]}"
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    scale = float(first.abs().max()) if first.numel() else 0.0
+    return float((first - second).abs().max()) / scale if scale > 0 else 0.0
 
 
 def _shapes(sizes: Sequence[torch.Size]) -> str:

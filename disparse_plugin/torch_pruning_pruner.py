@@ -98,7 +98,8 @@ def _ignore_unusable(pruner: Any) -> dict[str, str]:
             root = group[0].dep.target.module
             try:
                 ranked = _ranked(pruner, group, 0)
-                if ranked is None or ranked.channels.num_units < 2 or ranked.keep >= ranked.channels.num_units:
+                whole_heads = pruner.prune_num_heads and pruner._is_atten_group(group)[0]
+                if ranked is None or (ranked.keep >= ranked.channels.num_units and not whole_heads):
                     raise UnusableGroupError("has no unit to spare")
             except UnusableGroupError as error:
                 skipped[names[root]] = str(error)
@@ -197,6 +198,8 @@ def limit_counts(pruner: Any, scope: str, members: Sequence[RankedGroup], initia
     """
     present = sum(member.channels.num_units for member in members)
     free = sum(max(0, member.channels.num_units - member.keep) for member in members)
+    if any(member.heads for member in members):
+        free = max(free, 1)  # with nothing to take, torch-pruning would not look at the heads either
     first = initial.setdefault(scope, pruner._scope_initial_channels.get(scope, present))
     kept = 1 - target_ratio(pruner, members)
     if present - int(first * kept) > free:

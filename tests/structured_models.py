@@ -32,13 +32,20 @@ class Residual(nn.Module):
 class TwoTasks(nn.Module):
     """A trunk of residual blocks, a dense head with a transposed convolution, and a classifier."""
 
-    def __init__(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d, width: int = 16, groups: int = 1) -> None:
+    def __init__(
+        self,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        width: int = 16,
+        groups: int = 1,
+        transposed: bool = True,
+    ) -> None:
         super().__init__()
+        upsampled = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(2 * width, width, 1))
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.norm = norm(width)
         self.blocks = nn.Sequential(Residual(width, norm, groups), Residual(width, norm, groups))
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2)
+        self.up = nn.ConvTranspose2d(2 * width, width, 2, stride=2) if transposed else upsampled
         self.dense = nn.Sequential(nn.Conv2d(2 * width, width, 3, padding=1), nn.BatchNorm2d(width), nn.PReLU(width))
         self.dense_out = nn.Conv2d(width, 4, 1)
         self.hidden = nn.Linear(2 * width, 24)
@@ -102,6 +109,7 @@ def build(kind: str, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = {
         "batchnorm": lambda: TwoTasks(),
+        "upsampled": lambda: TwoTasks(transposed=False),
         "grouped": lambda: TwoTasks(groups=4),
         "depthwise": lambda: TwoTasks(groups=32),
         "groupnorm": lambda: TwoTasks(lambda width: nn.GroupNorm(4, width)),

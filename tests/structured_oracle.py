@@ -26,3 +26,12 @@ def cuts_of(pruner: Any, groups: Iterable[Any]) -> tuple[Cut, ...]:
                 count = (pruner.DG.get_out_channels if out else pruner.DG.get_in_channels)(module)
                 cuts.append(Cut(names[module], "out" if out else "in", -1, count, positions))
     return merge_cuts(cuts)
+
+
+def kept_units(pruner: Any) -> int:
+    """Count what a pruner counts: the channels of all its groups, those that go together once."""
+    total = 0
+    for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types):
+        attention = pruner._downstream_node_as_root_if_attention(group)
+        total += len((attention or group)[0].idxs) // pruner._get_channel_groups(group)
+    return total
