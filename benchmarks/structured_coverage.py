@@ -44,7 +44,20 @@ resnet18 64|resnet26d 64|seresnet18 64|legacy_seresnet18 64|skresnet18 64|resnex
 |eva02_tiny_patch14_224 224|hiera_tiny_224 224|beit_base_patch16_224 224|cait_xxs24_224 224|xcit_nano_12_p16_224 64
 |inception_v3 96|dpn48b 64
 """
-SMP = "Unet UnetPlusPlus FPN DeepLabV3 DeepLabV3Plus PSPNet PAN MAnet Linknet UPerNet Segformer DPT".split()
+SMP = [
+    "Unet",
+    "UnetPlusPlus",
+    "FPN",
+    "DeepLabV3",
+    "DeepLabV3Plus",
+    "PSPNet",
+    "PAN",
+    "MAnet",
+    "Linknet",
+    "UPerNet",
+    "Segformer",
+    "DPT",
+]
 
 
 class ThreeHeads(nn.Module):
@@ -56,6 +69,7 @@ class ThreeHeads(nn.Module):
         self.a, self.b, self.c = nn.Linear(width, 4), nn.Linear(width, 3), nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the outputs of the heads."""
         features = self.backbone(x)
         if isinstance(features, tuple):  # distilled models return one vector per token
             features = features[0]
@@ -72,6 +86,7 @@ class TwoDecoders(nn.Module):
         self.heads = nn.ModuleList([first.segmentation_head, second.segmentation_head])
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the outputs of the decoders."""
         features = self.encoder(x)
         return [head(decoder(features)) for decoder, head in zip(self.decoders, self.heads, strict=True)]
 
@@ -190,19 +205,27 @@ def bare(row: str) -> dict[str, Any]:
     return {"achieved": 1 - after / before}
 
 
-def run_row(row: str, limit: float) -> dict[str, Any]:
-    """Run both sides of a row in processes of their own."""
+def run_row(row: str, limit: float, cache: Path | None) -> dict[str, Any]:
+    """Run both sides of a row in processes of their own; a row that is in the cache is not run again."""
+    known = {r["row"]: r for r in map(json.loads, cache.read_text().splitlines())} if cache and cache.exists() else {}
+    if row in known:
+        return known[row]
     result: dict[str, Any] = {"row": row}
     for side in ("ours", "bare"):
         start = time.perf_counter()
         command = [sys.executable, __file__, "--row", row, "--side", side]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-            answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:] or "died"}
+            answer = (
+                json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:] or "died"}
+            )
         except subprocess.TimeoutExpired:
             answer = {"error": f"no end within {limit:.0f} s"}
         result[side] = {**answer, "seconds": time.perf_counter() - start}
     print(row, json.dumps({side: _verdict(side, result[side]) for side in ("ours", "bare")}), file=sys.stderr)
+    if cache:
+        with cache.open("a") as file:
+            file.write(json.dumps(result) + "\n")
     return result
 
 
@@ -225,23 +248,29 @@ def _reasons(alone: dict[str, str]) -> str:
 
 def table(results: list[dict[str, Any]], limit: float) -> str:
     """Write the results as Markdown."""
-    versions = {n: importlib.metadata.version(n) for n in ("torch", "torch-pruning", "timm", "segmentation-models-pytorch")}
+    versions = {
+        n: importlib.metadata.version(n) for n in ("torch", "torch-pruning", "timm", "segmentation-models-pytorch")
+    }
     works = sum("error" not in result["ours"] for result in results)
     exact = sum(result["ours"].get("deviation", 1.0) <= TOLERANCE for result in results)
     others = sum("error" not in result["bare"] for result in results)
     lines = [
         "# Which architectures lose channels",
         "",
-        f"Made by `python benchmarks/structured_coverage.py` with {', '.join(f'{n} {v}' for n, v in versions.items())}.",
+        "Made by `python benchmarks/structured_coverage.py` with "
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        + ".",
         f"Half of the channels asked for; {limit:.0f} s per model and side. Every model has two or three heads.",
         "",
-        f"Of {len(results)} rows, {works} work with `remove_channels` ({exact} of them equal to masking the same channels",
-        f"within {TOLERANCE:g}); torch-pruning alone leaves {others} in a state that runs, without a check of its values.",
+        f"Of {len(results)} rows, {works} work with `remove_channels` ({exact} of them equal to masking the same",
+        f"channels within {TOLERANCE:g}); torch-pruning alone leaves {others} in a state that runs, with no check of",
+        "its values.",
         "",
         "`works, partly`: some layers keep their channels, for the reason given. `removed` is the share of channels of",
         "the groups that can be removed from; `deviation` compares with masking (relative to the largest output).",
         "",
-        "| model | ours | removed | parameters | MACs | deviation | groups / left alone | why | s | torch-pruning alone |",
+        "| model | ours | removed | parameters | MACs | deviation | groups / left alone | why | s | "
+        "torch-pruning alone |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for result in results:
@@ -278,6 +307,7 @@ def main() -> None:
     parser.add_argument("--only", help="comma-separated rows")
     parser.add_argument("--limit", type=float, default=240, help="seconds per model and side")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--cache", type=Path, help="file of finished rows, to go on after an interruption")
     parser.add_argument("--output", type=Path, help="Markdown file; default: standard output")
     options = parser.parse_args()
     if options.row:
@@ -285,7 +315,7 @@ def main() -> None:
         return
     wanted = options.only.split(",") if options.only else rows()
     with ThreadPoolExecutor(options.workers) as pool:
-        results = list(pool.map(lambda row: run_row(row, options.limit), wanted))
+        results = list(pool.map(lambda row: run_row(row, options.limit, options.cache), wanted))
     text = table(results, options.limit)
     if options.output:
         options.output.write_text(text)

@@ -159,4 +159,3 @@ def _finite(values: Tensor, task: str, channels: ChannelGroup) -> Tensor:
     if not bool(values.isfinite().all()):
         raise ValueError(f"base: must return finite scores, found NaN or infinity for task {task!r}, {channels.name}")
     return values
-

@@ -153,9 +153,9 @@ def choose(
     most = removed(high)
     if most < wanted:
         raise ValueError(
-            f"amount: at most {most} of {total} {of} ({most / max(total, 1):.1%}) can be removed from this model, found "
-            f"{amount} asked; lower it, raise max_pruning_ratio, or see report.skipped of a smaller removal for what is "
-            "left alone"
+            f"amount: at most {most} of {total} {of} ({most / max(total, 1):.1%}) can be removed from this model, "
+            f"found {amount} asked; lower it, raise max_pruning_ratio, or see report.skipped of a smaller removal for "
+            "what is left alone"
         )
     while low < high:
         middle = (low + high) // 2

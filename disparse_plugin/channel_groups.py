@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
-from .parameters import ParameterKey, is_lazy, unwrap
+from .parameters import ParameterKey, unwrap
 
 Side: TypeAlias = Literal["out", "in", "parameter"]
 
@@ -30,7 +31,7 @@ REDUCTIONS = ("mean", "sum", "max")
 NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "max": torch.max, "sum": torch.sum}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Follower:
     """One dimension of a layer (or of a bare parameter) that loses positions with the channels of a group.
 
@@ -286,8 +287,10 @@ def channel_parameters(model: nn.Module, *, bias: bool = False) -> list[Paramete
         if not isinstance(module, (*_WITH_CHANNELS, nn.MultiheadAttention)) or module in inner:
             continue
         names = ("in_proj_weight",) if isinstance(module, nn.MultiheadAttention) else wanted
-        present = [name for name in names if module._parameters.get(name) is not None]
-        keys += [(module, name) for name in present if not is_lazy(module._parameters[name])]
+        for name in names:
+            parameter = module._parameters.get(name)
+            if parameter is not None and not is_lazy(parameter):
+                keys.append((module, name))
     return keys
 
 

@@ -48,3 +48,25 @@ def removal_order(
         value[value.topk(min(count, value.numel())).indices] += sum(sizes)
         lifted.append(value)
     return list(ranks(torch.cat(lifted)).double().split(sizes))
+
+
+def with_heads(channels: Tensor, heads: int, places: Tensor, count: int, far: float) -> Tensor:
+    """Shift the channels' places so that their mean over a head orders the heads, and the mean over heads stays.
+
+    Args:
+        channels: Place of each channel; the same in every head.
+        heads: Number of heads, each a block of consecutive channels.
+        places: Place of each head in the order of removal.
+        count: How many places go.
+        far: A distance larger than all places of channels.
+
+    Returns:
+        float64, one per channel. The heads that go have the lowest means, below all that stay.
+    """
+    matrix = channels.view(heads, -1)
+    middle = matrix.mean()
+    going = places < count
+    target = torch.where(going, places - far - count, torch.zeros_like(places))
+    staying = int((~going).sum())
+    target[~going] = middle + (middle * int(going.sum()) - target[going].sum()) / staying
+    return (matrix - middle + target[:, None]).flatten()

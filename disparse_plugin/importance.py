@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from . import arbiters
 from .arbiters import Arbiter
 from .base_importance import BaseScores
 from .channel_groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
-from .channel_order import removal_order
+from .channel_order import removal_order, with_heads
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
 from .gradients import Batch, TaskLosses
@@ -21,15 +20,13 @@ from .scores import TaskScores
 from .scoring import score_tasks
 from .torch_pruning_graph import (
     TRACE_ERRORS,
-    UnusableGroupError,
-    block_counts,
     bounded,
     fix_layer_norms,
     module_names,
-    read_group,
     tp,
     traced_parameters,
 )
+from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
 from .torch_pruning_pruner import (
     RankedGroup,
     heads_to_remove,
@@ -67,7 +64,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         skipped: Layer name to the reason why its channels are left alone, as of the last table.
 
     Example:
-        >>> import torch_pruning
+        >>> import torch, torch_pruning
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
         >>> importance = DiSparseImportance(rescore=(losses, [torch.randn(8, 4)]))
@@ -325,7 +322,9 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             count = heads_to_remove(self._pruner, groups)
             far = float(sum(ranked.channels.size for ranked in groups)) + 1
             for ranked, places in zip(groups, order, strict=True):
-                table[ranked.root] = _with_heads(table[ranked.root], ranked.heads, places, count, far)
+                channels = table[ranked.root]
+                assert channels is not None
+                table[ranked.root] = with_heads(channels, ranked.heads, places, count, far)
 
     def _of_other_root(self, group: Any) -> Tensor | None:
         """Rank the channels of a group that no pruner ranks (as regularisers do) among themselves."""
@@ -335,17 +334,6 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             return None
         scores = self._channel_scores(channels, group)
         return removal_order([scores], [0], self._tasks, self._arbiter)[0] if scores else None
-
-
-def _with_heads(channels: Tensor | None, heads: int, places: Tensor, count: int, far: float) -> Tensor:
-    assert channels is not None
-    matrix = channels.view(heads, -1)
-    middle = matrix.mean()
-    going = places < count
-    target = torch.where(going, places - far - count, torch.zeros_like(places))
-    staying = int((~going).sum())
-    target[~going] = middle + (middle * int(going.sum()) - target[going].sum()) / staying
-    return (matrix - middle + target[:, None]).flatten()
 
 
 def _check_sources(scores: object, rescore: object, base: object) -> None:
@@ -360,4 +348,3 @@ def _check_sources(scores: object, rescore: object, base: object) -> None:
             "rescore: (losses, data) must be given with base, found None; the base importance needs each task's "
             "gradients"
         )
-

@@ -78,7 +78,7 @@ def observe(model: nn.Module, inputs: Inputs) -> Observation:
     reached = _reached([tensor.grad_fn for tensor in outputs], made_by, seen.outputs)
     ran = set(made_by.values())
     seen.untraced = ran - reached
-    seen.idle = {module for module in model.modules() if isinstance(module, _COUNTED)} - ran
+    seen.idle = {module for module in model.modules() if isinstance(module, _COUNTED) and module not in ran}
     return seen
 
 

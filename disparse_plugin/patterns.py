@@ -167,7 +167,8 @@ class DiSparseSemiStructured(prune.BasePruningMethod):
         # Ascending and stable: later ones of equal scores rank higher and stay.
         ranks = blocks.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
         keep = (ranks >= self.m - self.n).flatten(-2).movedim(-1, dim)
-        return default_mask * keep.to(default_mask.dtype)
+        mask: Tensor = default_mask * keep.to(default_mask.dtype)
+        return mask
 
     @classmethod
     def apply(  # type: ignore[override]
@@ -215,7 +216,7 @@ def channel_importance(
         arbiter: As in :meth:`TaskScores.importance`.
 
     Returns:
-        For each pair of ``scores.parameters`` a float64 tensor of the weight's shape, the same value all over a channel.
+        For each pair of ``scores.parameters`` a float64 tensor of the weight's shape, constant over each channel.
 
     Raises:
         IndexError: If a parameter has no dimension ``dim``.
@@ -260,4 +261,3 @@ def _check_blocks(tensor: Tensor, dim: int, m: int) -> None:
             f"m: must divide the input dimension, found {tensor.shape[dim]} inputs in shape {tuple(tensor.shape)} and "
             f"m={m}; leave this tensor out or choose another m"
         )
-

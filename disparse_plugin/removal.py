@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from . import arbiters
-from .amounts import check_amount
 from .arbiters import Arbiter
-from .channel_budget import QUANTITIES, Budget, Quantity, choose, units_to_keep
-from .channel_groups import REDUCTIONS, ChannelGroup, channel_parameters, channel_scores, normalized
+from .channel_budget import Budget, Quantity, choose, units_to_keep
+from .channel_groups import ChannelGroup, channel_scores, normalized
 from .channel_order import removal_order
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
 from .gradients import Batch, TaskLosses
-from .observation import Inputs, Observation, as_inputs, observe
-from .parameters import ParameterKey, is_masked, keys_by_name, unwrap
+from .observation import Inputs, Observation, as_inputs
+from .parameters import ParameterKey, keys_by_name, unwrap
 from .removal_plan import Cut, RemovalPlan, merge_cuts
 from .removal_probe import Trial
 from .removal_report import Change, GroupChange, PartChange, RemovalReport
+from .removal_setup import check_options, check_plain, copied, find_groups, scored_parameters, tolerance_of
 from .scores import TaskScores
 from .scoring import score_tasks
-from .torch_pruning_graph import (
-    TRACE_ERRORS,
-    Groups,
-    attention_heads,
-    channel_groups,
-    module_names,
-    trace,
-)
 
 
 def remove_channels(
@@ -105,13 +94,13 @@ def remove_channels(
         (4, torch.Size([2, 2, 6, 6]), {'3': 'makes an output of the model'})
     """
     root = unwrap(model)
-    _check_options(amount, of, reduction, max_pruning_ratio, round_to)
+    check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
     rule = arbiters.resolve(arbiter)
     resolve_criterion(criterion)
-    _check_plain(root)
-    pristine, inputs = _copy(root), as_inputs(example_inputs)
-    groups, seen = _find_groups(_copy(pristine), inputs, root, ignored_layers, customized_pruners)
-    keys = _scored(root, groups.idle) if parameters is None else tuple(parameters)
+    check_plain(root)
+    pristine, inputs = copied(root), as_inputs(example_inputs)
+    groups, seen = find_groups(copied(pristine), inputs, root, ignored_layers, customized_pruners)
+    keys = scored_parameters(root, groups.idle) if parameters is None else tuple(parameters)
     scores = score_tasks(root, losses, data, criterion=criterion, parameters=keys, num_batches=num_batches)
     work = _Work(root, pristine, inputs, scores, rule, reduction, normalizer, max_pruning_ratio, round_to)
     work.customized_pruners, work.exact = customized_pruners, exact
@@ -121,96 +110,6 @@ def remove_channels(
     report = work.report(choice, plan, seen, groups.skipped, deviation, of, amount)
     plan.apply(root, customized_pruners=customized_pruners)
     return report
-
-
-def _check_options(amount: float, of: str, reduction: str, max_pruning_ratio: float, round_to: int | None) -> None:
-    check_amount(amount)
-    if of not in QUANTITIES:
-        raise ValueError(f"of: must be one of {', '.join(QUANTITIES)}, found {of!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
-    if not 0 <= max_pruning_ratio <= 1:
-        raise ValueError(f"max_pruning_ratio: must be in [0, 1], found {max_pruning_ratio}")
-    if round_to is not None and (not isinstance(round_to, int) or round_to < 1):
-        raise ValueError(f"round_to: must be a positive int or None, found {round_to!r}")
-
-
-def _check_plain(root: nn.Module) -> None:
-    for module in root.modules():
-        for name in list(module._parameters):
-            if is_masked(module, name.removesuffix("_orig")) and name.endswith("_orig"):
-                raise ValueError(
-                    f"model: must carry no masks, found one on {type(module).__name__}.{name.removesuffix('_orig')}; "
-                    "make them permanent first with torch.nn.utils.prune.remove(module, name), or remove channels "
-                    "before pruning weights"
-                )
-        if parametrize.is_parametrized(module) or any(
-            type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()
-        ):
-            raise ValueError(
-                f"model: weights must be plain parameters, found a parametrization on {type(module).__name__}; call "
-                "torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-    if not any(parameter.requires_grad for parameter in root.parameters()):
-        raise ValueError("model: at least one parameter must require gradients, found all frozen; unfreeze what is used")
-
-
-def _tolerance(model: nn.Module) -> float:
-    """Return how large rounding errors may become, relative to the output, in the model's precision."""
-    return max((1e-3 if p.dtype in (torch.float32, torch.float64) else 0.1) for p in model.parameters())
-
-
-def _scored(root: nn.Module, idle: Collection[str]) -> list[ParameterKey]:
-    """List what to score: not the layers that never run, whose weights a parent may read."""
-    names = module_names(root)
-    return [(module, name) for module, name in channel_parameters(root) if names[module] not in idle]
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError:
-        # Some models cache tensors of a graph in their evaluation mode; a change of mode drops them.
-        modes = [(module, module.training) for module in model.modules()]
-        model.train(not model.training)
-        model.train(not model.training)
-        for module, mode in modes:
-            module.training = mode
-        return copy.deepcopy(model)
-
-
-def _find_groups(
-    model: nn.Module,
-    inputs: Inputs,
-    original: nn.Module,
-    ignored_layers: Collection[nn.Module],
-    customized_pruners: Mapping[type[nn.Module], Any] | None,
-) -> tuple[Groups, Observation]:
-    """Trace a copy; leave out bare parameters that do not fit, as long as that helps."""
-    twins = dict(zip(original.modules(), model.modules(), strict=True))
-    for layer in ignored_layers:
-        if layer not in twins:
-            raise ValueError(f"ignored_layers: must be modules of the model, found {type(layer).__name__} that is not")
-    ignored = {inner for layer in ignored_layers for inner in twins[layer].modules()}
-    seen, unfit = observe(model, inputs), list[nn.Parameter]()
-    while True:
-        try:
-            graph = trace(model, inputs, ignored_parameters=unfit, customized_pruners=customized_pruners)
-        except TRACE_ERRORS as error:
-            raise ValueError(
-                f"model: torch-pruning must be able to trace it, found {type(error).__name__}: {error}; pass "
-                "customized_pruners for unusual layers, or mask weights instead (DiSparseStatic)"
-            ) from error
-        found = channel_groups(graph, ignored_layers=ignored, outputs=seen.outputs, heads=attention_heads(model))
-        fresh = [p for p in found.clashing if not any(p is known for known in unfit)]
-        if not fresh:
-            break
-        unfit += fresh
-    names = module_names(model)
-    found.skipped |= {names[layer]: "runs but reaches no output" for layer in seen.untraced}
-    found.idle = {names[layer] for layer in seen.idle}
-    found.skipped |= {name: "does not run" for name in found.idle if name not in found.skipped}
-    return found, seen
 
 
 @dataclasses.dataclass
@@ -252,7 +151,7 @@ class _Work:
         self, of: Quantity, amount: float, seen: Observation, skipped: dict[str, str]
     ) -> tuple[list[Tensor], RemovalPlan, float]:
         """Choose the units, try the removal on a copy, and choose again without the groups that break it."""
-        tolerance = _tolerance(self.pristine) if self.exact else None
+        tolerance = tolerance_of(self.pristine) if self.exact else None
         while True:
             if not self.groups:
                 raise ValueError(
@@ -311,9 +210,7 @@ class _Work:
                 counts[place] += value
         total = [sum(counts[place] for counts in parts.values()) for place in range(4)]
         groups = {
-            group.name: GroupChange(
-                Change(group.size, group.size - int(group.unit_sizes()[gone].sum())), tuple(scores)
-            )
+            group.name: GroupChange(Change(group.size, group.size - int(group.unit_sizes()[gone].sum())), tuple(scores))
             for group, gone, scores in zip(self.groups, choice, self.by_task, strict=True)
         }
         channels = Change(budget.total("channels"), budget.left("channels", choice))
@@ -328,9 +225,10 @@ class _Work:
         layer = name.rpartition(".")[0]
         tasks = {task for other, table in self._named.items() if other.rpartition(".")[0] == layer for task in table}
         if not tasks and name not in self.scores.unreached:
-            following = [n for n, group in enumerate(self.groups) if any(piece.name == name for piece in group.slices())]
+            following = [
+                n for n, group in enumerate(self.groups) if any(piece.name == name for piece in group.slices())
+            ]
             tasks = {task for number in following for task in self.by_task[number]}
         if len(tasks) == 1:
             return tasks.pop()
         return "shared" if tasks else "unreached" if name in self.scores.unreached else "not scored"
-

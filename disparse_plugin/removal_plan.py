@@ -77,7 +77,9 @@ class RemovalPlan:
         for cut in self.cuts:
             layer = _parameter(root, cut.target) if cut.side == "parameter" else modules.get(cut.target)
             if layer is None:
-                raise ValueError(f"model: must have the layer {cut.target!r}, found none; replay on the same architecture")
+                raise ValueError(
+                    f"model: must have the layer {cut.target!r}, found none; replay on the same architecture"
+                )
             # Chosen before any cut: a grouped convolution can come to look like a depthwise one half-way.
             pruner = pruner_of(layer, customized_pruners)
             _check_size(cut, layer, pruner)
@@ -85,8 +87,8 @@ class RemovalPlan:
         with torch.no_grad():
             for cut, layer, pruner in steps:
                 _cut(root, cut, layer, pruner)
-        cut = {layer for _, layer, _ in steps}
-        sync_attention({qkv: count for qkv, count in heads.items() if qkv in cut}, root)
+        changed = {layer for _, layer, _ in steps}
+        sync_attention({qkv: count for qkv, count in heads.items() if qkv in changed}, root)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a safetensors file; an existing file is replaced atomically.

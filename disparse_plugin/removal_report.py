@@ -91,7 +91,9 @@ class RemovalReport:
         for name, part in parts.items():
             rows.append((name, *_cells(part.parameters), *_cells(part.macs)))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = ["  ".join(_align(cell, w, c) for c, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+        lines = [
+            "  ".join(_align(cell, w, c) for c, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+        ]
         asked = f"{self.asked:.1%}" if isinstance(self.asked, float) else str(self.asked)
         lines.append(f"removed {self.achieved:.1%} of {self.of}, asked {asked}; deviation {self.deviation:.1e}")
         reasons: dict[str, list[str]] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 
 from .channel_groups import Follower, parameter_slices
 from .parameters import keys_by_name
@@ -45,11 +45,11 @@ def masked_copy(model: nn.Module, cuts: Iterable[Cut]) -> nn.Module:
                 _norm_over_kept(layer, cut)
     for module in masked.modules():
         qkv = module._modules.get("qkv")
-        if isinstance(qkv, nn.Linear) and qkv in heads and hasattr(module, "scale"):
+        if isinstance(qkv, nn.Linear) and qkv in heads and "scale" in module.__dict__:
             gone = sum(c.positions.numel() for c in cuts if c.side == "out" and modules[c.target] is qkv)
-            module.scale = ((qkv.out_features - gone) / 3 / heads[qkv]) ** -0.5
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+            module.__dict__["scale"] = ((qkv.out_features - gone) / 3 / heads[qkv]) ** -0.5
+            if "fused_attn" in module.__dict__:
+                module.__dict__["fused_attn"] = False  # the fused product takes its scale from the full width
     return masked
 
 
@@ -70,9 +70,7 @@ def _norm_over_kept(layer: nn.Module, cut: Cut) -> None:
     if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
         hook = _layer_norm(kept) if isinstance(layer, nn.LayerNorm) else _group_norm(kept)
         layer.register_forward_hook(hook)
-    elif isinstance(layer, _NormBase) and not isinstance(layer, _BatchNorm) and not layer.affine:
-        layer.register_forward_hook(lambda _, __, output: output * _column(kept, output, 1))
-    elif isinstance(layer, _BatchNorm) and not layer.affine:
+    elif isinstance(layer, _NormBase) and not layer.affine:
         layer.register_forward_hook(lambda _, __, output: output * _column(kept, output, 1))
 
 

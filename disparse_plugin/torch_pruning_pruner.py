@@ -15,15 +15,13 @@ from torch import nn
 from .channel_groups import ChannelGroup
 from .torch_pruning_graph import (
     TRACE_ERRORS,
-    UnusableGroupError,
     attention_heads,
-    block_counts,
     bounded,
     fix_layer_norms,
     module_names,
-    read_group,
     tp,
 )
+from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ def _ignore_unusable(pruner: Any) -> dict[str, str]:
         for group in list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)):
             root = group[0].dep.target.module
             try:
-                ranked = _ranked(pruner, group, 0)
+                ranked = _ranked(pruner, group)
                 whole_heads = pruner.prune_num_heads and pruner._is_atten_group(group)[0]
                 if ranked is None or (ranked.keep >= ranked.channels.num_units and not whole_heads):
                     raise UnusableGroupError("has no unit to spare")
@@ -113,14 +111,14 @@ def _ignore_unusable(pruner: Any) -> dict[str, str]:
 def ranked_groups(pruner: Any) -> list[RankedGroup]:
     """List the groups that a pruner will rank in its present step, as ``BasePruner._prune`` does."""
     groups = [
-        _ranked(pruner, group, pruner.current_step)
+        _ranked(pruner, group)
         for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)
         if pruner._check_pruning_ratio(group)
     ]
     return [group for group in groups if group is not None]
 
 
-def _ranked(pruner: Any, group: Any, step: int) -> RankedGroup | None:
+def _ranked(pruner: Any, group: Any) -> RankedGroup | None:
     graph, heads = pruner.DG, 0
     is_attention, layers = pruner._is_atten_group(group)
     if is_attention:
@@ -147,11 +145,11 @@ def _keep(pruner: Any, group: Any, units: int, folds: int) -> int:
     initial = (pruner.layer_init_out_ch if out else pruner.layer_init_in_ch)[module] // folds
     limit = max(1, math.ceil(initial * (1 - pruner.max_pruning_ratio) - 1e-9))
     if not pruner.round_to:
-        return min(limit, units)
+        return int(min(limit, units))
     # torch-pruning rounds the layer's channels with the count of units; the result must leave `limit` of them.
     channels = pruner.DG.get_out_channels(module) if out else pruner.DG.get_in_channels(module)
     free = [n for n in range(1, units) if pruner._round_to(n, channels, pruner.round_to) <= units - limit]
-    return units - max(free, default=0)
+    return int(units - max(free, default=0))
 
 
 def _scope(pruner: Any, group: Any) -> str:
@@ -222,14 +220,14 @@ def heads_to_remove(pruner: Any, members: Sequence[RankedGroup]) -> int:
                 f"head_pruning_ratio: must leave one head, found {count} of {members[0].heads} to remove in "
                 f"{members[0].channels.name}; use a lower ratio"
             )
-        return count
+        return int(count)
     total = sum(member.heads for member in members)
     ratio = pruner.per_step_head_pruning_ratio[pruner.current_step]
     count = total - int(pruner.initial_total_heads * (1 - ratio))
     free = total - len(members)
     if count > free:
         pruner.initial_total_heads = (total - free + 0.5) / (1 - ratio)
-    return min(count, free)
+    return int(min(count, free))
 
 
 def regularizes(pruner: Any) -> bool:

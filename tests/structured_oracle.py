@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from disparse_plugin.removal_plan import Cut, merge_cuts
 import torch
-from torch import nn
 import torch_pruning as tp
+from torch import nn
+
+from disparse_plugin.removal_plan import Cut, merge_cuts
 
 
 def cuts_of(pruner: Any, groups: Iterable[Any]) -> tuple[Cut, ...]:
@@ -21,7 +22,11 @@ def cuts_of(pruner: Any, groups: Iterable[Any]) -> tuple[Cut, ...]:
             if isinstance(module, nn.Parameter):
                 name = {id(p): n for n, p in pruner.model.named_parameters()}[id(module)]
                 cuts.append(Cut(name, "parameter", dep.target.pruning_dim, 0, positions))
-            elif module in names and isinstance(module, nn.Module) and tp.ops.module2type(module) != tp.ops.OPTYPE.ELEMENTWISE:
+            elif (
+                module in names
+                and isinstance(module, nn.Module)
+                and tp.ops.module2type(module) != tp.ops.OPTYPE.ELEMENTWISE
+            ):
                 out = pruner.DG.is_out_channel_pruning_fn(dep.handler)
                 count = (pruner.DG.get_out_channels if out else pruner.DG.get_in_channels)(module)
                 cuts.append(Cut(names[module], "out" if out else "in", -1, count, positions))

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
-from disparse_plugin import score_tasks
-from disparse_plugin.soft_removal import masked_copy
-from disparse_plugin.structured import DiSparseImportance, channel_parameters, sync_attention
 from structured_models import TwoTasks, batches, build, deviation, losses
 from structured_oracle import cuts_of, kept_units
 from torch import nn
+
+from disparse_plugin import score_tasks
+from disparse_plugin.soft_removal import masked_copy
+from disparse_plugin.structured import DiSparseImportance, channel_parameters, sync_attention
 
 KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "instancenorm", "transformer"]
 PRUNERS = [tp.pruner.BasePruner, tp.pruner.MetaPruner, tp.pruner.BNScalePruner, tp.pruner.GroupNormPruner,
@@ -161,7 +162,9 @@ def test_one_task_scores_as_taylor_of_torch_pruning() -> None:
         return {"only": out["dense"].square().mean() + out["label"].square().mean()}
 
     model, batch = build("batchnorm"), batches(1)
-    weights = [key for key in channel_parameters(model) if isinstance(key[0], nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
+    weights = [
+        key for key in channel_parameters(model) if isinstance(key[0], nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
     importance = DiSparseImportance(score_tasks(model, one, batch, parameters=weights))
     one(model, batch[0])["only"].backward()
     theirs = tp.importance.GroupTaylorImportance(normalizer=None, target_types=[nn.modules.conv._ConvNd, nn.Linear])

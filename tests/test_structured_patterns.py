@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from disparse_plugin import DiSparseSemiStructured, DiSparseStructured, channel_importance, score_tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
+
+from disparse_plugin import DiSparseSemiStructured, DiSparseStructured, channel_importance, score_tasks
 
 
 def channel_mask(scores: np.ndarray, dim: int, count: int) -> np.ndarray:
@@ -122,17 +123,33 @@ def test_channel_importance_is_the_unanimous_rule_on_channels() -> None:
         (lambda m: DiSparseStructured.apply(m, "weight", 0.5), ValueError, "needs scores, found None"),
         (lambda m: DiSparseSemiStructured.apply(m, "weight"), ValueError, "needs scores, found None"),
         (lambda m: DiSparseStructured.apply(m, "weight", 9, importance_scores=torch.ones(8, 6)), ValueError, "amount"),
-        (lambda m: DiSparseStructured.apply(m, "weight", 1.5, importance_scores=torch.ones(8, 6)), ValueError, "amount"),
+        (
+            lambda m: DiSparseStructured.apply(m, "weight", 1.5, importance_scores=torch.ones(8, 6)),
+            ValueError,
+            "amount",
+        ),
         (lambda m: DiSparseStructured.apply(m, "weight", 1, 2, importance_scores=torch.ones(8, 6)), IndexError, "dim"),
         (lambda m: DiSparseSemiStructured.apply(m, "weight", importance_scores=torch.ones(8, 6)), ValueError, "divide"),
-        (lambda m: DiSparseSemiStructured.apply(m, "weight", 3, 2, importance_scores=torch.ones(8, 6)), ValueError, "n:"),
-        (lambda m: DiSparseSemiStructured.apply(m, "weight", 1, 2, importance_scores=torch.ones(8)), ValueError, "shape"),
+        (
+            lambda m: DiSparseSemiStructured.apply(m, "weight", 3, 2, importance_scores=torch.ones(8, 6)),
+            ValueError,
+            "n:",
+        ),
+        (
+            lambda m: DiSparseSemiStructured.apply(m, "weight", 1, 2, importance_scores=torch.ones(8)),
+            ValueError,
+            "shape",
+        ),
         (
             lambda m: DiSparseStructured.apply(m, "weight", 1, importance_scores=torch.full((8, 6), torch.nan)),
             ValueError,
             "finite",
         ),
-        (lambda m: DiSparseStructured.apply(m, "weight", 1, importance_scores=torch.ones(8, 6).int()), TypeError, "float"),
+        (
+            lambda m: DiSparseStructured.apply(m, "weight", 1, importance_scores=torch.ones(8, 6).int()),
+            TypeError,
+            "float",
+        ),
     ],
 )
 def test_bad_input_leaves_the_layer_alone(call, error, words) -> None:  # type: ignore[no-untyped-def]
