@@ -86,6 +86,7 @@ def remove_channels(
             The model is unchanged.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 2, 1)).eval()
         >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
         >>> x = torch.randn(2, 3, 8, 8)
