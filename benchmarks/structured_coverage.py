@@ -206,27 +206,31 @@ def bare(row: str) -> dict[str, Any]:
 
 
 def run_row(row: str, limit: float, cache: Path | None) -> dict[str, Any]:
-    """Run both sides of a row in processes of their own; a row that is in the cache is not run again."""
-    known = {r["row"]: r for r in map(json.loads, cache.read_text().splitlines())} if cache and cache.exists() else {}
-    if row in known:
-        return known[row]
+    """Run both sides of a row in processes of their own; a side that is in the cache is not run again."""
+    lines = cache.read_text().splitlines() if cache and cache.exists() else []
+    known = {(entry["row"], entry["side"]): entry for entry in map(json.loads, lines)}
     result: dict[str, Any] = {"row": row}
     for side in ("ours", "bare"):
-        start = time.perf_counter()
-        command = [sys.executable, __file__, "--row", row, "--side", side]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-            answer = (
-                json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:] or "died"}
-            )
-        except subprocess.TimeoutExpired:
-            answer = {"error": f"no end within {limit:.0f} s"}
-        result[side] = {**answer, "seconds": time.perf_counter() - start}
+        if (row, side) in known:
+            result[side] = known[row, side]
+            continue
+        result[side] = _run_side(row, side, limit)
+        if cache:
+            with cache.open("a") as file:
+                file.write(json.dumps({"row": row, "side": side, **result[side]}) + "\n")
     print(row, json.dumps({side: _verdict(side, result[side]) for side in ("ours", "bare")}), file=sys.stderr)
-    if cache:
-        with cache.open("a") as file:
-            file.write(json.dumps(result) + "\n")
     return result
+
+
+def _run_side(row: str, side: str, limit: float) -> dict[str, Any]:
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "--row", row, "--side", side]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+        answer = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {"error": done.stderr[-300:] or "died"}
+    except subprocess.TimeoutExpired:
+        answer = {"error": f"no end within {limit:.0f} s"}
+    return {**answer, "seconds": time.perf_counter() - start}
 
 
 def _verdict(side: str, answer: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         arbiter: str | Arbiter = "unanimous",
         criterion: str | Criterion | ScoreFunction = "taylor",
         reduction: str = "mean",
-        normalizer: str | None = None,
+        normalizer: str | None = "mean",
         parameters: Iterable[ParameterKey] | None = None,
     ) -> None:
         """Take scores, or what is needed to make them.
@@ -105,7 +105,8 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             criterion: As in :func:`~disparse_plugin.score_tasks`, for ``rescore``.
             reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the slices of a group.
             normalizer: Divide each task's scores by their ``"mean"``, ``"max"`` or ``"sum"`` in the group, so that
-                layers lose more equal shares; None leaves them.
+                layers compete by how evenly their score is spread. None leaves the scores as they are; then a global
+                removal takes nearly all of the layers whose scores are small as a whole, and accuracy with them.
             parameters: What ``rescore`` scores; by default :func:`~disparse_plugin.structured.channel_parameters`.
 
         Raises:

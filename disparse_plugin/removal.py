@@ -38,7 +38,7 @@ def remove_channels(
     criterion: str | Criterion | ScoreFunction = "taylor",
     arbiter: str | Arbiter = "unanimous",
     reduction: str = "mean",
-    normalizer: str | None = None,
+    normalizer: str | None = "mean",
     max_pruning_ratio: float = 1.0,
     round_to: int | None = None,
     ignored_layers: Collection[nn.Module] = (),

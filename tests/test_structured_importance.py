@@ -165,7 +165,7 @@ def test_one_task_scores_as_taylor_of_torch_pruning() -> None:
     weights = [
         key for key in channel_parameters(model) if isinstance(key[0], nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
     ]
-    importance = DiSparseImportance(score_tasks(model, one, batch, parameters=weights))
+    importance = DiSparseImportance(score_tasks(model, one, batch, parameters=weights), normalizer=None)
     one(model, batch[0])["only"].backward()
     theirs = tp.importance.GroupTaylorImportance(normalizer=None, target_types=[nn.modules.conv._ConvNd, nn.Linear])
     graph = tp.DependencyGraph().build_dependency(model, (batch[0],))
