@@ -5,6 +5,7 @@ from .criteria import layer_adaptive
 from .methods import DiSparsePretrained, DiSparseStatic
 from .oneshot import disparse_pretrained, disparse_static
 from .parameters import prunable_parameters
+from .patterns import DiSparseSemiStructured, DiSparseStructured, channel_importance
 from .scores import TaskScores
 from .scoring import score_tasks
 
@@ -12,10 +13,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DiSparsePretrained",
+    "DiSparseSemiStructured",
     "DiSparseStatic",
+    "DiSparseStructured",
     "TaskScores",
     "__version__",
     "at_least",
+    "channel_importance",
     "disparse_pretrained",
     "disparse_static",
     "layer_adaptive",

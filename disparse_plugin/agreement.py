@@ -68,7 +68,7 @@ def over_task(scores: AliveScores, task: str, function: Callable[[Tensor], Tenso
     """
     parts = {index: rows[task] for index, rows in enumerate(scores) if task in rows}
     if not parts:
-        return {}
+        return {}  # a task may reach nothing of a ranking scope
     home = next(iter(parts.values())).device
     joined = function(torch.cat([part.to(home) for part in parts.values()]))
     split = joined.split([part.numel() for part in parts.values()])

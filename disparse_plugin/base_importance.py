@@ -1,0 +1,161 @@
+"""Any importance of torch-pruning as the per-task criterion: run once per task, on that task's gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .channel_groups import ChannelGroup
+from .gradients import Batch, TaskLosses, check_losses
+from .parameters import unwrap
+from .torch_pruning_graph import tp
+from .undisturbed import undisturbed
+
+
+class BaseScores:
+    """Each task's gradients, and a base importance that is shown one task's at a time.
+
+    A task reaches a parameter if autograd says so. Gradients that a task does not have are shown as zeros, because
+    torch-pruning's criteria fail on None; groups that a task does not reach at all are never shown.
+    """
+
+    def __init__(self, base: Any, model: nn.Module, losses: TaskLosses, data: Iterable[Batch]) -> None:
+        """Collect the gradients.
+
+        Criteria that accumulate squared gradients (``GroupHessianImportance``) get the mean over the batches of the
+        squared batch gradient; with batches of one that is what their authors describe. All others get the sum.
+
+        Raises:
+            TypeError: If ``base`` is not callable.
+            ValueError: If it is a criterion that collects statistics of its own during the backward pass, or a loss or
+                gradient is not finite.
+        """
+        if not callable(base):
+            raise TypeError(f"base: must be an importance of torch-pruning, found {type(base).__name__}")
+        if isinstance(base, tp.importance.OBDCImportance):
+            raise ValueError(
+                "base: OBDCImportance reads activations of its own backward passes and cannot be run per task; use "
+                "GroupTaylorImportance or GroupHessianImportance"
+            )
+        self._base, self._model = base, model
+        self._squared = hasattr(base, "accumulate_grad") and hasattr(base, "zero_grad")
+        self._grads = _collect(unwrap(model), losses, data, self._squared)
+        self.tasks = tuple(self._grads)
+
+    def of_group(self, channels: ChannelGroup, group: Any) -> dict[str, Tensor]:
+        """Run the base on one group for each task that reaches it.
+
+        Returns:
+            For each such task, float64 scores on the CPU, one per channel.
+
+        Raises:
+            ValueError: If the base returns NaN or infinity for a group whose gradients are not all zero.
+        """
+        parameters = [parameter for follower in channels.followers for parameter in _parameters(follower.layer)]
+        copied = _copy_of(group)
+        scores = {}
+        for task, grads in self._grads.items():
+            if not any(parameter in grads for parameter in parameters):
+                continue
+            with _shown(self._model, parameters, grads):
+                if self._squared:
+                    self._base.zero_grad()
+                    self._base.accumulate_grad(self._model)
+                values = self._base(copied)
+            if values is not None:
+                scores[task] = _finite(values, task, channels)
+        return scores
+
+
+def _parameters(layer: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [layer] if isinstance(layer, nn.Parameter) else list(layer.parameters())
+
+
+def _collect(
+    root: nn.Module, losses: TaskLosses, data: Iterable[Batch], squared: bool
+) -> dict[str, dict[nn.Parameter, Tensor]]:
+    owners = [(m, name) for m in root.modules() for name, p in m._parameters.items() if p is not None]
+    keys = [key for key in owners if (p := key[0]._parameters[key[1]]) is not None and p.is_floating_point()]
+    parameters = list(dict.fromkeys(p for p in root.parameters() if p.is_floating_point()))
+    sums: dict[str, dict[nn.Parameter, Tensor]] = {}
+    count, tasks = 0, None
+    with undisturbed(root, keys):
+        for batch in data:
+            by_task = check_losses(losses(root, batch), tasks, count)
+            tasks, count = tuple(by_task), count + 1
+            for number, (task, loss) in enumerate(by_task.items()):
+                last = number + 1 == len(by_task)
+                _add(sums.setdefault(task, {}), parameters, loss, squared, retain=not last)
+    if not count:
+        raise ValueError("data: must hold at least one batch, found none")
+    for task, grads in sums.items():
+        for parameter, grad in grads.items():
+            if not bool(grad.isfinite().all()):
+                raise ValueError(f"losses: every gradient must be finite, found NaN or infinity for task {task!r}")
+            if squared:  # the base squares what it is shown
+                grads[parameter] = (grad / count).sqrt()
+    return sums
+
+
+def _add(
+    sums: dict[nn.Parameter, Tensor], parameters: list[nn.Parameter], loss: Tensor, squared: bool, *, retain: bool
+) -> None:
+    if not loss.requires_grad:
+        return
+    grads = torch.autograd.grad(loss, parameters, retain_graph=retain, allow_unused=True)
+    for parameter, grad in zip(parameters, grads, strict=True):
+        if grad is not None:
+            value = grad.square() if squared else grad.clone()
+            sums[parameter] = sums[parameter] + value if parameter in sums else value
+
+
+@contextlib.contextmanager
+def _shown(model: nn.Module, parameters: list[nn.Parameter], grads: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Put one task's gradients into ``.grad`` of the given parameters, and nothing into others, for a while."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        for parameter in parameters:
+            grad = grads.get(parameter)
+            parameter.grad = torch.zeros_like(parameter) if grad is None else grad.clone()
+        yield
+    finally:
+        for parameter, grad in before:
+            parameter.grad = grad
+
+
+def _copy_of(group: Any) -> Any:
+    """Copy a group with indices in ascending order, and with the LayerNorm function that the criteria look for.
+
+    Some criteria sort the indices in place without moving the channels that they belong to.
+    """
+    copied = tp.dependency.Group()
+    copied._DG = group._DG
+    for number, item in enumerate(group.items):
+        order = sorted(range(len(item.idxs)), key=item.idxs.__getitem__)
+        dep, handler = item.dep, item.dep.handler
+        if isinstance(dep.target.module, nn.LayerNorm):
+            handler = tp.function.prune_layernorm_out_channels
+        dep = tp.dependency.Dependency(dep.trigger, handler, dep.source, dep.target)
+        copied.add_dep(dep, [item.idxs[place] for place in order])
+        copied[number].root_idxs = [item.root_idxs[place] for place in order]
+    return copied
+
+
+def _finite(values: Tensor, task: str, channels: ChannelGroup) -> Tensor:
+    values = values.detach().double().cpu()
+    if values.shape != (channels.size,):
+        raise ValueError(
+            f"base: must return one score per channel, found shape {tuple(values.shape)} for {channels.size} channels "
+            f"of {channels.name}"
+        )
+    if bool(values.isnan().all()):
+        return torch.zeros_like(values)  # torch-pruning's normalisation of a group of zeros
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"base: must return finite scores, found NaN or infinity for task {task!r}, {channels.name}")
+    return values

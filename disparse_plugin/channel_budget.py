@@ -1,0 +1,163 @@
+"""How many channels must go for a target, and what that leaves of every parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .channel_groups import ChannelGroup
+
+Quantity: TypeAlias = Literal["channels", "parameters", "macs"]
+QUANTITIES = ("channels", "parameters", "macs")
+
+# For each group a bool vector over its units: True = goes.
+Choice: TypeAlias = Sequence[Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """What one group takes away from one dimension of one parameter: entries per unit."""
+
+    group: int
+    dim: int
+    per_unit: Tensor
+    size: int
+
+
+class Budget:
+    """Counts what is left of a model's channels, parameters and MACs after some units are gone.
+
+    Every parameter shrinks by the product over its dimensions of the share that stays; MACs of a layer are its weights
+    times the number of times that each is used, which does not change.
+    """
+
+    def __init__(self, groups: Sequence[ChannelGroup], sizes: Mapping[str, int], uses: Mapping[str, int]) -> None:
+        """Prepare the counts.
+
+        Args:
+            groups: The groups that may lose units.
+            sizes: Number of entries of every parameter of the model, by name.
+            uses: Multiplications per entry, by name, for the weights that have any.
+        """
+        self._groups, self._sizes, self._uses = groups, sizes, uses
+        self._losses: dict[str, list[_Loss]] = {}
+        for number, group in enumerate(groups):
+            for piece in group.slices():
+                per_unit = torch.bincount(group.units[piece.channels], minlength=group.num_units)
+                size = piece.shape[piece.dim] * piece.blocks
+                self._losses.setdefault(piece.name, []).append(_Loss(number, piece.dim, per_unit, size))
+
+    def total(self, of: Quantity) -> int:
+        """Return the quantity of the whole model; of channels, those of the groups."""
+        return self.left(of, [torch.zeros(group.num_units, dtype=torch.bool) for group in self._groups])
+
+    def left(self, of: Quantity, choice: Choice) -> int:
+        """Return the quantity that is left after the chosen units are gone."""
+        if of == "channels":
+            return sum(int(g.unit_sizes()[~gone].sum()) for g, gone in zip(self._groups, choice, strict=True))
+        left = self.entries(choice)
+        return sum(left.values()) if of == "parameters" else sum(left[name] * n for name, n in self._uses.items())
+
+    def entries(self, choice: Choice) -> dict[str, int]:
+        """Return how many entries are left of every parameter."""
+        left = dict(self._sizes)
+        for name, losses in self._losses.items():
+            gone: dict[int, int] = {}
+            for loss in losses:
+                gone[loss.dim] = gone.get(loss.dim, 0) + int(loss.per_unit[choice[loss.group]].sum())
+            share = math.prod(1 - count / loss.size for loss in _one_per_dim(losses) for count in [gone[loss.dim]])
+            left[name] = round(self._sizes[name] * share)
+        return left
+
+
+def _one_per_dim(losses: Sequence[_Loss]) -> list[_Loss]:
+    return list({loss.dim: loss for loss in losses}.values())
+
+
+def units_to_keep(group: ChannelGroup, max_pruning_ratio: float) -> int:
+    """Return how many units of a group must stay: one, or more if only a share may go.
+
+    Example:
+        >>> units_to_keep(ChannelGroup("fc", 10, torch.arange(10), ()), 0.75)
+        3
+    """
+    return max(1, math.ceil(group.num_units * (1 - max_pruning_ratio) - 1e-9))
+
+
+def chosen(
+    groups: Sequence[ChannelGroup], order: Sequence[Tensor], keep: Sequence[int], count: int, round_to: int | None
+) -> list[Tensor]:
+    """Choose the first ``count`` units of the order, as far as each group may lose them.
+
+    Args:
+        groups: The groups.
+        order: The place of every unit.
+        keep: How many units of each group must stay.
+        count: How many places are looked at.
+        round_to: The channels that stay must be a multiple of this in every group that loses any.
+
+    Returns:
+        For each group a bool vector over its units.
+    """
+    choice = []
+    for group, places, least in zip(groups, order, keep, strict=True):
+        sizes, by_place = group.unit_sizes(), places.argsort()
+        gone = min(int((places < count).sum()), group.num_units - least)
+        while gone and round_to and int(sizes[by_place[gone:]].sum()) % round_to:
+            gone -= 1
+        flags = torch.zeros(group.num_units, dtype=torch.bool)
+        flags[by_place[:gone]] = True
+        choice.append(flags)
+    return choice
+
+
+def choose(
+    budget: Budget,
+    groups: Sequence[ChannelGroup],
+    order: Sequence[Tensor],
+    keep: Sequence[int],
+    *,
+    of: Quantity,
+    amount: float,
+    round_to: int | None,
+) -> list[Tensor]:
+    """Find the shortest beginning of the order whose removal reaches the amount.
+
+    Args:
+        budget: The counts.
+        groups: The groups.
+        order: The place of every unit.
+        keep: How many units of each group must stay.
+        of: What is counted.
+        amount: A fraction (float) or a number (int) of it to remove.
+        round_to: As in :func:`chosen`.
+
+    Returns:
+        For each group a bool vector over its units.
+
+    Raises:
+        ValueError: If even removing all that may go is not enough.
+    """
+    total = budget.total(of)
+    wanted = amount if isinstance(amount, int) else (round(amount * total) if of == "channels" else amount * total)
+
+    def removed(count: int) -> int:
+        return total - budget.left(of, chosen(groups, order, keep, count, round_to))
+
+    low, high = 0, sum(group.num_units for group in groups)
+    most = removed(high)
+    if most < wanted:
+        raise ValueError(
+            f"amount: at most {most} of {total} {of} ({most / max(total, 1):.1%}) can be removed from this model, "
+            f"found {amount} asked; lower it, raise max_pruning_ratio, or see report.skipped of a smaller removal for "
+            "what is left alone"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if removed(middle) >= wanted else (middle + 1, high)
+    return chosen(groups, order, keep, low, round_to)

@@ -1,0 +1,304 @@
+"""What is removed together: channel groups, and what each task scores their channels.
+
+A channel of a convolution cannot go alone. The next layer's input slice, the BatchNorm entry and the channels added to
+it go with it. A :class:`ChannelGroup` lists them all as :class:`Follower`, in plain torch terms; where the list comes
+from is the business of :mod:`disparse_plugin.torch_pruning_graph`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+
+from .parameters import ParameterKey, unwrap
+
+Side: TypeAlias = Literal["out", "in", "parameter"]
+
+# Element scores by qualified parameter name, then by task; only what the task reaches.
+ScoresByName: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_WITH_CHANNELS = (_ConvNd, nn.Linear, nn.PReLU, nn.Embedding, *_NORMS)
+
+REDUCTIONS = ("mean", "sum", "max")
+NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "max": torch.max, "sum": torch.sum}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Follower:
+    """One dimension of a layer (or of a bare parameter) that loses positions with the channels of a group.
+
+    Attributes:
+        target: Qualified name of the module, or of the parameter if ``side`` is ``"parameter"``.
+        layer: That module or parameter.
+        side: Whether the layer loses outputs or inputs. Layers that have as many outputs as inputs by construction
+            (norms, depthwise convolutions) are ``"out"``.
+        dim: Dimension of a bare parameter; -1 elsewhere.
+        count: How many positions that side has.
+        positions: int64, the positions lost, in the layer's own numbering of its channels.
+        channels: int64, same length: the channel of the group that takes each position with it.
+    """
+
+    target: str
+    layer: nn.Module | nn.Parameter
+    side: Side
+    dim: int
+    count: int
+    positions: Tensor
+    channels: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSlice:
+    """How a follower's positions lie in one of its parameters.
+
+    Attributes:
+        name: Qualified parameter name.
+        shape: The parameter's present shape.
+        dim: The dimension that the positions index.
+        blocks: In how many blocks of dimension 0 the positions are spread out (grouped convolutions); 1 elsewhere.
+        positions: int64, positions among ``blocks * shape[dim]``.
+        channels: int64, same length: the channel of the group.
+    """
+
+    name: str
+    shape: torch.Size
+    dim: int
+    blocks: int
+    positions: Tensor
+    channels: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelGroup:
+    """Channels of one layer and all that follows them.
+
+    Attributes:
+        name: Qualified name of the layer that the channels are counted in.
+        size: Number of channels.
+        units: int64 of length ``size``: which channels can only go together (those in the same place of each group of
+            a grouped convolution, GroupNorm or attention head; those that a concatenation ties). Values ``0..n-1``.
+        followers: All that loses positions, the counting layer first.
+    """
+
+    name: str
+    size: int
+    units: Tensor
+    followers: tuple[Follower, ...]
+
+    @property
+    def num_units(self) -> int:
+        """Number of units, the smallest things that can be removed."""
+        return int(self.units.max()) + 1 if self.size else 0
+
+    def unit_sizes(self) -> Tensor:
+        """Return the number of channels in each unit (int64, one entry per unit)."""
+        return torch.bincount(self.units, minlength=self.num_units)
+
+    def per_unit(self, values: Tensor) -> Tensor:
+        """Average values of channels over their unit.
+
+        Args:
+            values: 1-D, one per channel.
+
+        Returns:
+            float64, one per unit.
+        """
+        total = torch.zeros(self.num_units, dtype=torch.float64).index_add_(0, self.units, values.double())
+        return total / self.unit_sizes()
+
+    def slices(self) -> Iterator[ParameterSlice]:
+        """Yield how each parameter of each follower is sliced."""
+        for follower in self.followers:
+            yield from parameter_slices(follower)
+
+
+def parameter_slices(follower: Follower) -> Iterator[ParameterSlice]:
+    """Yield the parameters of a follower that shrink with it, and how.
+
+    Layers of a type that is not known here yield nothing: they may be pruned, but give no score.
+    """
+    layer = follower.layer
+    if isinstance(layer, nn.Parameter):
+        dim = follower.dim % layer.dim()
+        yield ParameterSlice(follower.target, layer.shape, dim, 1, follower.positions, follower.channels)
+    elif isinstance(layer, nn.MultiheadAttention):
+        yield from _attention_slices(follower, layer)
+    elif isinstance(layer, _WITH_CHANNELS):
+        for name, dim, blocks in _layout(layer, follower.side):
+            parameter = layer._parameters.get(name)
+            if parameter is not None:
+                path = join(follower.target, name)
+                yield ParameterSlice(path, parameter.shape, dim, blocks, follower.positions, follower.channels)
+
+
+def _layout(layer: nn.Module, side: Side) -> list[tuple[str, int, int]]:
+    """Return ``(parameter, dimension, blocks)`` for one side of a layer."""
+    if isinstance(layer, _ConvNd):
+        if is_depthwise(layer):
+            return [("weight", 0, 1), ("bias", 0, 1)]
+        outer, inner = (1, 0) if layer.transposed else (0, 1)
+        if side == "out":
+            return [("weight", outer, layer.groups if layer.transposed else 1), ("bias", 0, 1)]
+        return [("weight", inner, 1 if layer.transposed else layer.groups)]
+    if isinstance(layer, nn.Linear):
+        return [("weight", 0, 1), ("bias", 0, 1)] if side == "out" else [("weight", 1, 1)]
+    if isinstance(layer, nn.Embedding):
+        return [("weight", 1, 1)]
+    if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
+        return []
+    return [("weight", 0, 1), ("bias", 0, 1)]
+
+
+def _attention_slices(follower: Follower, layer: nn.MultiheadAttention) -> Iterator[ParameterSlice]:
+    """Slice ``nn.MultiheadAttention``: rows of query, key and value, columns of the input, both sides of the output."""
+    width, places, channels = layer.embed_dim, follower.positions, follower.channels
+    rows = torch.cat([places, places + width, places + 2 * width])
+    for name, dim, positions, owners in [
+        ("in_proj_weight", 1, places, channels),
+        ("in_proj_weight", 0, rows, channels.repeat(3)),
+        ("in_proj_bias", 0, rows, channels.repeat(3)),
+        ("out_proj.weight", 0, places, channels),
+        ("out_proj.weight", 1, places, channels),
+        ("out_proj.bias", 0, places, channels),
+    ]:
+        parameter = layer.get_parameter(name) if name in dict(layer.named_parameters()) else None
+        if parameter is not None:
+            yield ParameterSlice(join(follower.target, name), parameter.shape, dim, 1, positions, owners)
+
+
+def channel_scores(group: ChannelGroup, scores: ScoresByName, reduction: str = "mean") -> dict[str, Tensor]:
+    """Score the channels of a group for every task that reaches it.
+
+    For task k, ``s_k[c] = reduction over the group's parameter slices of the sum of task k's element scores in the
+    slice of channel c``; slices that task k does not reach do not take part.
+
+    Args:
+        group: The group.
+        scores: Element scores by parameter name and task.
+        reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the slices.
+
+    Returns:
+        For each task that reaches a slice, float64 scores on the CPU, one per channel.
+
+    Raises:
+        ValueError: If a score has another shape than the parameter: it is stale.
+
+    Example:
+        >>> layer, both = nn.Linear(2, 3, bias=False), torch.arange(3)
+        >>> follower = Follower("fc", layer, "out", -1, 3, both, both)
+        >>> group = ChannelGroup("fc", 3, both, (follower,))
+        >>> channel_scores(group, {"fc.weight": {"a": torch.tensor([[1.0, 2.0], [0.0, 1.0], [5.0, 5.0]])}})
+        {'a': tensor([ 3.,  1., 10.], dtype=torch.float64)}
+    """
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    for piece in group.slices():
+        for task, score in scores.get(piece.name, {}).items():
+            values = _slice_scores(piece, score, group.size)
+            if task not in totals:
+                totals[task], counts[task] = values, 1
+            else:
+                totals[task] = torch.maximum(totals[task], values) if reduction == "max" else totals[task] + values
+                counts[task] += 1
+    return {task: total / counts[task] if reduction == "mean" else total for task, total in totals.items()}
+
+
+def _slice_scores(piece: ParameterSlice, score: Tensor, size: int) -> Tensor:
+    if score.shape != piece.shape:
+        raise ValueError(
+            f"scores: must be of the present parameters, found {tuple(score.shape)} for {piece.name} of shape "
+            f"{tuple(piece.shape)}; the scores are stale since channels were removed: pass rescore=(losses, data) to "
+            "score afresh before each step, or make a new importance from new scores"
+        )
+    by_position = sum_per_position(score.detach(), piece.dim, piece.blocks).double().cpu()
+    return torch.zeros(size, dtype=torch.float64).index_add_(0, piece.channels, by_position[piece.positions])
+
+
+def sum_per_position(values: Tensor, dim: int, blocks: int = 1) -> Tensor:
+    """Sum a tensor over all dimensions but one.
+
+    Args:
+        values: Any shape.
+        dim: The dimension that stays.
+        blocks: For the inner dimension 1 of a grouped convolution: the number of groups that dimension 0 is cut into.
+
+    Returns:
+        1-D of ``values.shape[dim] * blocks`` entries.
+
+    Example:
+        >>> sum_per_position(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 1)
+        tensor([4., 6.])
+        >>> sum_per_position(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 1, blocks=2)
+        tensor([1., 2., 3., 4.])
+    """
+    if blocks == 1:
+        others = [d for d in range(values.dim()) if d != dim]
+        return values.sum(others) if others else values
+    return values.reshape(blocks, values.shape[0] // blocks, values.shape[1], -1).sum((1, 3)).flatten()
+
+
+def normalized(scores: Tensor, normalizer: str | None) -> Tensor:
+    """Divide the scores of a group by their mean, maximum or sum, so that groups compete on an equal footing.
+
+    Args:
+        scores: 1-D, not negative.
+        normalizer: ``"mean"``, ``"max"``, ``"sum"``, or None to leave them.
+
+    Returns:
+        Same shape; a group of zeros stays zeros.
+    """
+    if normalizer is None:
+        return scores
+    scale = NORMALIZERS[normalizer](scores)
+    return scores / scale if float(scale) > 0 else scores
+
+
+def channel_parameters(model: nn.Module, *, bias: bool = False) -> list[ParameterKey]:
+    """List the parameters whose scores make up channel scores.
+
+    Weights of convolutions, linear layers, embeddings, PReLU and normalisation layers. What ``nn.MultiheadAttention``
+    reads of its output layer is left out, because that layer never runs itself.
+
+    Args:
+        model: Any module; wrappers are looked through.
+        bias: Take the biases too.
+
+    Returns:
+        ``(module, name)`` pairs in module order, ready for ``score_tasks(parameters=...)``.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> [(type(module).__name__, name) for module, name in channel_parameters(net)]
+        [('Conv2d', 'weight'), ('BatchNorm2d', 'weight')]
+    """
+    root = unwrap(model)
+    inner = {m for parent in root.modules() if isinstance(parent, nn.MultiheadAttention) for m in parent.children()}
+    wanted = ("weight", "bias") if bias else ("weight",)
+    keys: list[ParameterKey] = []
+    for module in root.modules():
+        if not isinstance(module, (*_WITH_CHANNELS, nn.MultiheadAttention)) or module in inner:
+            continue
+        names = ("in_proj_weight",) if isinstance(module, nn.MultiheadAttention) else wanted
+        for name in names:
+            parameter = module._parameters.get(name)
+            if parameter is not None and not is_lazy(parameter):
+                keys.append((module, name))
+    return keys
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Tell whether every output channel of a convolution has an input channel of its own."""
+    return isinstance(layer, _ConvNd) and layer.groups == layer.out_channels > 1
+
+
+def join(path: str, name: str) -> str:
+    """Join a module path and a parameter name; the path of the model itself is empty."""
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,72 @@
+"""In which order channels go: percentiles per task, the arbiter, a strict total order, and what may not go at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .agreement import agreement
+from .arbiters import Arbiter
+from .ranking import ranks
+
+
+def removal_order(
+    scores: Sequence[Mapping[str, Tensor]], keep: Sequence[int], tasks: Sequence[str], arbiter: Arbiter
+) -> list[Tensor]:
+    """Put all units of one ranking scope in the order of their removal.
+
+    A task's percentile of a unit is ``(rank + 1) / n_k`` among the ``n_k`` units of the scope that the task reaches;
+    the arbiter reduces the percentiles to an agreement score; lower goes first. Equal scores go in the order of the
+    groups and of the units in them, so the order is strict and any number of units can be removed exactly. The best
+    units of each group go after all others, so that no group is emptied.
+
+    Args:
+        scores: For each group, each reaching task's scores (1-D, one per unit, finite).
+        keep: For each group, how many units may not go.
+        tasks: All task names.
+        arbiter: The reduction over tasks.
+
+    Returns:
+        For each group, float64 places in the order, ``0..n-1`` over all groups, each once.
+
+    Example:
+        >>> from disparse_plugin.arbiters import unanimous
+        >>> trunk = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([9.0, 1.0, 2.0])}
+        >>> head = {"a": torch.tensor([0.5, 0.4])}
+        >>> [places.tolist() for places in removal_order([trunk, head], [1, 1], ("a", "b"), unanimous)]
+        [[2.0, 1.0, 4.0], [3.0, 0.0]]
+    """
+    if not scores:
+        return []
+    sizes = [next(iter(rows.values())).numel() for rows in scores]
+    places = ranks(torch.cat(agreement(scores, tasks, arbiter))).double().split(sizes)
+    lifted = []
+    for place, count in zip(places, keep, strict=True):
+        value = place.clone()
+        value[value.topk(min(count, value.numel())).indices] += sum(sizes)
+        lifted.append(value)
+    return list(ranks(torch.cat(lifted)).double().split(sizes))
+
+
+def with_heads(channels: Tensor, heads: int, places: Tensor, count: int, far: float) -> Tensor:
+    """Shift the channels' places so that their mean over a head orders the heads, and the mean over heads stays.
+
+    Args:
+        channels: Place of each channel; the same in every head.
+        heads: Number of heads, each a block of consecutive channels.
+        places: Place of each head in the order of removal.
+        count: How many places go.
+        far: A distance larger than all places of channels.
+
+    Returns:
+        float64, one per channel. The heads that go have the lowest means, below all that stay.
+    """
+    matrix = channels.view(heads, -1)
+    middle = matrix.mean()
+    going = places < count
+    target = torch.where(going, places - far - count, torch.zeros_like(places))
+    staying = int((~going).sum())
+    target[~going] = middle + (middle * int(going.sum()) - target[going].sum()) / staying
+    return (matrix - middle + target[:, None]).flatten()

@@ -1,0 +1,351 @@
+"""The unanimous rule as an importance of torch-pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Self, TypeAlias
+
+from torch import Tensor, nn
+
+from . import arbiters
+from .arbiters import Arbiter
+from .base_importance import BaseScores
+from .channel_groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
+from .channel_order import removal_order, with_heads
+from .criteria import Criterion, ScoreFunction
+from .criteria import resolve as resolve_criterion
+from .gradients import Batch, TaskLosses
+from .parameters import ParameterKey
+from .scores import TaskScores
+from .scoring import score_tasks
+from .torch_pruning_graph import (
+    TRACE_ERRORS,
+    bounded,
+    fix_layer_norms,
+    module_names,
+    tp,
+    traced_parameters,
+)
+from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
+from .torch_pruning_pruner import (
+    RankedGroup,
+    heads_to_remove,
+    limit_counts,
+    prepare,
+    ranked_groups,
+    regularizes,
+    root_of,
+)
+
+Rescore: TypeAlias = tuple[TaskLosses, Iterable[Batch]]
+
+
+class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
+    """Prune a channel only if every task that uses it ranks it low.
+
+    For each task the score of a channel is a reduction, over all parameter slices that go with the channel, of the
+    task's element scores; then its percentile among all channels of the ranking scope that the task reaches; then the
+    arbiter over the tasks (:mod:`disparse_plugin.arbiters`; DiSparse is the largest percentile). What a pruner gets is
+    the place of each channel in that order, so its cut is exact: no two channels tie.
+
+    Use it as any importance of torch-pruning, and attach it to the pruner so that it ranks exactly the groups which the
+    pruner ranks::
+
+        importance = DiSparseImportance(rescore=(losses, data))
+        pruner = tp.pruner.BasePruner(model, (x,), importance=importance, pruning_ratio=0.5, global_pruning=True,
+                                      ignored_layers=[model.head_a, model.head_b])
+        importance.attach(pruner)
+        pruner.step()
+
+    Without :meth:`attach` it ranks all groups of the graph together, knows nothing of ``ignored_layers``, heads or
+    ``max_pruning_ratio``, and cannot keep the pruner from giving up a layer that would be emptied.
+
+    Attributes:
+        skipped: Layer name to the reason why its channels are left alone, as of the last table.
+
+    Example:
+        >>> import torch, torch_pruning
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
+        >>> importance = DiSparseImportance(rescore=(losses, [torch.randn(8, 4)]))
+        >>> pruner = torch_pruning.pruner.BasePruner(
+        ...     net, (torch.randn(1, 4),), importance=importance, pruning_ratio=0.5, ignored_layers=[net[2]]
+        ... )
+        >>> importance.attach(pruner).skipped
+        {}
+        >>> pruner.step()
+        >>> net[0].out_features
+        4
+    """
+
+    def __init__(
+        self,
+        scores: TaskScores | Rescore | None = None,
+        *,
+        rescore: Rescore | None = None,
+        base: Any = None,
+        arbiter: str | Arbiter = "unanimous",
+        criterion: str | Criterion | ScoreFunction = "taylor",
+        reduction: str = "mean",
+        normalizer: str | None = "mean",
+        parameters: Iterable[ParameterKey] | None = None,
+    ) -> None:
+        """Take scores, or what is needed to make them.
+
+        Args:
+            scores: Scores of the present model, e.g. ``score_tasks(..., parameters=channel_parameters(model))``. They
+                are used for one step; after channels were removed they are stale. ``(losses, data)`` here is the same
+                as ``rescore``.
+            rescore: ``(losses, data)`` as for :func:`~disparse_plugin.score_tasks`: scores are made afresh before each
+                step. ``data`` must be readable again and again.
+            base: Any importance of torch-pruning, used as the per-task criterion: it is run once per task with that
+                task's gradients in ``.grad``. Needs ``rescore``; ``criterion``, ``reduction`` and ``parameters`` are
+                then of no effect.
+            arbiter: As in :meth:`TaskScores.importance`.
+            criterion: As in :func:`~disparse_plugin.score_tasks`, for ``rescore``.
+            reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the slices of a group.
+            normalizer: Divide each task's scores by their ``"mean"``, ``"max"`` or ``"sum"`` in the group, so that
+                layers compete by how evenly their score is spread. None leaves the scores as they are; then a global
+                removal takes nearly all of the layers whose scores are small as a whole, and accuracy with them.
+            parameters: What ``rescore`` scores; by default :func:`~disparse_plugin.structured.channel_parameters`.
+
+        Raises:
+            TypeError: If ``scores`` or ``rescore`` are of another type.
+            ValueError: If there is neither, ``base`` comes without ``rescore``, or an option is unknown.
+        """
+        if isinstance(scores, tuple):
+            scores, rescore = None, scores
+        _check_sources(scores, rescore, base)
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"reduction: must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
+        if normalizer is not None and normalizer not in NORMALIZERS:
+            raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
+        resolve_criterion(criterion)
+        self.skipped: dict[str, str] = {}
+        self._scores, self._rescore, self._base = scores, rescore, base
+        self._arbiter = arbiters.resolve(arbiter)
+        self._criterion, self._reduction, self._normalizer = criterion, reduction, normalizer
+        self._parameters = None if parameters is None else tuple(parameters)
+        self._pruner: Any = None
+        self._unusable: dict[str, str] = {}
+        self._initial: dict[str, int] = {}
+        self._table: dict[tuple[nn.Module, bool], Tensor | None] = {}
+        self._state: tuple[Any, ...] | None = None
+        self._scored_at: tuple[Any, ...] | None = None
+
+    def attach(self, pruner: Any) -> Self:
+        """Learn from a pruner which groups it ranks together, what it ignores and how much it may take.
+
+        Also repairs what would go wrong silently: the LayerNorm pruner that permutes weights, dictionaries shared
+        between pruners, attention layers without a number of heads, and groups whose indices do not fit their layers
+        (they are added to ``pruner.ignored_layers`` and reported in ``skipped``).
+
+        Args:
+            pruner: A pruner made with this importance, before its first step.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If the pruner has another importance, or settings that cannot work.
+        """
+        if pruner.importance is not self:
+            raise ValueError(
+                "pruner: must have been made with this importance, found another; pass importance=this to the pruner"
+            )
+        self._unusable = self.skipped = prepare(pruner)
+        self._pruner, self._state, self._initial = pruner, None, {}
+        if regularizes(pruner):
+            # Such a pruner cannot take None for an answer, so groups that no task reaches must be known beforehand.
+            self._refresh(pruner.DG)
+            unreached = {root for root, places in self._table.items() if places is None}
+            pruner.ignored_layers += [module for module, _ in unreached]
+            pruner.update_regularizer()
+        return self
+
+    def __call__(self, group: Any) -> Tensor | None:
+        """Return the place of each channel of a group in the order of removal.
+
+        Args:
+            group: A group of torch-pruning.
+
+        Returns:
+            float64, one per index of the group's root, on the root's device; lower goes first. None for a group that
+            no task reaches or that cannot be pruned: torch-pruning leaves it alone.
+
+        Raises:
+            ValueError: If the scores are stale and there is no ``rescore``, or are not finite.
+        """
+        self._refresh(group._DG)
+        root = root_of(group)
+        if root in self._table:
+            places = self._table[root]
+            values = None if places is None else places[group[0].idxs]
+        else:
+            values = self._of_other_root(group)
+        return None if values is None else values.to(next(root[0].parameters()).device)
+
+    def task_scores(self, group: Any) -> dict[str, Tensor]:
+        """Return each task's score of each channel of a group, before percentiles, for plots and own rules.
+
+        Args:
+            group: A group of torch-pruning over all channels of its root.
+
+        Returns:
+            For each task that reaches the group, float64, one per channel.
+        """
+        self._refresh(group._DG)
+        return self._channel_scores(self._read(group, None), group)
+
+    def invalidate(self) -> None:
+        """Forget the table and, with ``rescore``, the scores: after training between two uses."""
+        self._state = self._scored_at = None
+
+    def _refresh(self, graph: Any) -> None:
+        """Make the table anew if the model or the step has changed since it was made."""
+        pruned, step = len(graph.pruning_history()), getattr(self._pruner, "current_step", None)
+        state = (graph, pruned, step)
+        if state == self._state:
+            return
+        self._score(graph, state)
+        with bounded():
+            self._table = self._make_table(self._attached(graph) or self._all_groups(graph))
+        self._state = state
+
+    def _score(self, graph: Any, state: tuple[Any, ...]) -> None:
+        scored_at, self._scored_at = self._scored_at, state
+        if self._rescore is not None:
+            if scored_at is None and self._scores is not None:
+                return
+            losses, data = self._rescore
+            if self._base is not None:
+                self._scores_of_base = BaseScores(self._base, graph.model, losses, data)
+                self._tasks = self._scores_of_base.tasks
+                return
+            keys = traced_parameters(graph) if self._parameters is None else self._parameters
+            self._scores = score_tasks(graph.model, losses, data, criterion=self._criterion, parameters=keys)
+        elif scored_at is not None and scored_at[:2] != state[:2]:
+            self._scored_at = scored_at
+            raise ValueError(
+                "scores: are stale, found that channels were removed since they were made; pass rescore=(losses, data) "
+                "to score afresh before each step, or make a new importance from new scores"
+            )
+
+    def _by_name(self) -> dict[str, dict[str, Tensor]]:
+        scores = self._scores
+        assert scores is not None
+        return {
+            name: {task: scores[task][key] for task in scores.tasks_reaching(*key)}
+            for key, name in zip(scores.parameters, scores.names, strict=True)
+        }
+
+    def _attached(self, graph: Any) -> list[RankedGroup] | None:
+        if self._pruner is None or self._pruner.DG is not graph:
+            return None
+        return ranked_groups(self._pruner)
+
+    def _all_groups(self, graph: Any) -> list[RankedGroup]:
+        """Without a pruner, take all groups of the graph as one scope."""
+        fix_layer_norms(graph)
+        found, self._unusable = [], {}
+        for group in graph.get_all_groups():
+            try:
+                channels = self._read(group, block_counts(graph))
+            except TRACE_ERRORS as error:
+                self._unusable[module_names(graph.model)[root_of(group)[0]]] = str(error)
+                continue
+            folds = channels.size // channels.num_units
+            found.append(RankedGroup(channels, group, root_of(group), "all", folds, 1))
+        return found
+
+    def _read(self, group: Any, blocks: Any) -> ChannelGroup:
+        size = len(group[0].idxs)
+        folds = 1 if blocks is None else None
+        return read_group(group._DG, group, size, module_names(group._DG.model), blocks or {}, folds=folds)
+
+    def _channel_scores(self, channels: ChannelGroup, group: Any) -> dict[str, Tensor]:
+        if self._base is not None:
+            scores = self._scores_of_base.of_group(channels, group)
+        else:
+            scores = channel_scores(channels, self._named, self._reduction)
+        return {task: normalized(values, self._normalizer) for task, values in scores.items()}
+
+    def _make_table(self, groups: Sequence[RankedGroup]) -> dict[tuple[nn.Module, bool], Tensor | None]:
+        if self._base is None:
+            self._named = self._by_name()
+            assert self._scores is not None
+            self._tasks = self._scores.tasks
+        scored = [(ranked, self._channel_scores(ranked.channels, ranked.group)) for ranked in groups]
+        self.skipped = dict(self._unusable)
+        self.skipped |= {ranked.channels.name: "reached by no task" for ranked, scores in scored if not scores}
+        table: dict[tuple[nn.Module, bool], Tensor | None] = {ranked.root: None for ranked, s in scored if not s}
+        scopes: dict[str, list[tuple[RankedGroup, dict[str, Tensor]]]] = {}
+        for ranked, scores in scored:
+            if scores:
+                scopes.setdefault(ranked.scope, []).append((ranked, scores))
+        for scope, members in scopes.items():
+            self._rank_scope(scope, members, table)
+        self._rank_heads([member for member in scored if member[0].heads and member[1]], table)
+        return table
+
+    def _rank_scope(
+        self,
+        scope: str,
+        members: Sequence[tuple[RankedGroup, dict[str, Tensor]]],
+        table: dict[tuple[nn.Module, bool], Tensor | None],
+    ) -> None:
+        groups = [ranked for ranked, _ in members]
+        per_unit = [{t: r.channels.per_unit(v) for t, v in scores.items()} for r, scores in members]
+        order = removal_order(per_unit, [ranked.keep for ranked in groups], self._tasks, self._arbiter)
+        for ranked, places in zip(groups, order, strict=True):
+            table[ranked.root] = places[ranked.channels.units]
+        if self._pruner is not None and scope != "all" and self._pruner.current_step > 0:
+            limit_counts(self._pruner, scope, groups, self._initial)
+
+    def _rank_heads(
+        self,
+        members: Sequence[tuple[RankedGroup, dict[str, Tensor]]],
+        table: dict[tuple[nn.Module, bool], Tensor | None],
+    ) -> None:
+        """Let whole attention heads compete, by the agreement of their own percentiles.
+
+        torch-pruning averages one vector over heads for its channels and over channels for its heads. The table holds
+        channel places already; here each head's rows are shifted so that their mean orders the heads, while the mean
+        over the heads stays.
+        """
+        if not members:
+            return
+        contests = [members] if self._pruner.global_pruning else [[member] for member in members]
+        for contest in contests:
+            groups = [ranked for ranked, _ in contest]
+            scores = [{t: v.view(r.heads, -1).mean(1) for t, v in s.items()} for r, s in contest]
+            order = removal_order(scores, [1] * len(contest), self._tasks, self._arbiter)
+            count = heads_to_remove(self._pruner, groups)
+            far = float(sum(ranked.channels.size for ranked in groups)) + 1
+            for ranked, places in zip(groups, order, strict=True):
+                channels = table[ranked.root]
+                assert channels is not None
+                table[ranked.root] = with_heads(channels, ranked.heads, places, count, far)
+
+    def _of_other_root(self, group: Any) -> Tensor | None:
+        """Rank the channels of a group that no pruner ranks (as regularisers do) among themselves."""
+        try:
+            channels = self._read(group, None)
+        except UnusableGroupError:
+            return None
+        scores = self._channel_scores(channels, group)
+        return removal_order([scores], [0], self._tasks, self._arbiter)[0] if scores else None
+
+
+def _check_sources(scores: object, rescore: object, base: object) -> None:
+    if scores is not None and not isinstance(scores, TaskScores):
+        raise TypeError(f"scores: must be TaskScores, found {type(scores).__name__}; make them with score_tasks(...)")
+    if rescore is not None and not (isinstance(rescore, tuple) and len(rescore) == 2 and callable(rescore[0])):
+        raise TypeError("rescore: must be a pair (losses, data) as for score_tasks, found something else")
+    if scores is None and rescore is None:
+        raise ValueError("scores: scores or rescore=(losses, data) are needed, found neither")
+    if base is not None and rescore is None:
+        raise ValueError(
+            "rescore: (losses, data) must be given with base, found None; the base importance needs each task's "
+            "gradients"
+        )

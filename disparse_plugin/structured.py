@@ -1,0 +1,28 @@
+"""Whole channels that are really gone: DiSparse through torch-pruning.
+
+Needs ``pip install 'disparse-plugin[structured]'``. The names here are what there is to use:
+
+* :func:`remove_channels` - the common case in one call; :class:`RemovalReport` says what it did.
+* :func:`replay_removal` - the same removal on a freshly built model, from a small file.
+* :class:`DiSparseImportance` - an importance for every pruner of torch-pruning.
+* :func:`channel_parameters` - what to score for it; :func:`attention_heads` and :func:`sync_attention` - what a pruner
+  must know before, and what attention layers must be told after its step.
+"""
+
+from .channel_groups import channel_parameters
+from .importance import DiSparseImportance
+from .removal import remove_channels
+from .removal_plan import RemovalPlan, replay_removal, sync_attention
+from .removal_report import RemovalReport
+from .torch_pruning_graph import attention_heads
+
+__all__ = [
+    "DiSparseImportance",
+    "RemovalPlan",
+    "RemovalReport",
+    "attention_heads",
+    "channel_parameters",
+    "remove_channels",
+    "replay_removal",
+    "sync_attention",
+]

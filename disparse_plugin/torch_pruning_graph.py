@@ -1,0 +1,221 @@
+"""Reading torch-pruning's dependency graph safely.
+
+With :mod:`disparse_plugin.torch_pruning_pruner` this is the only place that touches the inside of torch-pruning (1.6),
+and where its defects in tracing are worked round. What leaves this file are :class:`ChannelGroup` objects, or the
+reason why a layer's channels are left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .channel_groups import channel_parameters
+from .parameters import ParameterKey, qualified_names, unwrap
+
+try:
+    import torch_pruning  # type: ignore[import-untyped]
+    from torch_pruning.dependency import graph as tp_graph  # type: ignore[import-untyped]
+    from torch_pruning.dependency import index_mapping as tp_index_mapping
+except ImportError as missing:
+    raise ImportError(
+        "disparse_plugin.structured needs torch-pruning; install it with: pip install 'disparse-plugin[structured]'"
+    ) from missing
+
+tp: Any = torch_pruning
+
+# What torch-pruning raises on architectures that it cannot map.
+TRACE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
+# A sane group visits one side of one layer once per connection. A walk that goes round in circles exceeds these.
+MAX_VISITS_PER_LAYER = 96
+MAX_ITEMS = 4000
+MAX_INDICES = 400_000
+
+ROOT_TYPES = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+class GroupTooLargeError(RuntimeError):
+    """The walk through the dependency graph does not end."""
+
+
+class _BoundedGroup(tp_graph.Group):  # type: ignore[misc]
+    """A group that raises where torch-pruning's walk would go round for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._visits: dict[Any, int] = {}
+        self._indices = 0
+        self.ties: list[tuple[int, int]] = []
+
+    def add_dep(self, dep: Any, idxs: Any) -> None:
+        key = (dep.target, dep.handler)
+        self._visits[key] = self._visits.get(key, 0) + 1
+        self._indices += len(idxs)
+        if self._visits[key] > MAX_VISITS_PER_LAYER or len(self) > MAX_ITEMS or self._indices > MAX_INDICES:
+            raise GroupTooLargeError("torch-pruning's walk through the graph does not end")
+        super().add_dep(dep, idxs)
+
+    def add_and_merge(self, dep: Any, idxs: Any) -> None:
+        """Merge as torch-pruning does, and note which channels claim the same position: they can only go together."""
+        for other, known in self.items:
+            if other.target == dep.target and other.handler == dep.handler:
+                owner = {index.idx: index.root_idx for index in known}
+                self.ties += [(owner[i.idx], i.root_idx) for i in idxs if owner.get(i.idx, i.root_idx) != i.root_idx]
+        super().add_and_merge(dep, idxs)
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Make every walk through a dependency graph end, by an error if need be."""
+    with _swapped(tp_graph, "Group", _BoundedGroup):
+        yield
+
+
+@contextlib.contextmanager
+def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def unchanging(graph: Any) -> Iterator[None]:
+    """Compute the index maps of a graph once instead of before every group; for as long as nothing is pruned."""
+    tp_index_mapping.update_index_mapping(graph)
+    with bounded(), _swapped(tp_index_mapping, "update_index_mapping", lambda _: None):
+        yield
+
+
+class SortedLayerNormPruner(tp.function.LayernormPruner):  # type: ignore[misc]
+    """Prunes LayerNorm without permuting its weights.
+
+    ``LayernormPruner`` of torch-pruning 1.6.1 keeps the entries in the order in which a Python set happens to iterate
+    (it calls ``Tensor.sort`` and drops the result), so outputs are silently wrong.
+    """
+
+    def prune_out_channels(self, layer: nn.LayerNorm, idxs: Collection[int]) -> nn.LayerNorm:
+        """Remove the given positions of the last dimension."""
+        shape = layer.normalized_shape
+        gone = set(idxs)
+        keep = [position for position in range(shape[-1]) if position not in gone]
+        for name in ("weight", "bias"):
+            parameter = layer._parameters.get(name)
+            if parameter is not None:
+                setattr(layer, name, self._prune_parameter_and_grad(parameter, keep, parameter.dim() - 1))
+        layer.normalized_shape = (*shape[:-1], len(keep))
+        return layer
+
+    prune_in_channels = prune_out_channels
+
+
+_LAYER_NORM = SortedLayerNormPruner()
+
+
+def fix_layer_norms(graph: Any) -> None:
+    """Replace torch-pruning's pruner of every LayerNorm in a graph, also in dependencies made before."""
+    classes = {type(module) for module in graph.model.modules() if isinstance(module, nn.LayerNorm)}
+    for cls in classes - set(graph.CUSTOMIZED_PRUNERS):
+        graph.register_customized_layer(cls, _LAYER_NORM)
+    broken = tp.function.LayernormPruner.prune_out_channels
+    for node in graph.module2node.values():
+        for dep in node.dependencies:
+            if getattr(dep.handler, "__func__", None) is broken:
+                dep.handler = _LAYER_NORM.prune_out_channels
+            if getattr(dep.trigger, "__func__", None) is broken:
+                dep.trigger = _LAYER_NORM.prune_out_channels
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...] | dict[str, Any],
+    *,
+    ignored_parameters: Collection[nn.Parameter] = (),
+    customized_pruners: Mapping[type[nn.Module], Any] | None = None,
+) -> Any:
+    """Build torch-pruning's dependency graph; the model is left in evaluation mode and wants all gradients.
+
+    Args:
+        model: A model that may be disturbed (a copy).
+        example_inputs: Positional or keyword arguments of one forward.
+        ignored_parameters: Bare parameters that no group may touch.
+        customized_pruners: As in torch-pruning, by class.
+
+    Returns:
+        The graph.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    with torch.enable_grad(), bounded():
+        graph = tp.DependencyGraph().build_dependency(
+            model,
+            example_inputs=example_inputs,
+            output_transform=lambda outputs: [t for t in tensors_in(outputs) if t.grad_fn is not None],
+            customized_pruners=dict(customized_pruners or {}),
+            ignored_params=list(ignored_parameters),
+            verbose=False,
+        )
+    fix_layer_norms(graph)
+    return graph
+
+
+def tensors_in(outputs: Any) -> list[torch.Tensor]:
+    """Collect the tensors of nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    if isinstance(outputs, Mapping):
+        return [tensor for value in outputs.values() for tensor in tensors_in(value)]
+    if isinstance(outputs, list | tuple):
+        return [tensor for value in outputs for tensor in tensors_in(value)]
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        return [tensor for field in dataclasses.fields(outputs) for tensor in tensors_in(getattr(outputs, field.name))]
+    return []
+
+
+def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
+    """Find attention layers that make query, key and value in one Linear, as those of timm.
+
+    Returns:
+        The ``qkv`` layer of each module that has one beside an integer ``num_heads``, to the number of heads.
+    """
+    found: dict[nn.Module, int] = {}
+    for module in model.modules():
+        qkv, heads = module._modules.get("qkv"), getattr(module, "num_heads", None)
+        if isinstance(qkv, nn.Linear) and isinstance(heads, int) and qkv.out_features % (3 * heads) == 0:
+            found[qkv] = heads
+    return found
+
+
+def module_names(model: nn.Module) -> dict[nn.Module, str]:
+    """Name every module as in the qualified names of its parameters, without wrappers."""
+    modules = list(dict.fromkeys(unwrap(model).modules()))
+    names = qualified_names(model, [(module, "") for module in modules])
+    return {module: name.removesuffix(".") for module, name in zip(modules, names, strict=True)}
+
+
+def one_line(error: BaseException) -> str:
+    """Shorten what an exception says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+def pruner_of(layer: nn.Module | nn.Parameter, customized_pruners: Mapping[type[nn.Module], Any] | None = None) -> Any:
+    """Return the object of torch-pruning that cuts a layer, with the repaired one for LayerNorm."""
+    if isinstance(layer, nn.Module) and customized_pruners and type(layer) in customized_pruners:
+        return customized_pruners[type(layer)]
+    if isinstance(layer, nn.LayerNorm):
+        return _LAYER_NORM
+    return tp.function.PrunerBox[tp.ops.module2type(layer)]
+
+
+def traced_parameters(graph: Any) -> list[ParameterKey]:
+    """List what to score: not the weights of layers that never run, which a parent may read."""
+    traced = set(graph.module2node)
+    return [key for key in channel_parameters(graph.model) if key[0] in traced or not isinstance(key[0], ROOT_TYPES)]

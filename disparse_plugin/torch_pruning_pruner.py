@@ -1,0 +1,235 @@
+"""Talking to torch-pruning's own pruners (1.6): which groups they rank together, and how many channels they take.
+
+The other half of what touches the inside of torch-pruning; see :mod:`disparse_plugin.torch_pruning_graph`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from .channel_groups import ChannelGroup
+from .torch_pruning_graph import (
+    TRACE_ERRORS,
+    attention_heads,
+    bounded,
+    fix_layer_norms,
+    module_names,
+    tp,
+)
+from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
+
+
+@dataclasses.dataclass(frozen=True)
+class RankedGroup:
+    """A group as a pruner will rank it.
+
+    Attributes:
+        channels: The group.
+        group: torch-pruning's own object.
+        root: The layer and the side that the channels are counted in; identifies the group.
+        scope: Groups of one scope compete.
+        folds: In how many equal blocks the pruner averages the importance.
+        keep: How many units may not go in this step.
+        heads: Number of attention heads if whole heads are to go in this step, else 0.
+    """
+
+    channels: ChannelGroup
+    group: Any
+    root: tuple[nn.Module, bool]
+    scope: str
+    folds: int
+    keep: int
+    heads: int = 0
+
+
+def root_of(group: Any) -> tuple[nn.Module, bool]:
+    """Identify a group by its root layer and whether outputs of it are counted."""
+    return group[0].dep.target.module, group._DG.is_out_channel_pruning_fn(group[0].dep.handler)
+
+
+def prepare(pruner: Any) -> dict[str, str]:
+    """Make a pruner safe for an importance: LayerNorms fixed, foreign entries out, hopeless groups ignored.
+
+    Args:
+        pruner: Any pruner of torch-pruning.
+
+    Returns:
+        Layer name to reason, for the groups that will be left alone.
+
+    Raises:
+        ValueError: If its settings cannot work.
+    """
+    if pruner.isomorphic and not pruner.global_pruning:
+        raise ValueError(
+            "pruner: isomorphic=True needs global_pruning=True, found False; torch-pruning would prune wrong channels"
+        )
+    if max(pruner.per_step_pruning_ratio) >= 1 or max(pruner.per_step_head_pruning_ratio) >= 1:
+        raise ValueError("pruner: the pruning ratios must be below 1, found 1; a layer cannot lose all its channels")
+    fix_layer_norms(pruner.DG)
+    inside = set(pruner.model.modules())
+    for attribute in ("in_channel_groups", "out_channel_groups", "num_heads"):
+        # The defaults are one dict shared by all pruners: entries of other models leak in.
+        table = getattr(pruner, attribute)
+        setattr(pruner, attribute, {module: count for module, count in table.items() if module in inside})
+    for qkv, heads in attention_heads(pruner.model).items():
+        pruner.num_heads.setdefault(qkv, heads)
+        pruner.out_channel_groups[qkv] = pruner.num_heads[qkv]
+        pruner.init_num_heads.setdefault(qkv, heads)
+    for (module, side), count in block_counts(pruner.DG).items():
+        if isinstance(module, nn.MultiheadAttention):
+            (pruner.out_channel_groups if side == "out" else pruner.in_channel_groups)[module] = count
+    skipped = _ignore_unusable(pruner)
+    pruner.update_regularizer()
+    return skipped
+
+
+def _ignore_unusable(pruner: Any) -> dict[str, str]:
+    skipped: dict[str, str] = {}
+    names = module_names(pruner.model)
+    with bounded():
+        for group in list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)):
+            root = group[0].dep.target.module
+            try:
+                ranked = _ranked(pruner, group)
+                whole_heads = pruner.prune_num_heads and pruner._is_atten_group(group)[0]
+                if ranked is None or (ranked.keep >= ranked.channels.num_units and not whole_heads):
+                    raise UnusableGroupError("has no unit to spare")
+            except UnusableGroupError as error:
+                skipped[names[root]] = str(error)
+            except TRACE_ERRORS as error:
+                skipped[names[root]] = f"torch-pruning cannot map it: {error}"
+            if names[root] in skipped:
+                pruner.ignored_layers.append(root)
+    return skipped
+
+
+def ranked_groups(pruner: Any) -> list[RankedGroup]:
+    """List the groups that a pruner will rank in its present step, as ``BasePruner._prune`` does."""
+    groups = [
+        _ranked(pruner, group)
+        for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)
+        if pruner._check_pruning_ratio(group)
+    ]
+    return [group for group in groups if group is not None]
+
+
+def _ranked(pruner: Any, group: Any) -> RankedGroup | None:
+    graph, heads = pruner.DG, 0
+    is_attention, layers = pruner._is_atten_group(group)
+    if is_attention:
+        group = pruner._downstream_node_as_root_if_attention(group)
+        if group is None:
+            return None
+        counts = {pruner.num_heads[layer] for layer in layers}
+        if pruner.prune_num_heads and pruner.get_target_head_pruning_ratio(layers[0]) > 0:
+            if len(counts) > 1:
+                raise UnusableGroupError("query and key have different numbers of heads")
+            heads = counts.pop()
+    folds = pruner._get_channel_groups(group)
+    size = len(group[0].idxs)
+    channels = read_group(graph, group, size, module_names(pruner.model), {}, folds=folds)
+    keep = _keep(pruner, group, channels.num_units, folds)
+    if is_attention and not pruner.prune_head_dims:
+        keep = channels.num_units
+    return RankedGroup(channels, group, root_of(group), _scope(pruner, group), folds, keep, heads)
+
+
+def _keep(pruner: Any, group: Any, units: int, folds: int) -> int:
+    """Return how many units must stay so that torch-pruning neither exceeds its limits nor gives the layer up."""
+    module, out = root_of(group)
+    initial = (pruner.layer_init_out_ch if out else pruner.layer_init_in_ch)[module] // folds
+    limit = max(1, math.ceil(initial * (1 - pruner.max_pruning_ratio) - 1e-9))
+    if not pruner.round_to:
+        return int(min(limit, units))
+    # torch-pruning rounds the layer's channels with the count of units; the result must leave `limit` of them.
+    channels = pruner.DG.get_out_channels(module) if out else pruner.DG.get_in_channels(module)
+    free = [n for n in range(1, units) if pruner._round_to(n, channels, pruner.round_to) <= units - limit]
+    return int(units - max(free, default=0))
+
+
+def _scope(pruner: Any, group: Any) -> str:
+    graph = pruner.DG
+    for dep, _ in group:
+        for module, function in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
+            if module in pruner._layer_to_scope and graph.is_out_channel_pruning_fn(function):
+                name, scope = pruner._layer_to_scope[module]
+                if len(scope) > 0:
+                    return str(name)
+    if pruner.isomorphic:
+        return "Isomorphic_" + "".join(_pattern(graph, dep) for dep, _ in group)
+    if pruner.global_pruning:
+        return "DEFAULT_SCOPE"
+    return str(graph._module2name[group[0][0].source.module])
+
+
+def _pattern(graph: Any, dep: Any) -> str:
+    side = "out" if graph.is_out_channel_pruning_fn(dep.handler) else "in"
+    return f"{type(dep.source.module)}_{side}_{type(dep.target.module)}_{side}"
+
+
+def target_ratio(pruner: Any, members: Sequence[RankedGroup]) -> float:
+    """Return the ratio that a pruner applies to a scope in its present step."""
+    graph, first = pruner.DG, members[0]
+    for dep, _ in first.group:
+        for module, function in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
+            if module in pruner._layer_to_scope and graph.is_out_channel_pruning_fn(function):
+                return float(pruner.get_target_pruning_ratio(module, step=pruner.current_step))
+    return float(pruner.per_step_pruning_ratio[pruner.current_step])
+
+
+def limit_counts(pruner: Any, scope: str, members: Sequence[RankedGroup], initial: dict[str, int]) -> None:
+    """Keep a pruner from taking more units of a scope than may go.
+
+    torch-pruning counts ``present - int(initial * (1 - ratio))`` and, if that empties a layer, leaves the whole layer
+    as it is. Where the count is too high, the initial size that it remembers is raised until the count fits.
+
+    Args:
+        pruner: The pruner, in a step.
+        scope: Name of the scope.
+        members: Its groups.
+        initial: Remembers the true initial sizes over the steps.
+    """
+    present = sum(member.channels.num_units for member in members)
+    free = sum(max(0, member.channels.num_units - member.keep) for member in members)
+    if any(member.heads for member in members):
+        free = max(free, 1)  # with nothing to take, torch-pruning would not look at the heads either
+    first = initial.setdefault(scope, pruner._scope_initial_channels.get(scope, present))
+    kept = 1 - target_ratio(pruner, members)
+    if present - int(first * kept) > free:
+        pruner._scope_initial_channels[scope] = (present - free + 0.5) / kept
+    else:
+        pruner._scope_initial_channels[scope] = first
+
+
+def heads_to_remove(pruner: Any, members: Sequence[RankedGroup]) -> int:
+    """Return how many attention heads a pruner takes from groups that compete in its present step.
+
+    Raises:
+        ValueError: If a layer would lose all its heads.
+    """
+    if not pruner.global_pruning:
+        layers = pruner._is_atten_group(members[0].group)[1]
+        count = math.ceil(pruner.get_target_head_pruning_ratio(layers[0]) * members[0].heads)
+        if count >= members[0].heads:
+            raise ValueError(
+                f"head_pruning_ratio: must leave one head, found {count} of {members[0].heads} to remove in "
+                f"{members[0].channels.name}; use a lower ratio"
+            )
+        return int(count)
+    total = sum(member.heads for member in members)
+    ratio = pruner.per_step_head_pruning_ratio[pruner.current_step]
+    count = total - int(pruner.initial_total_heads * (1 - ratio))
+    free = total - len(members)
+    if count > free:
+        pruner.initial_total_heads = (total - free + 0.5) / (1 - ratio)
+    return int(min(count, free))
+
+
+def regularizes(pruner: Any) -> bool:
+    """Tell whether a pruner asks for importances outside its steps too."""
+    return type(pruner).regularize is not tp.pruner.BasePruner.regularize

@@ -1,0 +1,414 @@
+"""DiSparseImportance inside torch-pruning's own pruners."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch_pruning as tp
+from structured_models import TwoTasks, batches, build, deviation, losses
+from structured_oracle import cuts_of, kept_units
+from torch import nn
+
+from disparse_plugin import score_tasks
+from disparse_plugin.soft_removal import masked_copy
+from disparse_plugin.structured import DiSparseImportance, channel_parameters, sync_attention
+
+KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "instancenorm", "transformer"]
+PRUNERS = [tp.pruner.BasePruner, tp.pruner.MetaPruner, tp.pruner.BNScalePruner, tp.pruner.GroupNormPruner,
+           tp.pruner.GrowingRegPruner]  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def make(model: nn.Module, *, cls: Any = tp.pruner.BasePruner, options: Any = None, **arguments: Any) -> Any:
+    """Make an importance that scores afresh, and a pruner to which it is attached."""
+    importance = DiSparseImportance(**{"rescore": (losses, batches()), **(options or {})})
+    arguments = {"pruning_ratio": 0.5, "global_pruning": True, **arguments}
+    ignored = [model.dense_out, model.label_out, *arguments.pop("ignored_layers", [])]
+    pruner = cls(model, (batches()[0],), importance=importance, ignored_layers=ignored, **arguments)
+    importance.attach(pruner)
+    return pruner
+
+
+def prune(pruner: Any) -> nn.Module:
+    """Take one step, and return the full model with the same channels masked."""
+    full = copy.deepcopy(pruner.model)
+    groups = list(pruner.step(interactive=True))
+    soft = masked_copy(full, cuts_of(pruner, groups))
+    for group in groups:
+        group.prune()
+    sync_attention(pruner.num_heads, pruner.model)
+    return soft
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.75, 0.9])
+@pytest.mark.parametrize("everywhere", [True, False], ids=["global", "local"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_removing_equals_masking(kind: str, everywhere: bool, ratio: float) -> None:
+    model = build(kind)
+    soft = prune(make(model, global_pruning=everywhere, pruning_ratio=ratio))
+    assert deviation(soft, model) < 1e-5
+    assert deviation(build(kind), model) > 1e-3  # something did happen
+
+
+def test_masking_is_what_it_says() -> None:
+    """The oracle of the tests above, on numbers that can be followed by hand."""
+    net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.ReLU(), nn.Linear(3, 2))
+    names = {"0": ("out", 3), "1": ("out", 3), "3": ("in", 3)}
+    from disparse_plugin.removal_plan import Cut
+
+    cuts = [Cut(name, side, -1, count, torch.tensor([1])) for name, (side, count) in names.items()]  # type: ignore[arg-type]
+    x = torch.randn(4, 2)
+    first, second = (net[i].weight.detach().double().numpy() for i in (0, 3))
+    hidden = (x.double().numpy() @ first.T + net[0].bias.detach().double().numpy())[:, [0, 2]]
+    hidden = (hidden - hidden.mean(1, keepdims=True)) / np.sqrt(hidden.var(1, keepdims=True) + 1e-5)
+    expected = np.maximum(hidden, 0) @ second[:, [0, 2]].T + net[3].bias.detach().double().numpy()
+    found = masked_copy(net, cuts)(x).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["batchnorm", "depthwise", "transformer"])
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
+def test_the_ratio_is_met_exactly(kind: str, ratio: float) -> None:
+    pruner = make(build(kind), pruning_ratio=ratio)
+    before = kept_units(pruner)
+    gone = sum(len(group[0].idxs) // pruner._get_channel_groups(group) for group in pruner.step(interactive=True))
+    assert gone == before - int(before * (1 - ratio))
+
+
+@pytest.mark.parametrize("kind", ["batchnorm", "transformer"])
+def test_no_layer_is_given_up_or_emptied(kind: str) -> None:
+    """At 97 % torch-pruning alone leaves whole layers intact, because they would be emptied."""
+    model = build(kind)
+    pruner = make(model, pruning_ratio=0.97)
+    before = dict(pruner.layer_init_out_ch)
+    pruner.step()
+    outs = {m: pruner.DG.get_out_channels(m) for m in before if isinstance(m, nn.Conv2d | nn.Linear)}
+    kept = [m for m in outs if m not in (model.dense_out, model.label_out)]
+    assert all(1 <= outs[m] < before[m] for m in kept)
+
+
+def test_max_pruning_ratio_holds_in_one_shot() -> None:
+    pruner = make(build("batchnorm"), pruning_ratio=0.6, max_pruning_ratio=0.7)
+    before = dict(pruner.layer_init_out_ch)
+    pruner.step()
+    shares = [pruner.DG.get_out_channels(m) / n for m, n in before.items() if isinstance(m, nn.Conv2d)]
+    assert min(shares) >= 0.3 - 1e-9
+    assert min(shares) < 0.4
+
+
+def test_only_channels_that_all_their_tasks_rank_low_go() -> None:
+    """Unanimity, written out: per task, percentiles over all channels it reaches; the cut is one line through them."""
+    model = build("batchnorm")
+    pruner = make(model, pruning_ratio=0.4)
+    groups = list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types))
+    raw = [pruner.importance.task_scores(group) for group in groups]
+    ranked: list[dict[str, np.ndarray]] = [{} for _ in groups]
+    for task in ("dense", "label"):
+        values = np.concatenate([scores[task].numpy() for scores in raw if task in scores])
+        percentiles = (np.argsort(np.argsort(values, kind="stable"), kind="stable") + 1) / len(values)
+        for place, scores in enumerate(raw):
+            if task in scores:
+                count = len(scores[task])
+                ranked[place][task], percentiles = percentiles[:count], percentiles[count:]
+    worst = [np.max(list(percentiles.values()), axis=0) for percentiles in ranked]
+    gone = {group[0].dep.target.module: set(group[0].idxs) for group in pruner.step(interactive=True)}
+    pruned, kept = [], []
+    for group, values in zip(groups, worst, strict=True):
+        idxs = gone.get(group[0].dep.target.module, set())
+        pruned += [v for c, v in enumerate(values) if c in idxs]
+        protected = int(np.argmax(values))
+        kept += [v for c, v in enumerate(values) if c not in idxs and c != protected]
+    assert len(pruned) == round(0.4 * sum(len(v) for v in worst))
+    assert max(pruned) <= min(kept)
+
+
+def test_a_private_head_is_judged_by_its_own_task() -> None:
+    def other_scale(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = losses(model, batch)
+        return {"dense": out["dense"], "label": 1e6 * out["label"]}
+
+    model = build("batchnorm")
+    pruner = make(model)
+    groups = list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types))
+    tasks = {
+        dep.target.name.split()[0]: set(pruner.importance.task_scores(group))
+        for group in groups
+        for dep, _ in group
+        if pruner.DG.is_out_channel_pruning_fn(dep.handler)
+    }
+    assert tasks["dense.0"] == {"dense"}
+    assert tasks["hidden"] == {"label"}
+    assert tasks["stem"] == {"dense", "label"}
+    chosen = [sorted(g[0].idxs) for g in pruner.step(interactive=True)]
+    scaled = make(build("batchnorm"), options={"rescore": (other_scale, batches())})
+    assert [sorted(g[0].idxs) for g in scaled.step(interactive=True)] == chosen
+
+
+def test_one_task_scores_as_taylor_of_torch_pruning() -> None:
+    """With one task, weights only and no normalisation, the score is tp's TaylorImportance."""
+
+    def one(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        out = model(batch)
+        return {"only": out["dense"].square().mean() + out["label"].square().mean()}
+
+    model, batch = build("batchnorm"), batches(1)
+    weights = [
+        key for key in channel_parameters(model) if isinstance(key[0], nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
+    importance = DiSparseImportance(score_tasks(model, one, batch, parameters=weights), normalizer=None)
+    one(model, batch[0])["only"].backward()
+    theirs = tp.importance.GroupTaylorImportance(normalizer=None, target_types=[nn.modules.conv._ConvNd, nn.Linear])
+    graph = tp.DependencyGraph().build_dependency(model, (batch[0],))
+    compared = 0
+    for group in graph.get_all_groups():
+        ours = importance.task_scores(group)["only"]
+        torch.testing.assert_close(ours, theirs(group).double(), rtol=1e-4, atol=1e-9)
+        compared += 1
+    assert compared == 11
+
+
+def test_iterative_steps_score_afresh_and_reach_the_ratio() -> None:
+    calls: list[int] = []
+
+    def counted(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append(model.stem.out_channels)
+        return losses(model, batch)
+
+    model = build("batchnorm")
+    pruner = make(model, options={"rescore": (counted, batches(1))}, iterative_steps=3, pruning_ratio=0.6)
+    before = kept_units(pruner)
+    for _ in range(3):
+        soft = prune(pruner)
+        assert deviation(soft, model) < 1e-5
+    assert len(calls) == 3
+    assert calls[2] <= calls[1] <= calls[0]
+    assert abs(kept_units(pruner) / before - 0.4) * before <= 1
+
+
+def test_stale_scores_are_an_error_and_leave_the_model_whole() -> None:
+    model = build("batchnorm")
+    scores = score_tasks(model, losses, batches(), parameters=channel_parameters(model))
+    pruner = make(model, options={"rescore": None, "scores": scores}, iterative_steps=2)
+    pruner.step()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match="stale"):
+        pruner.step()
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    with pytest.raises(ValueError, match="stale"):
+        DiSparseImportance(scores)(next(iter(pruner.DG.get_all_groups())))
+
+
+@pytest.mark.parametrize("cls", PRUNERS, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("kind", ["upsampled", "transformer"])
+def test_every_pruner_of_torch_pruning(cls: Any, kind: str) -> None:
+    model = build(kind)
+    pruner = make(model, cls=cls)
+    before = kept_units(pruner)
+    if hasattr(pruner, "update_reg"):
+        pruner.update_reg()
+    sum(losses(model, batches()[0]).values()).backward()
+    if cls is not tp.pruner.BasePruner:
+        pruner.regularize(model)
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+    soft = prune(pruner)
+    assert abs(kept_units(pruner) / before - 0.5) * before <= 1
+    assert deviation(soft, model) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"isomorphic": True},
+        {"round_to": 4},
+        {"round_to": 4, "global_pruning": False},
+        {"max_pruning_ratio": 0.5, "pruning_ratio": 0.45},
+        {"iterative_steps": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["batchnorm", "grouped", "groupnorm", "transformer"])
+def test_options_of_the_pruner(kind: str, arguments: dict[str, Any]) -> None:
+    model = build(kind)
+    pruner = make(model, **arguments)
+    before = kept_units(pruner)
+    soft = prune(pruner)
+    assert kept_units(pruner) < before
+    assert deviation(soft, model) < 1e-5
+    if "round_to" in arguments:
+        changed = [m for m, n in pruner.layer_init_out_ch.items()
+                   if isinstance(m, nn.Conv2d) and pruner.DG.get_out_channels(m) < n]  # fmt: skip
+        assert changed
+        assert all(pruner.DG.get_out_channels(m) % 4 == 0 for m in changed)
+
+
+def test_pruning_ratio_dict_and_ignored_layers() -> None:
+    model = build("batchnorm")
+    block = model.blocks[0]
+    pruner = make(
+        model,
+        pruning_ratio_dict={block.conv1: 0.75, (model.hidden, model.dense): 0.25},
+        ignored_layers=[model.blocks[1].conv2],
+    )
+    soft = prune(pruner)
+    assert block.conv1.out_channels == 8
+    assert model.hidden.out_features + model.dense[0].out_channels == 30
+    assert model.blocks[1].conv2.out_channels == 32
+    assert deviation(soft, model) < 1e-5
+
+
+@pytest.mark.parametrize("everywhere", [True, False], ids=["global", "local"])
+@pytest.mark.parametrize("dims", [True, False], ids=["dims", "heads only"])
+def test_whole_heads(everywhere: bool, dims: bool) -> None:
+    model = build("transformer")
+    qkv = {block.attn.qkv: 4 for block in model.blocks}
+    pruner = make(
+        model,
+        num_heads=qkv,
+        prune_num_heads=True,
+        prune_head_dims=dims,
+        head_pruning_ratio=0.5,
+        global_pruning=everywhere,
+        pruning_ratio=0.25,
+    )
+    pruner.step()
+    sync_attention(pruner.num_heads, model)
+    heads = [block.attn.num_heads for block in model.blocks]
+    assert sum(heads) == 4
+    assert min(heads) >= 1
+    widths = [block.attn.qkv.out_features // 3 // count for block, count in zip(model.blocks, heads, strict=True)]
+    assert all(width == 8 for width in widths) if not dims else max(widths) <= 8
+    assert model(batches()[0])["label"].shape == (2, 5)
+
+
+def test_no_head_is_spared_by_refusing() -> None:
+    model = build("transformer")
+    qkv = {block.attn.qkv: 4 for block in model.blocks}
+    pruner = make(model, num_heads=qkv, prune_num_heads=True, head_pruning_ratio=0.9, global_pruning=False)
+    with pytest.raises(ValueError, match="head_pruning_ratio"):
+        pruner.step()
+    assert model.blocks[0].attn.qkv.out_features == 96
+
+
+def test_unwrapped_parameters_follow() -> None:
+    model = build("transformer")
+    pruner = make(model, unwrapped_parameters=[(model.position, 2)])
+    prune(pruner)
+    assert model.position.shape == (1, 16, model.patch.out_channels)
+    assert model.patch.out_channels < 32
+
+
+def test_without_attaching() -> None:
+    """Ratio and equality hold on a plain network, and LayerNorm is repaired, without a word to the pruner."""
+    model = build("batchnorm")
+    importance = DiSparseImportance(rescore=(losses, batches()))
+    ignored = [model.dense_out, model.label_out]
+    pruner = tp.pruner.BasePruner(
+        model, (batches()[0],), importance=importance, global_pruning=True, ignored_layers=ignored
+    )
+    before = kept_units(pruner)
+    soft = prune(pruner)
+    assert abs(kept_units(pruner) / before - 0.5) * before <= 1
+    assert deviation(soft, model) < 1e-5
+
+
+BASES = {
+    "taylor": lambda: tp.importance.GroupTaylorImportance(),
+    "hessian": lambda: tp.importance.GroupHessianImportance(),
+    "magnitude": lambda: tp.importance.GroupMagnitudeImportance(),
+    "lamp": lambda: tp.importance.LAMPImportance(),
+}
+
+
+@pytest.mark.parametrize("base", list(BASES))
+@pytest.mark.parametrize("kind", ["batchnorm", "grouped", "transformer"])
+def test_any_importance_as_the_criterion(base: str, kind: str) -> None:
+    model = build(kind)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    pruner = make(model, options={"base": BASES[base]()})
+    before = kept_units(pruner)
+    groups = list(pruner.step(interactive=True))
+    assert all(bool((p.grad == 7.0).all()) for p in model.parameters())
+    soft = masked_copy(model, cuts_of(pruner, groups))
+    for group in groups:
+        group.prune()
+    sync_attention(pruner.num_heads, model)
+    assert deviation(soft, model) < 1e-5
+    assert abs(kept_units(pruner) / before - 0.5) * before <= 1
+
+
+def test_hessian_as_the_criterion_sees_every_batch() -> None:
+    """torch-pruning's own accumulation keeps the last batch only."""
+    model = build("batchnorm")
+    first, second = batches(2)
+    found = {}
+    for name, data in {"both": [first, second], "swapped": [second, first], "last": [second]}.items():
+        importance = DiSparseImportance(
+            rescore=(losses, data), base=tp.importance.GroupHessianImportance(normalizer=None)
+        )
+        graph = tp.DependencyGraph().build_dependency(model, (first,))
+        group = next(g for g in graph.get_all_groups() if any(dep.target.module is model.stem for dep, _ in g))
+        found[name] = importance.task_scores(group)["label"]
+    torch.testing.assert_close(found["both"], found["swapped"])
+    assert not torch.allclose(found["both"], found["last"], rtol=1e-2)
+
+
+def test_groups_that_no_task_reaches_are_left_alone() -> None:
+    def only_label(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"label": model(batch)["label"].square().mean()}
+
+    model = build("batchnorm")
+    with pytest.warns(UserWarning, match="reached by no task"):
+        pruner = make(model, options={"rescore": (only_label, batches(1))}, cls=tp.pruner.GroupNormPruner)
+    with pytest.warns(UserWarning, match="reached by no task"):
+        pruner.step()
+    assert model.dense[0].out_channels == 16
+    assert model.hidden.out_features < 24 or model.stem.out_channels < 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "found neither"),
+        ({"rescore": losses}, "pair"),
+        ({"scores": 3}, "TaskScores"),
+        ({"rescore": (losses, []), "reduction": "median"}, "reduction"),
+        ({"rescore": (losses, []), "normalizer": "lamp"}, "normalizer"),
+        ({"rescore": (losses, []), "arbiter": "nobody"}, "arbiter"),
+        ({"rescore": (losses, []), "criterion": "nothing"}, "criterion"),
+    ],
+)
+def test_bad_options(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        DiSparseImportance(**arguments)
+
+
+def test_settings_of_a_pruner_that_cannot_work() -> None:
+    with pytest.raises(ValueError, match="isomorphic"):
+        make(build("batchnorm"), isomorphic=True, global_pruning=False)
+    with pytest.raises(ValueError, match="below 1"):
+        make(build("batchnorm"), pruning_ratio=1.0)
+    importance = DiSparseImportance(rescore=(losses, batches()))
+    with pytest.raises(ValueError, match="this importance"):
+        importance.attach(make(build("batchnorm")))
+
+
+def test_scores_that_are_not_finite_stop_the_step() -> None:
+    def broken(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {**losses(model, batch), "label": model(batch)["label"].mean() * torch.nan}
+
+    model = build("batchnorm")
+    pruner = make(model, options={"rescore": (broken, batches(1))})
+    with pytest.raises(ValueError, match="finite"):
+        pruner.step()
+    assert model.stem.out_channels == TwoTasks().stem.out_channels
