@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 import torch_pruning as tp
 from sklearn.datasets import load_digits
 from torch import Tensor, nn

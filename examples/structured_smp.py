@@ -15,7 +15,7 @@ from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disparse_plugin.structured import remove_channels, replay_removal  # <-

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import timm
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch_pruning as tp
-from structured_models import TwoTasks, batches, build, deviation, losses
-from structured_oracle import cuts_of, kept_units
 from torch import nn
 
 from disparse_plugin import score_tasks
 from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import DiSparseImportance, channel_parameters, sync_attention
+
+from structured_models import TwoTasks, batches, build, deviation, losses
+from structured_oracle import cuts_of, kept_units
 
 KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "instancenorm", "transformer"]
 PRUNERS = [tp.pruner.BasePruner, tp.pruner.MetaPruner, tp.pruner.BNScalePruner, tp.pruner.GroupNormPruner,

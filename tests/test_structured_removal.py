@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from structured_models import INPUT, TwoTasks, TwoTaskTransformer, batches, build, deviation, losses, outputs_of
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from disparse_plugin import DiSparseStatic, prunable_parameters
 from disparse_plugin.structured import RemovalPlan, RemovalReport, remove_channels, replay_removal
+
+from structured_models import INPUT, TwoTasks, TwoTaskTransformer, batches, build, deviation, losses, outputs_of
 
 KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "instancenorm", "transformer"]
 DEVICES = [
