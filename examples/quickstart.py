@@ -4,7 +4,7 @@ The data are scikit-learn's handwritten digits, two to a picture as in MultiMNIS
 bottom right, overlapping. To read the first is one task, to read the second the other. The network is a narrow ResNet
 from timm with two heads.
 
-All methods get the same batches, learning rate schedule and number of training steps. Those that prune the trained
+All methods get the same batch size, learning rate schedule and number of training steps. Those that prune the trained
 network start from one dense network and fine-tune their copy of it. Those that prune at initialisation start from the
 weights that the dense network started from, and train what is left for as many steps as both stages together. The
 dense network of the table is fine-tuned as well.
