@@ -12,7 +12,6 @@ from . import arbiters
 from .amounts import check_amount
 from .arbiters import Arbiter
 from .gradients import Batch, TaskLosses
-from .methods import DiSparsePretrained, DiSparseStatic
 from .scores import TaskScores
 from .scoring import score_tasks
 
@@ -26,7 +25,7 @@ def disparse_static(
     arbiter: str | Arbiter = "unanimous",
     **options: Any,
 ) -> TaskScores:
-    """Prune a model at initialisation: score it, then ``prune.global_unstructured`` with :class:`DiSparseStatic`.
+    """Prune a model at initialisation: score it, then as ``prune.global_unstructured`` with :class:`DiSparseStatic`.
 
     Args:
         model: The untrained model; pruned in place.
@@ -52,7 +51,7 @@ def disparse_static(
         >>> sum(int(layer.weight_mask.sum()) for layer in net)
         16
     """
-    return _one_shot(DiSparseStatic, model, losses, data, amount, arbiter, options)
+    return _one_shot(model, losses, data, amount, arbiter, options)
 
 
 def disparse_pretrained(
@@ -64,7 +63,7 @@ def disparse_pretrained(
     arbiter: str | Arbiter = "unanimous",
     **options: Any,
 ) -> TaskScores:
-    """Prune a trained model: score it, then ``prune.global_unstructured`` with :class:`DiSparsePretrained`.
+    """Prune a trained model: score it, then as ``prune.global_unstructured`` with :class:`DiSparsePretrained`.
 
     Args:
         model: The trained model; pruned in place.
@@ -89,11 +88,10 @@ def disparse_pretrained(
         >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
         'fisher'
     """
-    return _one_shot(DiSparsePretrained, model, losses, data, amount, arbiter, {"criterion": "taylor", **options})
+    return _one_shot(model, losses, data, amount, arbiter, {"criterion": "taylor", **options})
 
 
 def _one_shot(
-    method: type[DiSparseStatic] | type[DiSparsePretrained],
     model: nn.Module,
     losses: TaskLosses,
     data: Iterable[Batch],
@@ -104,5 +102,8 @@ def _one_shot(
     check_amount(amount)
     arbiters.resolve(arbiter)
     scores = score_tasks(model, losses, data, **options)
-    prune.global_unstructured(scores.parameters, method.bind(scores, arbiter), amount=amount)
+    # The masks that prune.global_unstructured would make, without its flat copies of all weights (nor its demand that
+    # they be contiguous, which channels_last weights are not).
+    for (module, name), mask in scores.masks(amount, arbiter).items():
+        prune.custom_from_mask(module, name, mask)
     return scores

@@ -14,6 +14,7 @@ from .criteria import Criterion
 from .distributed import add_up, check_same
 from .gradients import Batch, TaskLosses, UsedWeights, check_losses
 from .parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
+from .ranking import count_true
 from .scores import TaskScores
 from .undisturbed import undisturbed
 
@@ -126,7 +127,21 @@ class ScoreSums:
                 f"out of scoring and pruning: {', '.join(scores.unreached)}",
                 stacklevel=3,
             )
+        for task in scores:
+            self._warn_of_zeros(scores, task)
         return scores
+
+    def _warn_of_zeros(self, scores: TaskScores, task: str) -> None:
+        total = sum(score.numel() for score in scores[task].values())
+        zeros = sum(count_true(score == 0) for score in scores[task].values())
+        dead = sum(count_true(~mask) for key in scores[task] if (mask := alive_mask(*key)) is not None)
+        if 10 * (zeros - dead) > 9 * (total - dead):
+            warnings.warn(
+                f"scores: {zeros - dead:,} of {total - dead:,} alive weights of task {task!r} score exactly zero, so "
+                "ties decide among them; zero-initialised residual branches do that (timm: zero_init_last=False), and "
+                "images that shrink to one pixel",
+                stacklevel=4,
+            )
 
     def scores(self, root: nn.Module, *, strict: bool = True) -> TaskScores:
         """Apply the per-layer step, and hand over; unless strict, without the tasks that reach nothing."""

@@ -66,7 +66,8 @@ def score_tasks(
         RuntimeError: If another rank of ``torch.distributed`` has failed.
 
     Warns:
-        UserWarning: If some parameters are reached by no task; they are listed in ``TaskScores.unreached``.
+        UserWarning: If some parameters are reached by no task; they are listed in ``TaskScores.unreached``. If more
+            than nine tenths of a task's scores are exactly zero.
 
     Example:
         >>> import torch

@@ -10,6 +10,12 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_collection_modifyitems(items):
+    """Let no warning pass unseen here, without forcing that on tests elsewhere; a test's own filters come after."""
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings("error", "ignore:.*TorchScript.*:DeprecationWarning"), append=False)
+
+
 @pytest.fixture(autouse=True)
 def _quiet_and_seeded():
     torch.set_num_threads(1)

@@ -91,6 +91,16 @@ def test_one_call_is_score_then_global_unstructured(model, function, method, cri
     assert same_masks(masks_of(model), masks_of(other))
 
 
+def test_channels_last_weights(model):
+    """torch's global_unstructured cannot flatten them; the one-call forms do not need to."""
+    model.to(memory_format=torch.channels_last)
+    other = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    disparse_static(model, digit_losses, digit_batches(1), 0.5, criterion="magnitude")
+    disparse_static(other, digit_losses, digit_batches(1), 0.5, criterion="magnitude")
+    assert model.trunk[3].weight_orig.is_contiguous(memory_format=torch.channels_last)
+    assert same_masks(masks_of(model), masks_of(other))
+
+
 def test_options_are_passed_on(model):
     some = prunable_parameters(model, exclude=[model.heads])
     scores = disparse_pretrained(

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     )
 
 TRUNKS = {
-    "resnet18": {},
+    "resnet18": {"zero_init_last": False},
     "mobilenetv3_small_050": {},
     "convnext_atto": {},
     "vit_tiny_patch16_224": {"img_size": 32},
@@ -97,6 +97,13 @@ def test_a_layer_that_never_runs_is_left_whole():
         scores = disparse_pretrained(model, segmentation_losses, batches(32), 0.9)
     assert scores.unreached == ("encoder.conv_head.weight",)
     assert not prune.is_pruned(model.encoder.conv_head)
+
+
+def test_zero_initialised_branches_are_pointed_out():
+    """timm starts residual branches multiplied by zero, so all of their weights score zero at initialisation."""
+    model = Heads(timm.create_model("resnet18", pretrained=False, num_classes=0), {"a": 2, "b": 3})
+    with pytest.warns(UserWarning, match=r"alive weights of task '[ab]' score exactly zero, so ties decide among them"):
+        score_tasks(model, classification_losses, batches(32))
 
 
 READS_QKV = {
