@@ -145,3 +145,16 @@ def test_without_matplotlib_it_says_what_to_install_before_it_trains(quickstart,
     with pytest.raises(ImportError, match=r"pip install 'disparse-plugin\[plots\]'"):
         quickstart.main()
     assert capsys.readouterr().out == ""
+
+
+def test_the_smp_example_prunes_both_tasks_to_the_asked_amount() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "smp_two_task.py"), "--steps=2", "--size=32", "--amount=0.8"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    total = done.stdout.splitlines()[-2].split()
+    assert (total[0], total[2]) == ("all", "80.00")
+    assert done.stdout.count("label accuracy") == 3
