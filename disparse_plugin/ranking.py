@@ -116,6 +116,12 @@ def extremes(values: Tensor) -> Tensor:
 
 def kth_lowest(values: Tensor, count: int) -> float:
     """Return the ``count``-th lowest value (counted from 1) of a 1-D tensor."""
-    if values.device.type == "cpu":
+    if values.device.type == "cpu" and not _mostly_ties(values):
         return float(np.partition(values.numpy(), count - 1)[count - 1])
     return float(values.kthvalue(count).values)
+
+
+def _mostly_ties(values: Tensor) -> bool:
+    """Tell from a sample whether many entries are equal, which slows numpy's partition down twentyfold, not torch's."""
+    sample = values[:: max(1, values.numel() // 1024)]
+    return 2 * sample.unique().numel() < sample.numel()
