@@ -50,7 +50,7 @@ class _AgreementPruning(prune.BasePruningMethod):
         """
         _check_agreement_scores(t, type(self).__name__)
         alive = default_mask.reshape(-1) != 0
-        scores = t.detach().reshape(-1)[alive]
+        scores = _entries(t, alive)
         return _without(default_mask, alive, lowest(scores, count_to_prune(self.amount, scores.numel())))
 
     @classmethod
@@ -178,7 +178,7 @@ class _Bound:
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         alive = default_mask.reshape(-1) != 0
-        _check_same_entries(t.detach().reshape(-1)[alive], self._scores.parameters, self._scores.names)
+        _check_same_entries(_entries(t, alive), self._scores.parameters, self._scores.names)
         masks = self._scores.masks(self.amount, self._arbiter)
         keep = [
             masks[key].reshape(-1) if (now := alive_mask(*key)) is None else masks[key][now]
@@ -200,6 +200,12 @@ class _Bound:
             )
         importance = cls._scores.importance(cls._arbiter)[module, name]
         return cls._unbound.apply(module, name, amount, importance_scores=importance)
+
+
+def _entries(t: Tensor, alive: Tensor) -> Tensor:
+    """Return the alive entries, flat; where all are alive, which is the usual case, nothing is gathered."""
+    flat = t.detach().reshape(-1)
+    return flat if count_true(alive) == alive.numel() else flat[alive]
 
 
 def _without(default_mask: Tensor, alive: Tensor, pruned: Tensor) -> Tensor:
