@@ -124,4 +124,4 @@ def kth_lowest(values: Tensor, count: int) -> float:
 def _mostly_ties(values: Tensor) -> bool:
     """Tell from a sample whether many entries are equal, which slows numpy's partition down twentyfold, not torch's."""
     sample = values[:: max(1, values.numel() // 1024)]
-    return 2 * sample.unique().numel() < sample.numel()
+    return bool(2 * sample.unique().numel() < sample.numel())
