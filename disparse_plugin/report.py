@@ -16,6 +16,7 @@ from .gradient_conflict import GradientConflict
 from .overlap import TaskOverlap
 from .overlap_measures import Overlap
 from .plots import plot_agreement, plot_conflict, plot_density, plot_iou, plot_kept_by, plot_matrix
+from .sparsity import sparsity_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,10 +64,10 @@ def html_report(
     Args:
         path: The file; an existing one is replaced.
         overlap: From :func:`~disparse_plugin.analysis.task_overlap`, or with controls.
-        model: If given, its class and number of parameters are reported.
+        model: If given, its class and number of parameters are reported, and the masks that it carries.
         conflict: If given, a section on gradient conflict is added.
         title: The heading.
-        notes: Further sections: heading to anything whose ``str()`` says it, e.g. ``sparsity_report(model)``.
+        notes: Further sections: heading to anything whose ``str()`` says it.
 
     Returns:
         The path.
@@ -81,7 +82,9 @@ def html_report(
         body = _text("Cosine between the tasks' gradients, and the share of weights whose signs conflict.")
         body += _image(plot_conflict(conflict)[0]) + f"<pre>{html.escape(str(conflict))}</pre>"
         parts.append(_section("Gradient conflict", body))
-    parts += [_section(heading, f"<pre>{html.escape(str(note))}</pre>") for heading, note in (notes or {}).items()]
+    sections: dict[str, object] = {} if model is None else {"Masks on the model": sparsity_report(model)}
+    sections |= notes or {}
+    parts += [_section(heading, f"<pre>{html.escape(str(note))}</pre>") for heading, note in sections.items()]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     body = f"<h1>{html.escape(title)}</h1>" + "".join(parts)
     target = Path(path)

@@ -118,6 +118,7 @@ def test_the_report_is_one_file_with_everything_in_it(controlled, tmp_path):
     assert text.count('src="data:image/png;base64,') == 6
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert "A &lt;note&gt;" in text
+    assert "all parameters" in text  # the sparsity report of the model
     assert "x &lt; y" in text
     assert f"{controlled.trunk.kappa:.3f}" in text
     layers = [*controlled.layers, *controlled.private]
