@@ -28,7 +28,7 @@ class ThreeHeads(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        options = {"img_size": 64, "dynamic_img_size": False} if name.startswith("vit") else {}
+        options = {"img_size": 128} if name.startswith("vit") else {}
         self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **options)
         with torch.no_grad():
             width = self.trunk.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
@@ -44,7 +44,7 @@ def losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def picture(seed: int = 0) -> Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
