@@ -31,7 +31,7 @@ class ThreeHeads(nn.Module):
         options = {"img_size": 128} if name.startswith("vit") else {}
         self.trunk = timm.create_model(name, pretrained=False, num_classes=0, **options)
         with torch.no_grad():
-            width = self.trunk.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+            width = self.trunk.eval()(torch.zeros(1, 3, 128, 128)).shape[1]
         self.a, self.b, self.c = nn.Linear(width, 4), nn.Linear(width, 3), nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
