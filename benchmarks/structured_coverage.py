@@ -128,11 +128,12 @@ def _build_smp(name: str) -> tuple[nn.Module, int]:
     name, _, two = name.partition("+")
     encoder = "tu-vit_tiny_patch16_224" if name == "DPT" else "resnet18"
     options: dict[str, Any] = {"encoder_name": encoder, "encoder_weights": None, "classes": 3}
+    size = 128 if name == "PAN" else 64
     if name == "DPT":
         options |= {"dynamic_img_size": True}
     if two:
-        return TwoDecoders(getattr(smp, name)(**options), getattr(smp, name)(**options)), 64
-    return getattr(smp, name)(aux_params={"classes": 4}, **options), 64
+        return TwoDecoders(getattr(smp, name)(**options), getattr(smp, name)(**options)), size
+    return getattr(smp, name)(aux_params={"classes": 4}, **options), size
 
 
 def _randomize(model: nn.Module) -> None:

@@ -167,7 +167,7 @@ class _Work:
                 self.pristine, self.inputs, functools.partial(self.plan, choice), self.customized_pruners, tolerance
             )
             if trial.failure(losing) is None:
-                return choice, self.plan(choice, losing), trial.deviation(losing)
+                return choice, self.plan(choice, losing), trial.deviation
             self._drop(trial.culprits(losing), skipped)
 
     def plan(self, choice: Sequence[Tensor], groups: Sequence[int]) -> RemovalPlan:
