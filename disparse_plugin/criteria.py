@@ -13,7 +13,7 @@ name                      score                  use it for
 ``fisher``                sum of (wg)^2          weights that matter rarely but strongly
 ``gradient``              sum of abs(g)          growing: what would change the loss if it came back
 ``authors_pretrained``    w^2 * sum of abs(g)    reproducing the authors' Tiny-Taskonomy runs
-``layer_adaptive(...)``   any of them, per layer high sparsity: no layer collapses
+``layer_adaptive(...)``   any of them per layer  high sparsity: no layer collapses
 ========================  =====================  ==========================================================
 """
 
