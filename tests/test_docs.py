@@ -1,5 +1,6 @@
 """Every Python block of the documentation runs as it stands, one page after the other from top to bottom."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -77,3 +78,11 @@ def test_one_version_everywhere():
     released = re.search(r'^date-released: "(.*)"$', citation, re.MULTILINE)
     assert f"\nversion: {disparse_plugin.__version__}\n" in citation
     assert f"\n## [{disparse_plugin.__version__}] - {released[1]}\n" in changelog
+
+
+def test_the_picture_of_the_percentiles_can_be_drawn(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    picture = importlib.import_module("percentiles")
+    monkeypatch.setattr(picture, "PICTURE", tmp_path / "percentiles.png")
+    picture.main()
+    assert (tmp_path / "percentiles.png").stat().st_size > 10_000
