@@ -145,7 +145,9 @@ def lamp_scores(scores: Tensor) -> Tensor:
 
 
 def layer_adaptive(criterion: str | Criterion | ScoreFunction) -> Criterion:
-    """Make any criterion layer-adaptive: LAMP's normalisation (:func:`~disparse_plugin.criteria.lamp_scores`) of all tasks.
+    """Make any criterion layer-adaptive by LAMP's normalisation of each task's scores.
+
+    The normalisation is :func:`~disparse_plugin.criteria.lamp_scores`.
 
     One-shot gradient criteria such as ``abs(w*g)`` give whole layers small scores and prune them away. With this
     wrapper the layers compete by how much of their own score a weight carries.
