@@ -13,7 +13,7 @@ name                      score                  use it for
 ``fisher``                sum of (wg)^2          weights that matter rarely but strongly
 ``gradient``              sum of abs(g)          growing: what would change the loss if it came back
 ``authors_pretrained``    w^2 * sum of abs(g)    reproducing the authors' Tiny-Taskonomy runs
-``layer_adaptive(...)``   any of them, per layer high sparsity: no layer collapses
+``layer_adaptive(...)``   any of them per layer  high sparsity: no layer collapses
 ========================  =====================  ==========================================================
 """
 
@@ -145,7 +145,9 @@ def lamp_scores(scores: Tensor) -> Tensor:
 
 
 def layer_adaptive(criterion: str | Criterion | ScoreFunction) -> Criterion:
-    """Make any criterion layer-adaptive by LAMP's normalisation of each task's scores (:func:`lamp_scores`).
+    """Make any criterion layer-adaptive by LAMP's normalisation of each task's scores.
+
+    The normalisation is :func:`~disparse_plugin.criteria.lamp_scores`.
 
     One-shot gradient criteria such as ``abs(w*g)`` give whole layers small scores and prune them away. With this
     wrapper the layers compete by how much of their own score a weight carries.

@@ -131,7 +131,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             *batches: What to score on.
 
         Returns:
-            What was done; None if a ``GradScaler`` is used and gradients overflowed: call it again.
+            What was done; None if a ``GradScaler`` is used and gradients overflowed. Then call it again.
 
         Raises:
             TypeError: If ``amount`` is neither int nor float, or there is no batch.

@@ -178,7 +178,7 @@ class Overlap:
 
     @property
     def kappa(self) -> float:
-        """Agreement beyond chance: Cohen's kappa, Conger's for more than two tasks."""
+        """Agreement beyond chance, by Cohen's kappa; Conger's for more than two tasks."""
         observed, chance = (sum(values) for values in zip(*(stratum.alike for stratum in self.strata), strict=True))
         return _ratio(observed - chance, self.size - chance)
 

@@ -154,7 +154,7 @@ class DiSparseSemiStructured(prune.BasePruningMethod):
             default_mask: The mask so far, same shape.
 
         Returns:
-            The new mask: ``min(n, alive)`` ones in each block; of equal scores the one that comes first is pruned
+            The new mask, ``min(n, alive)`` ones in each block; of equal scores the one that comes first is pruned
             first.
 
         Raises:

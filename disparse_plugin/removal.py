@@ -62,7 +62,7 @@ def remove_channels(
         of: What ``amount`` counts. ``"channels"``: of the groups that can be removed from, met exactly where channels
             can go one by one. ``"parameters"`` or ``"macs"``: of the whole model, exceeded by less than one unit.
         criterion: As in :func:`~disparse_plugin.score_tasks`.
-        arbiter: As in :meth:`TaskScores.importance`.
+        arbiter: As in :meth:`~disparse_plugin.TaskScores.importance`.
         reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the parameter slices of a channel.
         normalizer: As in :class:`~disparse_plugin.structured.DiSparseImportance`.
         max_pruning_ratio: No group loses a larger share of its channels; one channel stays in any case.

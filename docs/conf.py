@@ -1,0 +1,24 @@
+"""How the documentation site is built: ``sphinx-build -W -b html docs docs/_build``."""
+
+import disparse_plugin
+
+project = "disparse-plugin"
+author = "the disparse-plugin developers"
+version = release = disparse_plugin.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"disparse-plugin {release}"
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+autoclass_content = "both"  # the arguments of a class are in the docstring of its __init__
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
