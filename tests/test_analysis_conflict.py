@@ -97,7 +97,8 @@ def test_a_task_without_gradient_in_a_batch_and_a_zero_gradient():
         return {"a": loss, "zero": loss * 0, "b": loss if batch.sum() > 3 else torch.zeros(())}
 
     conflict = GradientConflict()
-    score_tasks(layer, losses, [torch.ones(3), 2 * torch.ones(3)], observe=conflict)
+    with pytest.warns(UserWarning, match="3 of 3 alive weights of task 'zero' score exactly zero"):
+        score_tasks(layer, losses, [torch.ones(3), 2 * torch.ones(3)], observe=conflict)
     found = {layer.tasks: layer for layer in conflict.layers()}
     assert math.isnan(found["a", "zero"].cosine)
     assert found["a", "zero"].conflicting == 0
