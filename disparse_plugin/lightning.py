@@ -27,7 +27,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .arbiters import Arbiter
 from .checkpoint_masks import attach_in_place, follow_masks, match_masks
+from .criteria import Criterion, ScoreFunction
 from .gradients import Batch
 from .initial_masks import present_mask
 from .masking import fold as fold_masks
@@ -72,8 +74,8 @@ class DiSparsePruning(Callback):
         mode: Mode,
         amount: int | float,  # both, because configuration files are read by this annotation
         *,
-        criterion: str | None = None,
-        arbiter: str = "unanimous",
+        criterion: str | Criterion | ScoreFunction | None = None,
+        arbiter: str | Arbiter = "unanimous",
         exclude: Sequence[str] = (),
         fold: bool = False,
         num_batches: int | None = None,
@@ -91,9 +93,10 @@ class DiSparsePruning(Callback):
         Args:
             mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
             amount: How much of the weights is pruned: a fraction (float), or a count (int; not with ``"gradual"``).
-            criterion: A name, also ``"layer_adaptive(NAME)"``; by default ``"snip"``, ``"taylor"``, ``"taylor"`` and
-                ``"gradient"`` in the order of the modes. ``"dynamic"`` also takes ``"random"``.
-            arbiter: A name, also ``"at_least(K)"``.
+            criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"``,
+                ``"taylor"``, ``"taylor"`` and ``"gradient"`` in the order of the modes. ``"dynamic"`` also takes
+                ``"random"``.
+            arbiter: A name, also ``"at_least(K)"``, or what the core takes.
             exclude: Names of submodules whose weights are left out, e.g. a loss network.
             fold: Make the masks permanent when ``fit`` has ended. A further ``fit`` brings them back.
             num_batches: One-shot modes: how many training batches of each rank to score on (16); the data is read again

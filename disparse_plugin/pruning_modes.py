@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 from .amounts import check_amount
+from .arbiters import Arbiter
 from .choices_by_name import arbiter_by_name, criterion_by_name
+from .criteria import Criterion, ScoreFunction
 from .gradual import GradualPruning
 from .pruning_in_fit import OneShot, PruningInFit, Scheduled
 from .scheduler import RANDOM, DiSparseScheduler
@@ -25,15 +27,19 @@ _OPTIONS = {
 
 
 def maker(
-    mode: Mode, amount: float, criterion: str | None, arbiter: str, given: Mapping[str, Any]
+    mode: Mode,
+    amount: float,
+    criterion: str | Criterion | ScoreFunction | None,
+    arbiter: str | Arbiter,
+    given: Mapping[str, Any],
 ) -> Callable[[], PruningInFit]:
     """Check the options, and return what makes a fresh object of the mode.
 
     Args:
         mode: The mode.
         amount: How much is pruned.
-        criterion: Its name; None for that of the mode.
-        arbiter: Its name.
+        criterion: Its name, or itself; None for that of the mode.
+        arbiter: Its name, or itself.
         given: Options by name; None where the user gave none.
 
     Raises:
@@ -49,7 +55,7 @@ def maker(
     fixed = {"amount": amount, "arbiter": judge}
     if mode == "gradual":
         return functools.partial(Scheduled, GradualPruning, {**options, **fixed, "criterion": criterion_by_name(name)})
-    growth = name if name == RANDOM else check_growth_criterion(criterion_by_name(name))
+    growth: str | Criterion = RANDOM if name == RANDOM else check_growth_criterion(criterion_by_name(name))
     options = {"distribution": "erk", **options, **fixed, "criterion": growth}
     return functools.partial(Scheduled, DiSparseScheduler, options)
 

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
+from disparse_plugin import prunable_parameters
 from disparse_plugin.lightning import DiSparsePruning, match_masks
 
 from dynamic_runs import masks_of
@@ -99,6 +100,24 @@ def fit(folder, module, *callbacks, ckpt_path=None, data=None, **options):
     trained = trainer(folder, *callbacks, **options)
     trained.fit(module, loader() if data is None else data, ckpt_path=ckpt_path)
     return trained
+
+
+def keys(module):
+    return prunable_parameters(module, exclude=[module.net.unused])
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def half(module):
+    total = sum(layer.in_features * layer.out_features for layer, _ in keys(module))
+    return total, total - round(0.5 * total)
+
+
+def sparsity(module):
+    total, kept = half(module)
+    return round(1 - kept / total, 3)
 
 
 def main(folder, mode):
