@@ -2,15 +2,14 @@
 
 The ``LightningModule`` needs one method, ``task_losses(batch)``, which returns one scalar loss per task::
 
-    class Net(LightningModule):
-        def task_losses(self, batch):
-            mask, label = self(batch["image"])
-            return {"mask": dice(mask, batch["mask"]), "label": cross_entropy(label, batch["label"])}
+    def task_losses(self, batch):
+        mask, label = self(batch["image"])
+        return {"mask": dice(mask, batch["mask"]), "label": cross_entropy(label, batch["label"])}
 
-        def training_step(self, batch, batch_idx):
-            return sum(self.task_losses(batch).values())
+    def training_step(self, batch, batch_idx):
+        return sum(self.task_losses(batch).values())
 
-Everything else is in the callback, whose arguments are all plain values, so that it can stand in a YAML file::
+Everything else is in the callback, whose arguments can all be plain values, as in a YAML file::
 
     trainer:
       callbacks:

@@ -88,10 +88,10 @@ class TestModes:
 
 
 def test_what_is_logged_while_scoring_is_not_logged(tmp_path):
-    """The forward for scoring would write the same key from another hook, which Lightning counts as another metric."""
+    """The masks change after the last step, and the losses that this takes are not those of the step."""
     module = FourTasks()
     trained = fit(tmp_path, module, pruning("dynamic", update_every=1))
-    assert set(trained.callback_metrics) == {"loss_of_a", "sparsity"}
+    assert float(trained.callback_metrics["loss_of_a"]) == module.losses_of_a[-1]
     assert "log" not in vars(module)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn.utils import prune
 
 from disparse_plugin.checkpoint_masks import match_masks
@@ -17,6 +17,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore
 def checkpoints(folder):
     """Write one at the end of every epoch."""
     return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+
+
+class Failing(Callback):
+    def __init__(self, at):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.at:
+            raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -50,6 +59,14 @@ class TestCheckpoints:
         for _ in range(2):
             fit(tmp_path, twice, callback, max_epochs=1)
         assert equal(whole.state_dict(), twice.state_dict())
+
+    def test_a_fit_after_one_that_failed_goes_on(self, tmp_path, mode):
+        callback, module = pruning(mode), FourTasks()
+        with pytest.raises(ZeroDivisionError):
+            fit(tmp_path, module, callback, Failing(at=5))
+        before = alive_count(module)
+        fit(tmp_path, module, callback)
+        assert half(module)[1] == alive_count(module) <= before
 
     def test_a_fit_of_another_model_starts_anew(self, tmp_path, mode):
         callback, first, second = pruning(mode), FourTasks(), FourTasks()
