@@ -1,0 +1,249 @@
+"""DiSparse as a callback of Lightning; needs ``pip install 'disparse-plugin[lightning]'``.
+
+The ``LightningModule`` needs one method, ``task_losses(batch)``, which returns one scalar loss per task::
+
+    def task_losses(self, batch):
+        mask, label = self(batch["image"])
+        return {"mask": dice(mask, batch["mask"]), "label": cross_entropy(label, batch["label"])}
+
+    def training_step(self, batch, batch_idx):
+        return sum(self.task_losses(batch).values())
+
+Everything else is in the callback, whose arguments can all be plain values, as in a YAML file::
+
+    trainer:
+      callbacks:
+        - class_path: disparse_plugin.lightning.DiSparsePruning
+          init_args: {mode: pretrained, amount: 0.9, criterion: layer_adaptive(taylor)}
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .arbiters import Arbiter
+from .checkpoint_masks import attach_in_place, follow_masks, match_masks
+from .criteria import Criterion, ScoreFunction
+from .gradients import Batch
+from .initial_masks import present_mask
+from .masking import fold as fold_masks
+from .masking import masks_of
+from .module_losses import check_has_task_losses
+from .parameters import ParameterKey, prunable_parameters
+from .pruning_in_fit import PruningInFit
+from .pruning_modes import Mode, maker
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities import CombinedLoader
+except ImportError as missing:
+    raise ImportError(
+        "disparse_plugin.lightning needs Lightning; install it with: pip install 'disparse-plugin[lightning]'"
+    ) from missing
+
+__all__ = ["DiSparsePruning", "match_masks"]
+
+
+class DiSparsePruning(Callback):
+    """Prune a multi-task ``LightningModule`` while ``Trainer.fit`` runs.
+
+    ``mode="static"``: score the untrained model, prune it once, train it sparse. ``"pretrained"``: the same on trained
+    weights, at once or after ``start_at`` steps. ``"gradual"``: in stages, by :class:`GradualPruning`. ``"dynamic"``:
+    sparse from the first step, by :class:`DiSparseScheduler`.
+
+    Masks are in every checkpoint, and a run that goes on from one (``ckpt_path``) has them before the weights are
+    loaded, strictly; so have ``validate``, ``test`` and ``predict``. A further ``fit`` of the same model goes on where
+    the last one stopped. Under DDP all ranks score their own data, and have the same masks. The share of the listed
+    weights that is masked is logged as ``sparsity`` at every step.
+
+    ``task_losses`` is called for scoring in the precision of the training; what it logs is then not logged.
+
+    Example:
+        >>> DiSparsePruning(mode="pretrained", amount=0.9, criterion="layer_adaptive(taylor)").sparsity
+        0.0
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        amount: int | float,  # both, because configuration files are read by this annotation
+        *,
+        criterion: str | Criterion | ScoreFunction | None = None,
+        arbiter: str | Arbiter = "unanimous",
+        exclude: Sequence[str] = (),
+        fold: bool = False,
+        num_batches: int | None = None,
+        start_at: int | None = None,
+        update_every: int | None = None,
+        stop_at: int | None = None,
+        distribution: str | dict[str, float] | None = None,
+        drop_fraction: float | None = None,
+        exempt: list[str] | None = None,
+        regrow_dropped: bool | None = None,
+        seed: int | None = None,
+    ) -> None:
+        """Take the options; the model is not touched before ``fit``. Options left out have the defaults of the core.
+
+        Args:
+            mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
+            amount: How much of the weights is pruned: a fraction (float), or a count (int; not with ``"gradual"``).
+            criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"``,
+                ``"taylor"``, ``"taylor"`` and ``"gradient"`` in the order of the modes. ``"dynamic"`` also takes
+                ``"random"``.
+            arbiter: A name, also ``"at_least(K)"``, or what the core takes.
+            exclude: Names of submodules whose weights are left out, e.g. a loss network.
+            fold: Make the masks permanent when ``fit`` has ended. A further ``fit`` brings them back.
+            num_batches: One-shot modes: how many training batches of each rank to score on (16); the data is read again
+                from the start if it has fewer.
+            start_at: ``"pretrained"``: prune after this optimizer step of the trainer, on the last ``num_batches``
+                batches. ``"gradual"``: the step of the first stage.
+            update_every: ``"gradual"``, ``"dynamic"``: optimizer steps between changes (100).
+            stop_at: ``"gradual"``, ``"dynamic"``: the step of the last stage, or from which on nothing changes; by
+                default three quarters of the first ``fit``.
+            distribution: ``"dynamic"``: as in :class:`DiSparseScheduler`, densities by name.
+            drop_fraction: ``"dynamic"``: the share to exchange at first.
+            exempt: ``"dynamic"``: names of modules or weights that stay dense and count in the total.
+            regrow_dropped: ``"dynamic"``: as in :class:`DiSparseScheduler`.
+            seed: ``"dynamic"``: for the first masks and ``criterion="random"``.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
+        """
+        given = {
+            "num_batches": num_batches,
+            "start_at": start_at,
+            "update_every": update_every,
+            "stop_at": stop_at,
+            "distribution": distribution,
+            "drop_fraction": drop_fraction,
+            "exempt": exempt,
+            "regrow_dropped": regrow_dropped,
+            "seed": seed,
+        }
+        self._mode, self._exclude, self._fold = mode, tuple(exclude), fold
+        self._new_pruning = maker(mode, amount, criterion, arbiter, given)
+        self._pruning: PruningInFit = self._new_pruning()
+        self._model: LightningModule | None = None
+        self._folded: dict[str, Tensor] | None = None
+        self._keys: Sequence[ParameterKey] = ()
+        self._handles: list[Any] = []
+        self.sparsity = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the model follow the masks of checkpoints."""
+        if trainer.strategy.restore_checkpoint_after_setup:
+            raise ValueError(
+                f"strategy: must keep whole weights on every rank, found {type(trainer.strategy).__name__}; use one "
+                "device or 'ddp'"
+            )
+        self._follow(None)
+        if stage == "fit":
+            check_has_task_losses(pl_module)
+            self._pruning.end()  # a fit that was interrupted has not ended
+            if self._model is not None and self._model is not pl_module:
+                self._pruning, self._folded = self._new_pruning(), None
+            self._model = pl_module
+        self._follow(pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start: weights and masks are loaded, optimizers exist."""
+        if self._folded is not None and not masks_of(pl_module):
+            attach_in_place(pl_module, self._folded)
+        self._folded = None
+        self._keys = self._parameters(pl_module)
+        self._pruning.begin(trainer, pl_module, self._keys)
+        self._count()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prune before the first step."""
+        if self._pruning.before_training(_ScoringBatches(trainer, pl_module)):
+            self._count()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: Batch,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Change masks when it is time, and log the sparsity."""
+        if self._pruning.after_batch(batch):
+            self._count()
+        pl_module.log("sparsity", self.sparsity, on_step=True, on_epoch=False)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Make the masks permanent if asked; checkpoints of the training were written before, with masks."""
+        self._pruning.end()
+        self._make_permanent(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Leave the model as an ordinary one."""
+        self._follow(None)
+        if stage != "fit":  # a checkpoint with masks may have been loaded
+            self._make_permanent(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a later run goes on from; the masks themselves are in the model's state, unless folded."""
+        return {"mode": self._mode, "pruning": self._pruning.state_dict(), "folded": self._folded}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint. Of one made in another mode, only the masks are taken over."""
+        self._folded = state_dict["folded"]
+        if state_dict["mode"] == self._mode:
+            self._pruning.load_state_dict(state_dict["pruning"])
+
+    def _follow(self, model: nn.Module | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [] if model is None else follow_masks(model)
+
+    def _make_permanent(self, model: LightningModule) -> None:
+        if self._fold and (masks := masks_of(model)):
+            self._folded = {name: mask.cpu() for name, mask in masks.items()}
+            fold_masks(model)
+
+    def _parameters(self, model: LightningModule) -> list[ParameterKey]:
+        modules = dict(model.named_modules())
+        unknown = [name for name in self._exclude if name not in modules]
+        if unknown:
+            raise ValueError(
+                f"exclude: every name must be a submodule of the model, found {unknown[0]!r}; those at the top are "
+                f"{', '.join(name for name, _ in model.named_children())}"
+            )
+        return prunable_parameters(model, exclude=[modules[name] for name in self._exclude])
+
+    def _count(self) -> None:
+        masks = [present_mask(key) for key in self._keys]
+        total = sum(mask.numel() for mask in masks)
+        self.sparsity = 1 - sum(int(mask.sum()) for mask in masks) / total if total else 0.0
+
+
+class _ScoringBatches:
+    """The training batches as ``training_step`` gets them, read by iterators of their own."""
+
+    def __init__(self, trainer: Trainer, model: LightningModule) -> None:
+        self._trainer, self._model = trainer, model
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = CombinedLoader(self._trainer.train_dataloader, "max_size_cycle")
+        loader.flattened = [_twin(part) for part in loader.flattened]
+        for batch, *_ in loader:
+            batch = self._trainer.precision_plugin.convert_input(batch)
+            batch = self._model._on_before_batch_transfer(batch, dataloader_idx=0)
+            yield self._trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+def _twin(part: Any) -> Any:
+    """Copy a DataLoader without its iterator: with persistent workers, another pass would reset the training's."""
+    if not isinstance(part, DataLoader):
+        return part
+    twin = copy.copy(part)
+    twin._iterator = None
+    return twin

@@ -1,0 +1,73 @@
+"""The modes of the Lightning callback: which options each has, and what each makes of them. No Lightning here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+from .amounts import check_amount
+from .arbiters import Arbiter
+from .choices_by_name import arbiter_by_name, criterion_by_name
+from .criteria import Criterion, ScoreFunction
+from .gradual import GradualPruning
+from .pruning_in_fit import OneShot, PruningInFit, Scheduled
+from .scheduler import RANDOM, DiSparseScheduler
+from .step_scores import check_growth_criterion
+
+Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
+
+_DEFAULT_CRITERIA = {"static": "snip", "pretrained": "taylor", "gradual": "taylor", "dynamic": "gradient"}
+_OPTIONS = {
+    "static": ("num_batches",),
+    "pretrained": ("num_batches", "start_at"),
+    "gradual": ("start_at", "update_every", "stop_at"),
+    "dynamic": ("update_every", "stop_at", "distribution", "drop_fraction", "exempt", "regrow_dropped", "seed"),
+}
+
+
+def maker(
+    mode: Mode,
+    amount: float,
+    criterion: str | Criterion | ScoreFunction | None,
+    arbiter: str | Arbiter,
+    given: Mapping[str, Any],
+) -> Callable[[], PruningInFit]:
+    """Check the options, and return what makes a fresh object of the mode.
+
+    Args:
+        mode: The mode.
+        amount: How much is pruned.
+        criterion: Its name, or itself; None for that of the mode.
+        arbiter: Its name, or itself.
+        given: Options by name; None where the user gave none.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
+    """
+    check_amount(amount)
+    options = _of_mode(mode, given)
+    name = _DEFAULT_CRITERIA[mode] if criterion is None else criterion
+    judge = arbiter_by_name(arbiter)
+    if mode in ("static", "pretrained"):
+        return functools.partial(OneShot, amount, criterion_by_name(name), judge, **options)
+    fixed = {"amount": amount, "arbiter": judge}
+    if mode == "gradual":
+        return functools.partial(Scheduled, GradualPruning, {**options, **fixed, "criterion": criterion_by_name(name)})
+    growth: str | Criterion = RANDOM if name == RANDOM else check_growth_criterion(criterion_by_name(name))
+    options = {"distribution": "erk", **options, **fixed, "criterion": growth}
+    return functools.partial(Scheduled, DiSparseScheduler, options)
+
+
+def _of_mode(mode: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode: must be one of {', '.join(get_args(Mode))}, found {mode!r}")
+    options = {name: value for name, value in given.items() if value is not None}
+    foreign = [name for name in options if name not in _OPTIONS[mode]]
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]}: must be left out with mode={mode!r}, found {options[foreign[0]]!r}; the options of this "
+            f"mode are {', '.join(_OPTIONS[mode])}"
+        )
+    return options

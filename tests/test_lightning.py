@@ -1,0 +1,245 @@
+"""The Lightning callback: every mode against the core, loaders, refusals, YAML, two processes."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelPruning
+from torch.nn.utils import prune
+
+from disparse_plugin import DiSparseStatic, score_tasks
+from disparse_plugin.lightning import DiSparsePruning
+from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
+
+from dynamic_runs import alive_count
+from lightning_runs import BATCHES, MODES, FourTasks, Sparsities, equal, fit, half, keys, loader, pruning, sparsity
+from networks import square_losses, vectors
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+
+HERE = Path(__file__).parent
+
+
+class TestModes:
+    """Each mode makes the masks of the core."""
+
+    def test_static(self, tmp_path):
+        module, twin = FourTasks(), FourTasks()
+        fit(tmp_path, module, pruning("static", criterion="fisher", arbiter="majority"))
+        scores = score_tasks(twin.net, square_losses, vectors(BATCHES)[:3], criterion="fisher", parameters=keys(twin))
+        expected = list(scores.masks(0.5, "majority").values())
+        assert all(torch.equal(m.weight_mask != 0, mask) for (m, _), mask in zip(keys(module), expected, strict=True))
+
+    def test_pretrained_after_some_steps(self, tmp_path):
+        record, module = Sparsities(), FourTasks()
+        fit(tmp_path, module, pruning("pretrained"), logger=record, log_every_n_steps=1)
+        assert record.values == [0, 0] + [sparsity(module)] * (2 * BATCHES - 2)
+        assert alive_count(module) == half(module)[1]
+
+    def test_pretrained_at_once_reads_short_data_again(self, tmp_path):
+        module = FourTasks()
+        fit(tmp_path, module, pruning("pretrained", start_at=None, num_batches=BATCHES + 1))
+        assert alive_count(module) == half(module)[1]
+
+    @pytest.mark.parametrize("accumulated", [1, 2])
+    @pytest.mark.parametrize(("mode", "kind"), [("gradual", GradualPruning), ("dynamic", DiSparseScheduler)])
+    def test_schedulers(self, tmp_path, mode, kind, accumulated):
+        module, twin = FourTasks(), FourTasks()
+        fit(tmp_path, module, pruning(mode, stop_at=4), accumulate_grad_batches=accumulated)
+        optimizer = twin.configure_optimizers()
+        options = {"amount": 0.5, "update_every": 2, "stop_at": 4, "parameters": keys(twin)}
+        scheduler = kind(twin.net, optimizer, square_losses, **options)
+        batches = vectors(BATCHES) * 2
+        for start in range(0, len(batches), accumulated):
+            step = batches[start : start + accumulated]
+            optimizer.zero_grad()
+            for batch in step:
+                (sum(square_losses(twin.net, batch).values()) / accumulated).backward()
+            optimizer.step()
+            scheduler.step(*step)
+        assert equal(module.state_dict(), twin.state_dict())
+
+    def test_stop_at_is_three_quarters_of_the_training(self, tmp_path):
+        record, module = Sparsities(), FourTasks()
+        fit(tmp_path, module, pruning("gradual", stop_at=None), logger=record, log_every_n_steps=1)
+        assert record.values.index(sparsity(module)) + 1 == 0.75 * 2 * BATCHES
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_in_half_precision(self, tmp_path, mode):
+        """Scored under the autocast of the training: the layers see, and return, bfloat16."""
+        module, kinds = FourTasks(), []
+        module.net.abc.register_forward_hook(lambda layer, inputs, output: kinds.append(output.dtype))
+        fit(tmp_path, module, pruning(mode), precision="bf16-mixed")
+        assert set(kinds) == {torch.bfloat16}
+        assert alive_count(module) == half(module)[1]
+
+    def test_exempt_layers_stay_dense(self, tmp_path):
+        module = FourTasks()
+        fit(tmp_path, module, pruning("dynamic", exempt=["net.heads"], seed=3, criterion="random"))
+        assert not any(prune.is_pruned(head) for head in module.net.heads.values())
+        total = half(module)[0]
+        dense = sum(head.weight.numel() for head in module.net.heads.values())
+        assert alive_count(module) + dense == total - round(0.5 * total)
+
+
+def test_what_is_logged_while_scoring_is_not_logged(tmp_path):
+    """The masks change after the last step, and the losses that this takes are not those of the step."""
+    module = FourTasks()
+    trained = fit(tmp_path, module, pruning("dynamic", update_every=1))
+    assert float(trained.callback_metrics["loss_of_a"]) == module.losses_of_a[-1]
+    assert "log" not in vars(module)
+
+
+def test_scoring_does_not_disturb_persistent_workers(tmp_path):
+    module = FourTasks()
+    fit(tmp_path, module, pruning("static"), data=loader(num_workers=1, persistent_workers=True))
+    assert module.seen == [float(batch.sum()) for batch in vectors(BATCHES)] * 2
+
+
+def test_several_loaders(tmp_path):
+    class Joined(FourTasks):
+        def task_losses(self, batch):
+            return super().task_losses(torch.cat([batch["x"], batch["y"]]))
+
+        def training_step(self, batch, _):
+            return sum(self.task_losses(batch).values())
+
+    module = Joined()
+    fit(tmp_path, module, pruning("static"), data={"x": loader(), "y": loader()})
+    assert alive_count(module) == half(module)[1]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "error", "message"),
+        [
+            ({"mode": "static", "amount": 1.5}, ValueError, "amount: a float must be a fraction"),
+            ({"mode": "one-shot", "amount": 0.5}, ValueError, "mode: must be one of static, pretrained, gradual"),
+            ({"mode": "static", "amount": 0.5, "stop_at": 9}, ValueError, "stop_at: must be left out with mode='stat"),
+            ({"mode": "static", "amount": 0.5, "criterion": "snap"}, ValueError, "criterion: must be one of"),
+            ({"mode": "static", "amount": 0.5, "arbiter": "none"}, ValueError, "arbiter: must be one of"),
+            ({"mode": "dynamic", "amount": 0.5, "criterion": "snip"}, ValueError, "tell masked weights apart"),
+            ({"mode": "pretrained", "amount": 0.5, "num_batches": 0}, ValueError, "num_batches: must be at least 1"),
+        ],
+    )
+    def test_options(self, options, error, message):
+        with pytest.raises(error, match=message):
+            DiSparsePruning(**options)
+
+    def test_a_module_without_task_losses(self, tmp_path):
+        module = FourTasks()
+        module.task_losses = None
+        with pytest.raises(TypeError, match=r"model: must have a method task_losses\(batch\) .* in FourTasks; add"):
+            fit(tmp_path, module, pruning("static"))
+
+    def test_an_unknown_submodule(self, tmp_path):
+        callback = DiSparsePruning("static", 0.5, exclude=["head"])
+        with pytest.raises(ValueError, match="exclude: every name must be a submodule of the model, found 'head'"):
+            fit(tmp_path, FourTasks(), callback)
+
+    def test_two_optimizers(self, tmp_path):
+        class Two(FourTasks):
+            automatic_optimization = False
+
+            def configure_optimizers(self):
+                return super().configure_optimizers(), super().configure_optimizers()
+
+        with pytest.raises(ValueError, match="optimizers: gradual and dynamic pruning need exactly one, found 2"):
+            fit(tmp_path, Two(), pruning("dynamic"))
+
+    def test_a_training_without_end(self, tmp_path):
+        with pytest.raises(ValueError, match="stop_at: must be given when the training has no end"):
+            fit(tmp_path, FourTasks(), pruning("gradual", stop_at=None), max_epochs=-1)
+
+    def test_other_options_than_the_checkpoint(self, tmp_path):
+        fit(tmp_path, FourTasks(), pruning("gradual")).save_checkpoint(tmp_path / "last.ckpt")
+        with pytest.raises(ValueError, match=r"same options, found other update_every 3 \(saved: 2\)"):
+            fit(tmp_path, FourTasks(), pruning("gradual", update_every=3), ckpt_path=tmp_path / "last.ckpt")
+
+
+CONFIG = """
+class_path: disparse_plugin.lightning.DiSparsePruning
+init_args:
+  mode: pretrained
+  amount: 0.5
+  criterion: layer_adaptive(taylor)
+  arbiter: at_least(2)
+  exclude: [net.unused]
+  num_batches: 2
+"""
+
+
+class TestConfiguration:
+    def test_from_yaml(self, tmp_path):
+        parsed, module = yaml.safe_load(CONFIG), FourTasks()
+        path, name = parsed["class_path"].rsplit(".", 1)
+        fit(tmp_path, module, getattr(importlib.import_module(path), name)(**parsed["init_args"]))
+        assert alive_count(module) == half(module)[1]
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Lightning's calls of jsonargparse
+    def test_by_lightning_cli(self, tmp_path):
+        pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse")
+        from lightning.pytorch.cli import LightningCLI
+
+        options = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
+        options["enable_progress_bar"] = options["enable_model_summary"] = False
+        config = {"trainer": {**options, "callbacks": [yaml.safe_load(CONFIG)]}}
+        cli = LightningCLI(FourTasks, args=config, run=False, save_config_callback=None)
+        cli.trainer.fit(cli.model, loader())
+        assert alive_count(cli.model) == half(cli.model)[1]
+
+
+def python(*arguments, **environment):
+    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=180,  # a hang fails the test
+        check=False,
+    )
+
+
+def test_lightning_is_optional():
+    code = (
+        "import sys, disparse_plugin, disparse_plugin.masks, disparse_plugin.sparse_training\n"
+        "assert 'lightning' not in sys.modules\n"
+        "sys.modules['lightning'] = None\n"
+        "try:\n    import disparse_plugin.lightning\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    done = python("-c", code)
+    assert done.stdout.strip().endswith("pip install 'disparse-plugin[lightning]'"), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_two_processes_have_the_same_masks(tmp_path, mode):
+    done = python(HERE / "lightning_runs.py", tmp_path, mode)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first["seen"] != second["seen"]
+    assert any(bool((mask == 0).any()) for mask in first["masks"].values())
+    assert equal(first["masks"], second["masks"])
+
+
+def test_lightning_model_pruning_unmodified(tmp_path):
+    """Lightning's own callback works with a bound class; of what remains it prunes ``amount`` at every epoch."""
+    module = FourTasks()
+    scores = score_tasks(module.net, square_losses, vectors(), parameters=keys(module))
+    callback = ModelPruning(
+        DiSparseStatic.bind(scores),
+        parameters_to_prune=list(scores.parameters),
+        amount=0.5,
+        use_lottery_ticket_hypothesis=False,
+        make_pruning_permanent=False,
+    )
+    fit(tmp_path, module, callback)
+    once = half(module)[1]
+    assert alive_count(module) == once - round(0.5 * once)
