@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 import torch_pruning as tp
-from structured_models import randomized
-from structured_oracle import cuts_of
 from torch import Tensor, nn
 
 from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import DiSparseImportance, remove_channels, sync_attention
+
+from structured_models import randomized
+from structured_oracle import cuts_of
 
 timm = pytest.importorskip("timm", reason="needs timm")
 smp = pytest.importorskip("segmentation_models_pytorch", reason="needs segmentation-models-pytorch")
