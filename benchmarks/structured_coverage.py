@@ -88,7 +88,8 @@ class TwoDecoders(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the outputs of the decoders."""
         features = self.encoder(x)
-        return [head(decoder(features)) for decoder, head in zip(self.decoders, self.heads, strict=True)]
+        arguments = features if isinstance(features, tuple) else (features,)  # DPT's encoder also returns tokens
+        return [head(decoder(*arguments)) for decoder, head in zip(self.decoders, self.heads, strict=True)]
 
 
 def rows() -> list[str]:
