@@ -82,7 +82,7 @@ def test_the_table_says_how_each_task_and_part_fares(quick_run):
     for row in quick_run[0]:
         for column in ("trunk", "head 1", "head 2", "top-left", "bottom-right"):
             assert 0 <= float(row[column]) <= 100, row
-        assert float(row["seconds"]) > 0
+        assert float(row["seconds"]) >= 0  # a quick run may round to nothing
 
 
 def test_the_plot_is_a_picture_in_a_folder_made_for_it(quick_run):
