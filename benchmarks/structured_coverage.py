@@ -6,7 +6,8 @@
 
 Each model has random weights, random norms and running statistics, and two or three heads. ``remove_channels`` is asked
 for half of the channels. *Bare* is torch-pruning alone: ``BasePruner``, magnitude, global, half of the channels, the
-heads ignored, on the same model.
+heads ignored, the numbers of attention heads given and the attributes of attention brought into line, as its examples
+do, on the same model. Whether its values are right is not checked.
 """
 
 from __future__ import annotations
@@ -179,7 +180,10 @@ def bare(row: str) -> dict[str, Any]:
     """Do the same with torch-pruning alone, and see whether the model still runs with the same output shapes."""
     import torch_pruning as tp
 
+    from disparse_plugin.structured import attention_heads, sync_attention
+
     model, x = build(row)
+    qkv = attention_heads(model)
     with torch.no_grad():
         shapes = [out.shape for out in model(x)]
     model.train().eval()
@@ -194,12 +198,14 @@ def bare(row: str) -> dict[str, Any]:
         ignored_layers=heads,
         in_channel_groups={},
         out_channel_groups={},
-        num_heads={},
+        num_heads=dict(qkv),
     )
-    layers = [module for module, count in pruner.layer_init_out_ch.items() if count is not None]
+    counts = pruner.layer_init_out_ch.items()
+    layers = [layer for layer, count in counts if count is not None and not isinstance(layer, nn.Parameter)]
     before = sum(pruner.layer_init_out_ch[module] for module in layers)
     pruner.step()
     after = sum(pruner.DG.get_out_channels(module) for module in layers)
+    sync_attention({layer: count for layer, count in qkv.items() if layer in layers}, model)
     with torch.no_grad():
         found = [out.shape for out in model(x)]
     if found != shapes:
