@@ -105,8 +105,9 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             criterion: As in :func:`~disparse_plugin.score_tasks`, for ``rescore``.
             reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the slices of a group.
             normalizer: Divide each task's scores by their ``"mean"``, ``"max"`` or ``"sum"`` in the group, so that
-                layers compete by how evenly their score is spread. None leaves the scores as they are; then a global
-                removal takes nearly all of the layers whose scores are small as a whole, and accuracy with them.
+                layers compete by how evenly their score is spread. None leaves the scores as they are: a global
+                removal then takes nearly all of the layers whose scores are small as a whole, which ruins a small
+                network and suits one with layers far too wide. Worth trying both.
             parameters: What ``rescore`` scores; by default :func:`~disparse_plugin.structured.channel_parameters`.
 
         Raises:

@@ -34,7 +34,7 @@ def pictures(count: int, seed: int) -> Batch:
     offset = (grid[None] - centres).float()
     square, disc = offset.abs().amax(1) < radii, offset.square().sum(1).sqrt() < radii
     masks = torch.where(labels[:, None, None] == 1, disc, square).float()[:, None]
-    return masks.repeat(1, 3, 1, 1) + 0.7 * torch.randn(count, 3, SIZE, SIZE, generator=generator), masks, labels
+    return masks.repeat(1, 3, 1, 1) + 0.3 * torch.randn(count, 3, SIZE, SIZE, generator=generator), masks, labels
 
 
 def build(arch: str, encoder: str) -> nn.Module:
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--arch", default="Unet")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--amount", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
     torch.manual_seed(0)
     data, test = pictures(256, seed=1), pictures(64, seed=2)
@@ -88,7 +88,7 @@ def main() -> None:
     rows = [("dense", *metrics(model, test))]
 
     scored = [tuple(part[i : i + 16] for part in data) for i in range(0, 64, 16)]  # <-
-    report = remove_channels(model, losses, scored, data[0][:2], options.amount)  # <-
+    report = remove_channels(model, losses, scored, data[0][:2], options.amount, of="macs")  # <-
     rows.append(("channels removed", *metrics(model, test)))
     train(model, data, options.steps)
     rows.append(("fine-tuned", *metrics(model, test)))
