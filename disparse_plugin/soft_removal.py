@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,7 @@ def _column(kept: Tensor, like: Tensor, dim: int) -> Tensor:
     return kept.to(like).view(shape)
 
 
-def _layer_norm(kept: Tensor):  # type: ignore[no-untyped-def]
+def _layer_norm(kept: Tensor) -> Callable[[nn.LayerNorm, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(layer: nn.LayerNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
         # Some subclasses (timm's LayerNorm2d) normalise over dimension 1.
@@ -107,7 +107,7 @@ def _normalized_dim(layer: nn.LayerNorm, x: Tensor) -> int:
     return 1 if same else x.dim() - 1
 
 
-def _group_norm(kept: Tensor):  # type: ignore[no-untyped-def]
+def _group_norm(kept: Tensor) -> Callable[[nn.GroupNorm, tuple[Tensor, ...], Tensor], Tensor]:
     def hook(layer: nn.GroupNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         x = inputs[0]
         places = kept.nonzero().flatten().to(x.device)

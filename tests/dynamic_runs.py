@@ -1,5 +1,7 @@
 """Helpers of the tests of sparse training: a training loop, layers with given gradients, and what is alive."""
 
+from types import MappingProxyType
+
 import torch
 from torch import nn
 from torch.nn.utils import prune
@@ -76,14 +78,16 @@ def weights_total(model):
 class Run:
     """A training run of two heads on random digits: everything a script would have, in one place."""
 
+    scheduler_class = DiSparseScheduler
+    defaults = MappingProxyType({"amount": 0.8, "update_every": 2, "stop_at": 100})
+
     def __init__(self, optimizer=None, losses=digit_losses, model=None, **options):
         torch.manual_seed(0)
         self.model = TwoHeads() if model is None else model
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-2))
         self.optimizer = make(self.model.parameters())
         self.losses = losses
-        options = {"amount": 0.8, "update_every": 2, "stop_at": 100, **options}
-        self.scheduler = DiSparseScheduler(self.model, self.optimizer, losses, **options)
+        self.scheduler = self.scheduler_class(self.model, self.optimizer, losses, **{**self.defaults, **options})
 
     def train(self, steps, first=0):
         """Train on batches ``first`` to ``first + steps - 1`` and return the updates that happened."""

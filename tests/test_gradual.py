@@ -1,5 +1,7 @@
 """Gradual pruning: the schedule's total at every stage, scores made anew, and rewinding."""
 
+from types import MappingProxyType
+
 import pytest
 import torch
 from hypothesis import given
@@ -23,14 +25,8 @@ from networks import TwoHeads, digit_batches, digit_losses
 class GradualRun(Run):
     """The training run of the other tests, with a scheduler that prunes."""
 
-    def __init__(self, optimizer=None, losses=digit_losses, model=None, **options):
-        torch.manual_seed(0)
-        self.model = TwoHeads() if model is None else model
-        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-2))
-        self.optimizer = make(self.model.parameters())
-        self.losses = losses
-        options = {"amount": 0.9, "update_every": 2, "stop_at": 8, **options}
-        self.scheduler = GradualPruning(self.model, self.optimizer, losses, **options)
+    scheduler_class = GradualPruning
+    defaults = MappingProxyType({"amount": 0.9, "update_every": 2, "stop_at": 8})
 
 
 def expected_pruned(fraction, model):
