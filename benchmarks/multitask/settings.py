@@ -1,0 +1,31 @@
+"""The settings of the accuracy benchmark: which network and which budget go with which problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from .bench import Budget, Setting
+from .networks import mlp, small_resnet
+from .problem import Problem
+
+DIGITS = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(0.03, 0.1, 0.3))
+YEAST = Budget(train=600, tune=200, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adam", decay=1e-2)
+DENSE = Budget(train=600, tune=200, batch_size=16, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adam", decay=1e-4)
+
+SETTINGS: dict[str, Setting] = {}
+
+
+def weighted(setting: Setting, weights: Sequence[float]) -> Setting:
+    """Train with these relative loss weights, one per task in the problem's order; only their ratios matter."""
+
+    def load(root: Path) -> Problem:
+        problem = setting.load(root)
+        if len(weights) != len(problem.tasks) or min(weights) <= 0:
+            names = ", ".join(task.name for task in problem.tasks)
+            raise ValueError(f"weights: one positive number for each of {names}; found {[*weights]}")
+        tasks = tuple(replace(task, weight=weight) for task, weight in zip(problem.tasks, weights, strict=True))
+        return replace(problem, tasks=tasks)
+
+    return replace(setting, name="-".join([setting.name, *(f"{weight:g}" for weight in weights)]), load=load)
