@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .problem import Batch
+from .problem import Batch, Split
 
 
 class InMemory:
@@ -40,14 +40,21 @@ class InMemory:
 
 def channel_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of every channel (the second axis), never a deviation of zero."""
-    channels = inputs.transpose(0, 1).flatten(1)
-    means, spreads = [], []
-    for channel in channels:  # one at a time: a float64 copy of everything may not fit
-        values = channel.double()
-        means.append(values.mean())
-        spreads.append(values.std(correction=0))
-    spread = torch.stack(spreads)
-    return torch.stack(means).float(), torch.where(spread > 0, spread, 1.0).float()
+    channels = inputs.shape[1]
+    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    for part in inputs.split(1024):  # a float64 copy of everything may not fit
+        values = part.transpose(0, 1).flatten(1).double()
+        total += values.sum(1)
+        squares += values.square().sum(1)
+    entries = inputs.numel() // channels
+    mean = total / entries
+    spread = (squares / entries - mean**2).clamp(min=0).sqrt()
+    return mean.float(), torch.where(spread > 0, spread, 1.0).float()
+
+
+def sizes(splits: Mapping[str, Split]) -> str:
+    """Say how many samples every split has."""
+    return ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
 
 
 def carve(samples: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
