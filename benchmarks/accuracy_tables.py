@@ -31,8 +31,8 @@ per method on the validation split of a seed that is not reported, the best base
 the test split was measured once per run. *Emptied* counts weight tensors with nothing left.
 
 `adaptive` is layer-adaptive Taylor (`layer_adaptive("taylor")`). A *twin* differs from the method in seeing the
-weighted sum of the losses in place of each task's own, and in nothing else. A comparison *wins* or *loses* where its 95 %
-interval leaves out zero; of twenty comparisons without any difference, one would do so by chance.
+weighted sum of the losses in place of each task's own, and in nothing else. A comparison *wins* or *loses* where
+its 95 % interval leaves out zero; of twenty comparisons without any difference, one would do so by chance.
 """
 
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from .bench import Budget, Setting
-from .networks import mlp, small_resnet
+from .digits import digits
+from .networks import dense_resnet, mlp, small_resnet
 from .problem import Problem
+from .rooms import rooms
+from .yeast import yeast
 
-DIGITS = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(0.03, 0.1, 0.3))
-YEAST = Budget(train=600, tune=200, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adam", decay=1e-2)
-DENSE = Budget(train=600, tune=200, batch_size=16, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adam", decay=1e-4)
+DIGITS = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(0.01, 0.03, 0.1, 0.3))
+YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adam", decay=1e-2)
+ROOMS = Budget(train=600, tune=200, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adam", decay=1e-4)
 
-SETTINGS: dict[str, Setting] = {}
+
+def _digits(mix: str) -> Callable[[Path], Problem]:
+    return partial(digits, mix, size=28, validation=3000)
+
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting("multimnist", _digits("multimnist"), small_resnet, DIGITS),
+        Setting("multifashion", _digits("multifashion"), small_resnet, DIGITS),
+        Setting("fashion+mnist", _digits("fashion+mnist"), small_resnet, DIGITS),
+        Setting("yeast", yeast, mlp, YEAST),
+        Setting("rooms", rooms, dense_resnet, ROOMS),
+    )
+}
 
 
 def weighted(setting: Setting, weights: Sequence[float]) -> Setting:
