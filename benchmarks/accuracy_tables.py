@@ -112,7 +112,7 @@ def setting_in_words(result: Result) -> str:
     hours = sum(each.seconds for each in summary.runs.values()) / 3600
     parts = [
         facts["note"],
-        f"{len(facts['tasks'])} tasks, loss weights {':'.join(f'{weight:g}' for weight in weights)};"
+        f"{len(facts['tasks'])} tasks, loss weights {':'.join(f'{weight / min(weights):g}' for weight in weights)};"
         if len(set(weights)) > 1
         else f"{len(facts['tasks'])} tasks;",
         f"{samples['train']} / {samples['validation']} / {samples['test']} samples to train, choose and test on;",

@@ -32,7 +32,7 @@ from multitask.runs import Store
 
 AMOUNT = 0.9
 CPU = torch.device("cpu")
-BUDGET = Budget(12, 6, batch_size=16, scored=2, rates=(1e-3, 1e-2), optimizer="adam", update_every=3)
+BUDGET = Budget(12, 6, batch_size=16, scored=2, rates=(1e-3, 1e-2), optimizer="adamw", update_every=3)
 
 
 class Signs:

@@ -21,8 +21,6 @@ from disparse_plugin.sparse_training import joint
 
 from .problem import Batch, Problem, Split
 
-EVALUATED = 256  # samples per batch of evaluation
-
 Measured = dict[str, dict[str, float]]  # task -> metric -> value
 
 
@@ -35,9 +33,12 @@ class Budget:
     batch_size: int
     scored: int  # batches that weights are scored on
     rates: tuple[float, ...]  # learning rates to choose from, by validation
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adamw", "adam"] = "sgd"
+    decay: float = 5e-4  # weight decay: decoupled in AdamW, an L2 penalty otherwise
     update_every: int = 25  # steps between the updates of dynamic methods
-    decay: float = 5e-4  # weight decay
+    tune_rates: tuple[float, ...] = ()  # to choose from after pruning, where not the same
+    step_decay: tuple[float, int] | None = None  # the learning rate times a factor every so many steps; else one cycle
+    evaluated: int = 256  # samples per batch of evaluation
 
     def quick(self) -> Budget:
         """Return next to nothing, to see that everything runs."""
@@ -68,10 +69,7 @@ class Bench:
         self.dense_rate, self.device = dense_rate, device
         torch.manual_seed(seed)
         self._initial = setting.network(problem).to(device)
-        total = sum(task.weight for task in problem.tasks)
-        # Relative weights: their mean is 1, so that they shift the balance and not the step size.
-        self.weights = {task.name: task.weight * len(problem.tasks) / total for task in problem.tasks}
-        self.summed = joint(self.losses, self.weights)
+        self.summed = joint(self.losses, {task.name: task.weight for task in problem.tasks})
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Run the model once and return each task's own loss: what DiSparse sees."""
@@ -125,7 +123,7 @@ class Bench:
         """Return every task's metrics on a split."""
         collections = {task.name: task.metrics().to(self.device) for task in self.problem.tasks}
         model.eval()
-        for which in torch.arange(len(split)).split(EVALUATED):
+        for which in torch.arange(len(split)).split(self.budget.evaluated):
             inputs, targets = self._to_device(split.batch(which))
             for task, output in model(inputs).items():
                 collections[task].update(output, targets[task])
@@ -156,7 +154,8 @@ class Bench:
 class Course:
     """One course of training, that can be stopped at a step, taken back to it and gone on with.
 
-    The learning rate is a function of the step: linear warm-up over a tenth of the course, then a cosine to zero.
+    The learning rate is a function of the step: linear warm-up over a tenth of the course, then a cosine to zero; or
+    steps down, where the budget says so.
     """
 
     def __init__(self, bench: Bench, model: nn.Module, steps: int, rate: float, *, stage: int) -> None:
@@ -172,13 +171,19 @@ class Course:
         while self.step < end:
             batch = self.bench.training_batch(self._order[self.step])
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * one_cycle(self.step, self.steps)
+                group["lr"] = self.rate * self._factor()
             self.optimizer.zero_grad()
             self.bench.summed(self.model, batch)["joint"].backward()
             self.optimizer.step()
             if after_step is not None:
                 after_step(batch)
             self.step += 1
+
+    def _factor(self) -> float:
+        if self.bench.budget.step_decay is None:
+            return one_cycle(self.step, self.steps)
+        factor, every = self.bench.budget.step_decay
+        return factor ** (self.step // every)
 
 
 def part_of(tasks: tuple[str, ...]) -> str:
@@ -206,6 +211,7 @@ def batch_order(samples: int, steps: int, batch_size: int, generator: torch.Gene
 
 
 def _optimizer(model: nn.Module, rate: float, budget: Budget) -> Optimizer:
-    if budget.optimizer == "adam":
-        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=budget.decay)
-    return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
+    if budget.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
+    kind = torch.optim.AdamW if budget.optimizer == "adamw" else torch.optim.Adam
+    return kind(model.parameters(), lr=rate, weight_decay=budget.decay)

@@ -130,10 +130,16 @@ def choose_rates(
     for method in missing:
         measured = {
             rate: bench.measure(method.procedure(bench, TUNING_AMOUNT, rate), problem.validation)
-            for rate in setting.budget.rates
+            for rate in _rates(setting, method)
         }
         tried[method.name] = _scores(problem, measured, reference)
         store.set_rates(tried)
+
+
+def _rates(setting: Setting, method: Method) -> tuple[float, ...]:
+    """A method that tunes a trained network may have smaller ones to choose from."""
+    tunes = method.family in ("one-shot", "iterative") and method.name != "LTH"
+    return (setting.budget.tune_rates if tunes else ()) or setting.budget.rates
 
 
 def _dense(setting: Setting, problem: Problem, rate: float, device: torch.device) -> Measured:

@@ -15,8 +15,8 @@ from .rooms import rooms
 from .yeast import yeast
 
 DIGITS = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(0.01, 0.03, 0.1, 0.3))
-YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adam", decay=1e-2)
-ROOMS = Budget(train=600, tune=200, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adam", decay=1e-4)
+YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
+ROOMS = Budget(train=600, tune=200, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-4)
 
 
 def _digits(mix: str) -> Callable[[Path], Problem]:
@@ -36,14 +36,18 @@ SETTINGS = {
 
 
 def weighted(setting: Setting, weights: Sequence[float]) -> Setting:
-    """Train with these relative loss weights, one per task in the problem's order; only their ratios matter."""
+    """Train with these relative loss weights, one per task in the problem's order.
+
+    Only their ratios matter: their mean is made 1, so that they shift the balance of the tasks and not the step size.
+    """
 
     def load(root: Path) -> Problem:
         problem = setting.load(root)
         if len(weights) != len(problem.tasks) or min(weights) <= 0:
             names = ", ".join(task.name for task in problem.tasks)
             raise ValueError(f"weights: one positive number for each of {names}; found {[*weights]}")
-        tasks = tuple(replace(task, weight=weight) for task, weight in zip(problem.tasks, weights, strict=True))
+        mean = sum(weights) / len(weights)
+        tasks = tuple(replace(task, weight=weight / mean) for task, weight in zip(problem.tasks, weights, strict=True))
         return replace(problem, tasks=tasks)
 
     return replace(setting, name="-".join([setting.name, *(f"{weight:g}" for weight in weights)]), load=load)
