@@ -196,6 +196,11 @@ def _check_tensor(module: nn.Module, name: str, qualified: str) -> None:
         raise ValueError(
             f"parameters: {qualified} must have a shape, found a lazy parameter; run one batch through the model first"
         )
+    if hasattr(tensor, "__tensor_flatten__"):  # torch's protocol of tensors that wrap other tensors
+        raise ValueError(
+            f"parameters: {qualified} must be a plain tensor, found {type(tensor.data).__name__}; score and prune before "
+            "the weights are sharded (fully_shard) or quantised"
+        )
     if tensor.is_meta:
         raise ValueError(
             f"parameters: {qualified} must hold values, found the meta device; materialise the model first"
