@@ -4,6 +4,7 @@ import gzip
 import struct
 
 import numpy as np
+from PIL import Image
 
 ROOM_COUNTS = {"train": 12, "val": 5, "test": 4}
 
@@ -63,3 +64,49 @@ def write_rooms(root, *, size=8, leave_out=()):
         made[split] = {name: array for name, array in arrays.items() if name not in leave_out}
         np.savez(root / "rooms" / f"rooms{size}_{split}.npz", **made[split])
     return made
+
+
+def write_arrays(root, name, *, size=(12, 16), counts=(10, 3), classes=4, label="label", normals=True):
+    """Write ``train`` and ``val`` folders of .npy files; every value says which sample it is from.
+
+    Of sample i of a split, the picture is i / 100 everywhere, the depth i + 1, the normal points along x, and the label
+    is i modulo the classes; the left half of all labels is unknown.
+    """
+    for split, count in zip(("train", "val"), counts, strict=True):
+        for i in range(count):
+            labels = np.full(size, i % classes, dtype=np.int64)
+            labels[:, : size[1] // 2] = -1
+            arrays = {"image": np.full((*size, 3), i / 100), label: labels, "depth": np.full((*size, 1), i + 1.0)}
+            if normals:
+                arrays["normal"] = np.broadcast_to(np.array([1.0, 0.0, 0.0]), (*size, 3))
+            for folder, array in arrays.items():
+                place = root / name / split / folder
+                place.mkdir(parents=True, exist_ok=True)
+                np.save(place / f"{i}.npy", array)
+
+
+def write_taskonomy(root, *, buildings=None, size=8, between=""):
+    """Write two views of each building: ``{name: split}``, splits as in the csv file's columns."""
+    buildings = buildings or {"one": "train", "two": "train", "three": "val", "four": "test"}
+    normals = np.zeros((size, size, 3), dtype=np.uint8)
+    normals[..., 0], normals[..., 1], normals[..., 2] = 255, 127, 127  # along x
+    normals[0] = 127  # no direction
+    depth = np.full((size, size), 1023, dtype=np.uint16)
+    depth[-1] = 65_535  # nothing in sight
+    domains = {
+        "rgb": ("rgb", np.full((size, size, 3), 51, dtype=np.uint8)),
+        "segment_semantic": ("segmentsemantic", np.repeat(np.arange(size, dtype=np.uint8)[:, None], size, axis=1)),
+        "normal": ("normal", normals),
+        "depth_zbuffer": ("depth_zbuffer", depth),
+        "keypoints2d": ("keypoints2d", np.full((size, size), 65_536 * 0.0025, dtype=np.uint16)),
+        "edge_texture": ("edge_texture", np.full((size, size), 65_535, dtype=np.uint16)),
+    }
+    lines = ["id,train,val,test"]
+    for building, split in buildings.items():
+        lines.append(",".join([building, *(str(int(split == column)) for column in ("train", "val", "test"))]))
+        for folder, (domain, array) in domains.items():
+            place = root / "taskonomy" / folder / between / building
+            place.mkdir(parents=True, exist_ok=True)
+            for view in range(2):
+                Image.fromarray(array).save(place / f"point_{view}_view_1_domain_{domain}.png")
+    (root / "taskonomy" / "train_val_test_tiny.csv").write_text("\n".join(lines))

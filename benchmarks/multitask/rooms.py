@@ -17,13 +17,14 @@ from torch import Tensor
 
 from . import tasks
 from .files import require
-from .problem import Problem, Task
+from .problem import Problem
 from .splits import InMemory, channel_statistics, sizes, spread_out
 
 CLASSES = (
     "wall", "floor", "ceiling", "bed", "chair", "sofa", "table",
     "storage", "window", "door", "person", "appliance", "bath", "object",
 )  # fmt: skip
+OUTPUTS = {"segmentation": len(CLASSES), "depth": 1, "normals": 3, "edges": 1, "keypoints": 1}
 KEYPOINT_SCALE = 10.0  # corner responses are below 0.1 almost everywhere; so they are below 1
 NOTE = "Rooms are rendered pictures with exact labels; they are neither photographs nor NYU-v2."
 FILES = {"train": "train", "validation": "val", "test": "test"}
@@ -60,9 +61,7 @@ def rooms(
         FileNotFoundError: A file is not there.
     """
     chosen = tuple(only) if only is not None else tuple(KEYS)
-    for argument, names in (("only", chosen), ("weights", tuple(weights or ()))):
-        if unknown := set(names) - set(KEYS):
-            raise ValueError(f"{argument}: needs tasks among {', '.join(KEYS)}, found {sorted(unknown)}; name those")
+    made = tasks.dense(OUTPUTS, chosen, weights or {})
     counts = {"train": train, "validation": validation, "test": test}
     loaded = {
         split: _read(Path(root) / "rooms" / f"rooms{size}_{FILES[split]}.npz", chosen, size, count, split)
@@ -74,7 +73,6 @@ def rooms(
         "source": "rendered by ray casting from the meshes of Debian's sweethome3d-furniture (CC-BY 3.0 and CC0)",
         "split": f"{sizes(splits)}; by room, test meshes held out",
     }
-    made = tuple(_task(name, (weights or {}).get(name, 1.0)) for name in chosen)
     return Problem(
         f"rooms{size}",
         made,
@@ -85,13 +83,6 @@ def rooms(
         note=NOTE,
         facts=facts,
     )
-
-
-def _task(name: str, weight: float) -> Task:
-    if name == "segmentation":
-        return tasks.segmentation(name, len(CLASSES), weight=weight)
-    kind = {"depth": tasks.depth, "normals": tasks.normals, "edges": tasks.edges, "keypoints": tasks.keypoints}[name]
-    return kind(name, weight=weight)
 
 
 def _read(

@@ -7,6 +7,9 @@ Every loss is a mean over what is labelled, and 0 (still with a gradient, of zer
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -115,6 +118,39 @@ def keypoints(name: str, *, weight: float = 1.0) -> Task:
         return _collection(map=MapError())
 
     return Task(name, 1, loss, metrics, {"error": "lower"}, weight)
+
+
+def dense(
+    classes: Mapping[str, int],
+    only: Sequence[str],
+    weights: Mapping[str, float],
+    kinds: Mapping[str, Callable[..., Task]] = MappingProxyType({}),
+) -> tuple[Task, ...]:
+    """Make the dense tasks of a data set that a user asked for.
+
+    Args:
+        classes: The tasks that there are, and the outputs of each.
+        only: The tasks to make, in this order.
+        weights: Of their losses, 1 where not named.
+        kinds: Constructors of tasks that are not of the kind that their name says.
+
+    Raises:
+        ValueError: ``only`` is empty or names a task twice, or it or ``weights`` names one that there is not.
+    """
+    for argument, names in (("only", tuple(only)), ("weights", tuple(weights))):
+        if unknown := set(names) - set(classes):
+            raise ValueError(f"{argument}: needs tasks among {', '.join(classes)}, found {sorted(unknown)}; name those")
+    if not only or len(set(only)) < len(only):
+        raise ValueError(f"only: needs at least one task and each once, found {tuple(only)}; name each once")
+    constructors: dict[str, Callable[..., Task]] = {
+        "segmentation": functools.partial(segmentation, classes=classes.get("segmentation", 0)),
+        "depth": depth,
+        "normals": normals,
+        "edges": edges,
+        "keypoints": keypoints,
+        **kinds,
+    }
+    return tuple(constructors[name](name, weight=weights.get(name, 1.0)) for name in only)
 
 
 def _collection(**metrics: Metric) -> MetricCollection:
