@@ -68,7 +68,7 @@ class DiSparseStructured(prune.BasePruningMethod):
         """
         dim = _checked_dim(self.dim, t)
         others = [d for d in range(t.dim()) if d != dim]
-        alive = (default_mask != 0).sum(others) > 0 if others else default_mask != 0
+        alive = _alive_channels(default_mask != 0, dim)
         scores = t.detach().double().mean(others) if others else t.detach().double()
         gone = torch.zeros_like(alive)
         gone[alive] = lowest(scores[alive], count_to_prune(self.amount, int(alive.sum())))
@@ -102,8 +102,7 @@ class DiSparseStructured(prune.BasePruningMethod):
         method = cls(amount, dim)
         dim = _checked_dim(dim, scores)
         alive = alive_mask(module, name)
-        entries = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
-        count_to_prune(method.amount, int(entries.movedim(dim, 0).flatten(1).any(1).sum()))
+        count_to_prune(method.amount, scores.shape[dim] if alive is None else int(_alive_channels(alive, dim).sum()))
         hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
             module, name, amount, dim, importance_scores=scores
         )
@@ -247,6 +246,11 @@ def _per_channel(score: Tensor, dim: int) -> Tensor:
     place = _checked_dim(dim, score)
     others = [d for d in range(score.dim()) if d != place]
     return score.double().sum(others) if others else score.double()
+
+
+def _alive_channels(alive: Tensor, dim: int) -> Tensor:
+    """Tell which channels have an entry alive; in a vector each entry is a channel."""
+    return alive.movedim(dim, 0).reshape(alive.shape[dim], -1).any(1)
 
 
 def _checked_dim(dim: int, tensor: Tensor) -> int:
