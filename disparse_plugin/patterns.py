@@ -12,7 +12,7 @@ from . import arbiters
 from .agreement import agreement
 from .amounts import check_amount, count_to_prune
 from .arbiters import Arbiter
-from .methods import _check_given_scores
+from .methods import _check_given_scores, keep_mask_type
 from .parameters import ParameterKey, alive_mask, check_parameters
 from .ranking import lowest
 from .scores import TaskScores
@@ -94,11 +94,17 @@ class DiSparseStructured(prune.BasePruningMethod):
         Raises:
             TypeError: If ``amount`` is neither int nor float, or the scores are not a floating point tensor.
             IndexError: If the tensor has no dimension ``dim``.
-            ValueError: If there are no scores, they are not finite or of another shape, or ``amount`` is out of range.
-                The module is as before.
+            ValueError: If there are no scores, they are not finite or of another shape, ``amount`` is out of range, or
+                the tensor is a vector. The module is as before.
         """
         check_parameters(module, [(module, name)])
         scores = _check_given_scores(importance_scores, getattr(module, name), cls.__name__)
+        if scores.dim() < 2:
+            # torch's container would hand a vector over as one single channel, once it carries a mask.
+            raise ValueError(
+                f"name: must be a tensor of at least two dimensions, found {name} of shape {tuple(scores.shape)}; "
+                "prune its entries with DiSparseStatic"
+            )
         method = cls(amount, dim)
         dim = _checked_dim(dim, scores)
         alive = alive_mask(module, name)
@@ -106,6 +112,7 @@ class DiSparseStructured(prune.BasePruningMethod):
         hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
             module, name, amount, dim, importance_scores=scores
         )
+        keep_mask_type(module, name)
         return hook
 
 
@@ -198,6 +205,7 @@ class DiSparseSemiStructured(prune.BasePruningMethod):
         hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
             module, name, n, m, importance_scores=scores
         )
+        keep_mask_type(module, name)
         return hook
 
 
@@ -249,7 +257,7 @@ def _per_channel(score: Tensor, dim: int) -> Tensor:
 
 
 def _alive_channels(alive: Tensor, dim: int) -> Tensor:
-    """Tell which channels have an entry alive; in a vector each entry is a channel."""
+    """Tell which channels have an entry alive."""
     return alive.movedim(dim, 0).reshape(alive.shape[dim], -1).any(1)
 
 
