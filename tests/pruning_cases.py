@@ -83,7 +83,6 @@ class Kind:
 # Sizes are multiples of four, so that every pattern fits.
 KINDS = {
     "Linear": Kind(lambda: nn.Linear(8, 4), "weight", (2, 8)),
-    "bias": Kind(lambda: nn.Linear(8, 4), "bias", (2, 8)),
     "Conv2d": Kind(lambda: nn.Conv2d(4, 8, 3), "weight", (2, 4, 5, 5)),
     "ConvTranspose1d": Kind(lambda: nn.ConvTranspose1d(4, 8, 3), "weight", (2, 4, 5)),
     "RNN": Kind(lambda: nn.RNN(8, 4, bidirectional=True), "weight_ih_l0_reverse", (3, 2, 8), first_output),

@@ -127,15 +127,37 @@ def test_deepcopy_fails_after_a_forward_with_gradients_as_for_torch(kind, method
 
 @each_method
 def test_two_tensors_of_a_module_are_pruned_apart(method):
-    layer = nn.Linear(8, 4)
+    attention = nn.MultiheadAttention(8, 2, kdim=4)
+    names, plain = ["q_proj_weight", "k_proj_weight"], set(attention.state_dict())
+    for name in names:
+        METHODS[method](attention, name)
+    assert [hook._tensor_name for hook in pruning_hooks(attention)] == names
+    prune.remove(attention, names[0])
+    assert prune.is_pruned(attention)
+    assert set(attention.state_dict()) == plain - {names[1]} | {f"{names[1]}_orig", f"{names[1]}_mask"}
+    prune.remove(attention, names[1])
+    assert not prune.is_pruned(attention)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "structured"])
+def test_a_bias_can_be_pruned_beside_its_weight(method):
+    layer, x = nn.Linear(8, 4), torch.randn(2, 8)
     for name in ("weight", "bias"):
         METHODS[method](layer, name)
-    assert [hook._tensor_name for hook in pruning_hooks(layer)] == ["weight", "bias"]
-    prune.remove(layer, "weight")
-    assert prune.is_pruned(layer)
-    assert set(layer.state_dict()) == {"weight", "bias_orig", "bias_mask"}
-    prune.remove(layer, "bias")
-    assert not prune.is_pruned(layer)
+    masked = nn.functional.linear(x, layer.weight_orig * layer.weight_mask, layer.bias_orig * layer.bias_mask)
+    assert int(layer.bias_mask.sum()) < 4
+    assert torch.equal(layer(x), masked)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_vector_has_no_channels(pruned):
+    layer = nn.Linear(8, 4)
+    if pruned:
+        prune.random_unstructured(layer, "bias", 1)
+    hooks = pruning_hooks(layer)
+    with pytest.raises(ValueError, match=r"name: must be a tensor of at least two dimensions, found bias of shape"):
+        METHODS["structured"](layer, "bias")
+    assert pruning_hooks(layer) == hooks
 
 
 @each_method
