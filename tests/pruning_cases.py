@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from disparse_plugin import (
@@ -20,7 +21,8 @@ from disparse_plugin.sparse_training import DiSparseDynamic
 
 def random_like(module, name):
     value = getattr(module, name, None)
-    return torch.rand(value.shape if isinstance(value, torch.Tensor) else (4, 4))
+    sized = isinstance(value, torch.Tensor) and not is_lazy(value)
+    return torch.rand(value.shape if sized else (4, 4))
 
 
 def with_scores(method):
