@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from .amounts import check_amount, count_to_prune
 from .arbiters import Arbiter, resolve
 from .budgets import Amount, check_budget, check_room, kept_at_least
-from .parameters import ParameterKey, alive_mask, check_parameters
+from .parameters import ParameterKey, alive_mask, check_parameters, stored
 from .ranking import count_true, lowest, ranks
 from .scores import TaskScores
 
@@ -91,6 +91,7 @@ class _AgreementPruning(prune.BasePruningMethod):
         hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
             module, name, amount, importance_scores=order.reshape(scores.shape)
         )
+        keep_mask_type(module, name)
         return hook
 
     @classmethod
@@ -212,6 +213,13 @@ class _Bound:
         protected = kept_at_least(cls._min_keep, importance.numel(), alive)
         check_room(count_to_prune(amount, alive), alive, protected)
         return cls._unbound.apply(module, name, amount, importance_scores=importance)
+
+
+def keep_mask_type(module: nn.Module, name: str) -> None:
+    """Give a mask the weight's type, as the first one has; the next ones torch makes in the type of the scores."""
+    mask = module._buffers[f"{name}_mask"]
+    assert mask is not None
+    module._buffers[f"{name}_mask"] = mask.to(stored(module, name).dtype)
 
 
 def _entries(t: Tensor, alive: Tensor) -> Tensor:
