@@ -198,8 +198,8 @@ def _check_tensor(module: nn.Module, name: str, qualified: str) -> None:
         )
     if hasattr(tensor, "__tensor_flatten__"):  # torch's protocol of tensors that wrap other tensors
         raise ValueError(
-            f"parameters: {qualified} must be a plain tensor, found {type(tensor.data).__name__}; score and prune before "
-            "the weights are sharded (fully_shard) or quantised"
+            f"parameters: {qualified} must be a plain tensor, found {type(tensor.data).__name__}; score and prune "
+            "before the weights are sharded (fully_shard) or quantised"
         )
     if tensor.is_meta:
         raise ValueError(

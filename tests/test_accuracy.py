@@ -22,6 +22,7 @@ from disparse_plugin.masks import masks_of
 
 import accuracy
 import accuracy_tables
+from data_files import write_arrays
 from multitask import settings
 from multitask.bench import Bench, Budget, Course, Setting, batch_order
 from multitask.methods import METHODS, counts
@@ -29,6 +30,8 @@ from multitask.networks import mlp
 from multitask.problem import Problem, Task
 from multitask.relative import T95, Interval, changes, mean_change
 from multitask.runs import Store
+from multitask.tasks import normals, segmentation
+from paper_network import PaperNetwork
 
 AMOUNT = 0.9
 CPU = torch.device("cpu")
@@ -177,7 +180,7 @@ def test_intervals_are_those_of_students_t() -> None:
 
 
 def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path: Path, known: None) -> None:
-    methods = ["--methods", "magnitude", "DiSparse adaptive"]
+    methods = ["--methods", "random", "DiSparse adaptive"]
     accuracy.main(command(tmp_path / "whole", *methods))
     accuracy.main(command(tmp_path / "broken", *methods))
     path = tmp_path / "broken" / "signs" / "seed1.jsonl"
@@ -235,3 +238,47 @@ def test_the_best_baseline_is_chosen_without_the_test_split(tmp_path: Path, know
             for task in run.validation:
                 run.validation[task]["accuracy"], run.test[task]["accuracy"] = 9.0, 0.0
     assert accuracy_tables.Summary(runs, tasks).best_baseline(0.9).name == "random"
+
+
+@pytest.mark.parametrize("name", ["nyuv2", "cityscapes"])
+def test_the_papers_experiments_run_on_files_in_their_layout(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmentation = {"label": "label_19", "normals": False, "classes": 19} if name == "cityscapes" else {"classes": 13}
+    write_arrays(tmp_path, name, size=(24, 40), counts=(20, 3), **segmentation)
+    real = settings.SETTINGS[name]
+    narrow = replace(
+        real,
+        load=lambda root: getattr(settings, name)(root, crop=17),
+        network=lambda problem: PaperNetwork({task.name: task.outputs for task in problem.tasks}, width=4, hidden=8),
+    )
+    monkeypatch.setitem(settings.SETTINGS, name, narrow)
+    out = tmp_path / "runs"
+    methods = ["SNIP", "DiSparse static", "DiSparse dynamic", "DiSparse Taylor"]
+    folders = ["--root", str(tmp_path), "--out", str(out)]
+    accuracy.main(
+        ["--data", name, *folders, "--quick", "--seeds", "1", "--amounts", "0.9", "--methods", *methods],
+    )
+    runs = {run.method: run for run in Store(out, name).runs()}
+    assert runs.keys() == {"dense", *methods}
+    assert {run.rate for run in runs.values() if run.method != "dense"} == {*real.budget.rates, *real.budget.tune_rates}
+    assert all(abs(run.pruned - round(0.9 * run.weights)) == 0 for run in runs.values() if run.method != "dense")
+
+
+def test_the_papers_network_and_hyperparameters_are_those_of_the_settings() -> None:
+    budget = settings.SETTINGS["taskonomy"].budget
+    assert (budget.train, budget.tune, budget.optimizer, budget.decay) == (100_000, 4_000, "adam", 5e-4)
+    assert (budget.step_decay, budget.rates, budget.tune_rates) == ((0.3, 12_000), (1e-4,), (1e-6,))
+    assert (budget.scored, budget.scored_size, budget.update_every) == (50, 4, 250)
+    problem = replace(made_up(), tasks=(segmentation("segmentation", 40), normals("normals")), shape=(3, 65, 65))
+    with torch.device("meta"):
+        network = settings.SETTINGS["nyuv2"].network(problem)
+    assert sum(p.numel() for n, p in network.named_parameters() if p.dim() == 4) == 67_581_120
+
+
+def test_the_learning_rate_steps_down_where_the_budget_says_so() -> None:
+    stepped = replace(SETTING, budget=replace(BUDGET, step_decay=(0.5, 4)))
+    bench = Bench(stepped, made_up(), 0, 1e-2, CPU)
+    course, rates = Course(bench, bench.initial(), 10, 0.8, stage=0), []
+    course.run(after_step=lambda _: rates.append(course.optimizer.param_groups[0]["lr"]))
+    assert rates == pytest.approx([0.8] * 4 + [0.4] * 4 + [0.2] * 2)

@@ -39,6 +39,7 @@ class Budget:
     tune_rates: tuple[float, ...] = ()  # to choose from after pruning, where not the same
     step_decay: tuple[float, int] | None = None  # the learning rate times a factor every so many steps; else one cycle
     evaluated: int = 256  # samples per batch of evaluation
+    scored_size: int = 0  # samples in a batch that weights are scored on; 0 is the batch size
 
     def quick(self) -> Budget:
         """Return next to nothing, to see that everything runs."""
@@ -84,7 +85,9 @@ class Bench:
     @cached_property
     def _dense(self) -> nn.Module:
         model = self.initial()
-        Course(self, model, self.budget.train, self.dense_rate, stage=0).run()
+        with torch.random.fork_rng():  # whoever asks first must not find other random numbers than the next
+            torch.manual_seed(self.seed)
+            Course(self, model, self.budget.train, self.dense_rate, stage=0).run()
         return model.eval()
 
     def dense(self) -> nn.Module:
@@ -94,7 +97,8 @@ class Bench:
     @cached_property
     def scored(self) -> list[Batch]:
         """The training batches that weights are scored on."""
-        order = batch_order(len(self.problem.train), self.budget.scored, self.budget.batch_size, self._stream(9))
+        size = self.budget.scored_size or self.budget.batch_size
+        order = batch_order(len(self.problem.train), self.budget.scored, size, self._stream(9))
         return [self._to_device(self.problem.train.batch(which)) for which in order]
 
     @cached_property
@@ -102,6 +106,11 @@ class Bench:
         """The tasks that reach each weight tensor, by its name."""
         scores = score_tasks(self.initial(), self.losses, self.scored[:1], criterion="magnitude")
         return {name: scores.tasks_reaching(*key) for name, key in zip(scores.names, scores.parameters, strict=True)}
+
+    def run(self, procedure: Callable[[Bench, float, float], nn.Module], amount: float, rate: float) -> nn.Module:
+        """Carry out a method; its random numbers do not depend on what was done before."""
+        torch.manual_seed(self.seed)
+        return procedure(self, amount, rate)
 
     def order(self, steps: int, stage: int) -> Tensor:
         """Return which samples each step of a stage trains on: int64 ``(steps, batch size)``."""

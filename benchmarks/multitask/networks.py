@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .problem import Problem
+from paper_network import PaperNetwork
 
 
 class Heads(nn.ModuleDict):
@@ -94,3 +95,8 @@ def dense_resnet(problem: Problem) -> nn.Module:
     )
     channels = trunk.feature_info.channels()
     return SharedTrunk(trunk, {task.name: Decoder(channels, task.outputs) for task in problem.tasks})
+
+
+def paper_network(problem: Problem) -> nn.Module:
+    """The paper's: DeepLab on ResNet-34 with four parallel dilated branches per task."""
+    return PaperNetwork({task.name: task.outputs for task in problem.tasks})

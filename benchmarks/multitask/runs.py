@@ -78,13 +78,10 @@ class Store:
     def set_facts(self, facts: dict[str, Any]) -> None:
         """Write it; runs made under other facts must not be mixed with new ones."""
         path = self.folder / "setting.json"
-        if path.exists() and self._comparable(self.setting_facts()) != self._comparable(facts):
+        facts = json.loads(json.dumps(facts))
+        if path.exists() and {**self.setting_facts(), "torch": ""} != {**facts, "torch": ""}:
             raise ValueError(f"out: {self.folder} holds runs of another budget or problem; give another folder")
         path.write_text(json.dumps(facts, indent=1) + "\n")
-
-    @staticmethod
-    def _comparable(facts: dict[str, Any]) -> Any:
-        return json.loads(json.dumps({name: value for name, value in facts.items() if name != "torch"}))
 
     def set_rates(self, tried: dict[str, dict[str, float]]) -> None:
         """Write all of them."""
@@ -129,7 +126,7 @@ def choose_rates(
     reference = bench.measure(bench.dense(), problem.validation) if missing else {}
     for method in missing:
         measured = {
-            rate: bench.measure(method.procedure(bench, TUNING_AMOUNT, rate), problem.validation)
+            rate: bench.measure(bench.run(method.procedure, TUNING_AMOUNT, rate), problem.validation)
             for rate in _rates(setting, method)
         }
         tried[method.name] = _scores(problem, measured, reference)
@@ -144,7 +141,7 @@ def _rates(setting: Setting, method: Method) -> tuple[float, ...]:
 
 def _dense(setting: Setting, problem: Problem, rate: float, device: torch.device) -> Measured:
     bench = Bench(setting, problem, TUNING_SEED, rate, device)
-    return bench.measure(DENSE.procedure(bench, 0.0, rate), problem.validation)
+    return bench.measure(bench.run(DENSE.procedure, 0.0, rate), problem.validation)
 
 
 def _scores(problem: Problem, measured: dict[float, Measured], reference: Measured) -> dict[str, float]:
@@ -174,7 +171,7 @@ def run_seed(
         if (method.name, amount, seed) in done:
             continue
         start = time.process_time()
-        model = method.procedure(bench, amount, rates[method.name])
+        model = bench.run(method.procedure, amount, rates[method.name])
         run = record(setting.name, bench, method, amount, rates[method.name], model, time.process_time() - start)
         store.add(run)
         yield run
