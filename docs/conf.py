@@ -1,12 +1,18 @@
 """How the documentation site is built: ``sphinx-build -W -b html docs docs/_build``."""
 
+import sys
+from pathlib import Path
+
 import disparse_plugin
+
+sys.path.insert(0, str(Path(__file__).parent))  # for gallery.py
 
 project = "disparse-plugin"
 author = "the disparse-plugin developers"
 version = release = disparse_plugin.__version__
 extensions = [
     "myst_parser",
+    "sphinx_gallery.gen_gallery",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -22,3 +28,15 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": r"/(?!watershed)\w+\.py$",  # run; watershed.py finds its network by __file__, which is not there
+    "reset_argv": "gallery.arguments",
+    "image_scrapers": ("gallery.saved_pictures",),
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "within_subsection_order": "FileNameSortKey",
+}

@@ -1,4 +1,8 @@
-"""Prune a network with two tasks to 90, 95 and 98 %, by DiSparse and by the usual methods, and compare.
+"""
+Nine ways to prune two digits in one picture
+============================================
+
+Prune a network with two tasks to 90, 95 and 98 %, by DiSparse and by the usual methods, and compare.
 
 The data are scikit-learn's handwritten digits, two to a picture as in MultiMNIST: one at the top left, one at the
 bottom right, overlapping. To read the first is one task, to read the second the other. The network is a narrow ResNet

@@ -1,4 +1,8 @@
-"""2:4 masks that both tasks agree on, and on a GPU the sparse matrix multiplication that they allow.
+"""
+Two of every four weights
+=========================
+
+2:4 masks that both tasks agree on, and on a GPU the sparse matrix multiplication that they allow.
 
     python examples/semi_structured.py
 

@@ -1,4 +1,8 @@
-"""Prune an SMP Unet with two outputs, a mask and an image label, in three lines.
+"""
+Segmentation and an image label with SMP
+========================================
+
+Prune an SMP Unet with two outputs, a mask and an image label, in three lines.
 
 Real photographs that ship inside the scikit-image and scikit-learn wheels; nothing is downloaded. The labels are made
 here, and simple on purpose: the mask is the brighter side of Otsu's threshold of the whole picture (a classical

@@ -1,4 +1,8 @@
-"""Train a network with two tasks sparse from the first step to the last, and let it move its weights.
+"""
+Sparse training
+===============
+
+Train a network with two tasks sparse from the first step to the last, and let it move its weights.
 
 Data and network are those of ``quickstart.py``. All methods keep the same number of weights, get the same number of
 training steps and the same learning rates; they differ in which weights they keep:

@@ -1,4 +1,8 @@
-"""An SMP model with a mask and a label head, made smaller, saved without pickle, and rebuilt.
+"""
+Channels of an SMP model
+========================
+
+An SMP model with a mask and a label head, made smaller, saved without pickle, and rebuilt.
 
     python examples/structured_smp.py
     python examples/structured_smp.py --arch FPN --encoder mobilenet_v2 --amount 0.5

@@ -1,4 +1,8 @@
-"""A timm trunk with two heads, trained, made smaller, and fine-tuned.
+"""
+Channels of a timm trunk
+========================
+
+A timm trunk with two heads, trained, made smaller, and fine-tuned.
 
     python examples/structured_timm.py
     python examples/structured_timm.py --model mobilenetv3_small_050 --amount 0.5 --of macs
