@@ -5,8 +5,8 @@ Is there a watershed?
 The paper's "watershed" figure with its controls: do the masks say that tasks part ways at some layer?
 
 The procedure of the paper (Sun et al., CVPR 2022, section 4.5): score the untrained network with SNIP in training
-mode, Xavier weights, let every task keep the share rho = 0.078 of what it uses, and draw ``|all| / |any|`` of the masks for
-the 33 convolutions of the trunk (shortcuts left out). The network has the paper's shape; by default it is narrower.
+mode, Xavier weights, let every task keep the share rho = 0.078 of what it uses, and draw ``|all| / |any|`` of the masks
+for the 33 convolutions of the trunk (shortcuts left out). The network has the paper's shape; by default it is narrower.
 What the paper did not draw is drawn too: what chance gives at the same densities, permuted labels, and how much each
 task agrees with itself on other pictures.
 
