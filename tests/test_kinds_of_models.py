@@ -100,6 +100,49 @@ def test_the_whole_way_from_scores_to_a_plain_model(first, names):
         assert torch.equal(twin(vectors(1)[0])["a"], output)
 
 
+class FirstOutput(nn.Module):
+    """What a recurrent or an attention module returns first."""
+
+    def __init__(self, inner, inputs):
+        super().__init__()
+        self.inner, self.inputs = inner, inputs
+
+    def forward(self, x):
+        return self.inner(*[x[:, None]] * self.inputs)[0][:, 0]
+
+
+OWN_PARAMETERS = {
+    "LSTM": (lambda: nn.LSTM(5, 5, num_layers=2), 1, ["weight_ih_l0", "weight_hh_l1"]),
+    "GRU": (lambda: nn.GRU(5, 5), 1, ["weight_hh_l0"]),
+    "MultiheadAttention": (lambda: nn.MultiheadAttention(5, 1), 3, ["in_proj_weight"]),
+}
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize(("make", "inputs", "names"), OWN_PARAMETERS.values(), ids=OWN_PARAMETERS)
+def test_recurrent_and_attention_weights_are_scored_as_defined(make, inputs, names, pruned):
+    """Asked for by name; the effective weight is what counts, wherever the module keeps it."""
+    model, plain = (Around(FirstOutput(make(), inputs)) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    own, (batch,) = [(model.first.inner, name) for name in names], vectors(1)
+    for module, name in own if pruned else []:
+        prune.random_unstructured(module, name, 0.5)
+        with torch.no_grad():
+            getattr(plain.first.inner, name).mul_(getattr(module, f"{name}_mask"))
+    keys = [*own, *((head, "weight") for head in model.heads.values())]
+    scores = score_tasks(model, square_losses, [batch], parameters=keys)
+    for task in scores:
+        plain.zero_grad()
+        square_losses(plain, batch)[task].backward()
+        for key in own:
+            weight = getattr(plain.first.inner, key[1])
+            torch.testing.assert_close(scores[task][key], (weight * weight.grad).abs().detach())
+    alive = sum(int((getattr(*key) != 0).sum()) for key in keys)
+    disparse_static(model, square_losses, [batch], 0.5, parameters=keys)
+    model(batch)
+    assert sum(int((getattr(*key) != 0).sum()) for key in keys) == alive - round(0.5 * alive)
+
+
 @pytest.mark.parametrize("scheduler", [DiSparseScheduler, GradualPruning])
 @pytest.mark.parametrize("first", [first for first, _ in WORKS.values()], ids=WORKS)
 def test_sparse_training(scheduler, first):
