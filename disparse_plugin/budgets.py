@@ -15,6 +15,8 @@ protected one is the later.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import numbers
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from .agreement import AliveScores, agreement
 from .amounts import check_amount, count_to_prune
-from .arbiters import Arbiter
+from .arbiters import Arbiter, ignores_absent_tasks
 from .cut import lowest_by_agreement
 from .highest import highest
 from .ranking import count_true, lowest
@@ -137,7 +139,7 @@ def plan(amount: Amount, scores: AliveScores, tasks: Sequence[str], floors: Sequ
         ValueError: If a part with weights is not named, a name is unknown or ambiguous, a count is larger than what is
             alive, or less may go than is to go.
     """
-    sizes = [_size(rows) for rows in scores]
+    sizes = [_only(rows).numel() for rows in scores]
     if isinstance(amount, Mapping):
         parts = [part_of(rows) for rows in scores]
         _check_parts(amount, parts, sizes, tasks)
@@ -187,22 +189,37 @@ def lowest_in_budget(
     Returns:
         bool, 1-D, one per parameter, on its device; of each cut's tensors exactly ``count`` are True.
     """
-    if len(cuts) == 1 and len(cuts[0].tensors) == len(scores):
-        chosen = lowest_by_agreement(scores, tasks, arbiter, cuts[0].count)
-        # Where every tensor keeps enough by itself, nothing protected has gone, so protecting it changes nothing.
-        if all(
-            floor == 0 or mark.numel() - count_true(mark) >= floor for mark, floor in zip(chosen, floors, strict=True)
-        ):
-            return chosen
-    values = lift(agreement(scores, tasks, arbiter), floors)
-    marks = [torch.zeros_like(value, dtype=torch.bool) for value in values]
+    ranked = functools.cache(lambda: agreement(scores, tasks, arbiter))
+    marks: dict[int, Tensor] = {}
     for cut in cuts:
-        parts = [values[index] for index in cut.tensors]
-        joined = torch.cat([part.to(parts[0].device) for part in parts])
-        split = lowest(joined, cut.count).split([part.numel() for part in parts])
-        for index, mark in zip(cut.tensors, split, strict=True):
-            marks[index] = mark.to(values[index].device)
-    return marks
+        own = [floors[index] for index in cut.tensors]
+        rows = [scores[index] for index in cut.tensors]
+        # Where one task alone decides, its percentiles are in the order of its scores.
+        alone = len({*itertools.chain(*rows)}) == 1 and ignores_absent_tasks(arbiter)
+        chosen = None if alone and cut.part else lowest_by_agreement(scores, tasks, arbiter, cut.count, cut.tensors)
+        if chosen is None or _protected_went(chosen, own):
+            values = [_only(row) for row in rows] if alone else [ranked()[index] for index in cut.tensors]
+            chosen = _lowest(values, cut.count, own)
+        marks.update(zip(cut.tensors, chosen, strict=True))
+    return [marks[index] for index in range(len(scores))]
+
+
+def _protected_went(chosen: Sequence[Tensor], floors: Sequence[int]) -> bool:
+    """Tell whether a cut that knew no protection took of it: where enough is left in a tensor, its highest are."""
+    return any(mark.numel() - count_true(mark) < floor for mark, floor in zip(chosen, floors, strict=True) if floor)
+
+
+def _lowest(values: Sequence[Tensor], count: int, floors: Sequence[int]) -> list[Tensor]:
+    """Mark the lowest entries of several tensors that are not among the highest of their own."""
+    home = values[0].device
+    free = []
+    for value, floor in zip(values, floors, strict=True):
+        if floor:
+            value = value.clone()
+            value[highest(value, floor)] = torch.inf
+        free.append(value.to(home))
+    split = lowest(torch.cat(free), count).split([value.numel() for value in values])
+    return [mark.to(value.device) for mark, value in zip(split, values, strict=True)]
 
 
 def lift(values: Sequence[Tensor], floors: Sequence[int]) -> list[Tensor]:
@@ -230,8 +247,8 @@ def lift(values: Sequence[Tensor], floors: Sequence[int]) -> list[Tensor]:
     return lifted
 
 
-def _size(rows: Mapping[str, Tensor]) -> int:
-    return next(iter(rows.values())).numel()
+def _only(rows: Mapping[str, Tensor]) -> Tensor:
+    return next(iter(rows.values()))
 
 
 def _called(part: str) -> str:

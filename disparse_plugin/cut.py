@@ -27,27 +27,33 @@ SAMPLE = 2**19
 HALF_WIDTH = 0.005
 
 
-def lowest_by_agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int) -> list[Tensor]:
+def lowest_by_agreement(
+    scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int] | None = None
+) -> list[Tensor]:
     """Mark the ``count`` entries with the lowest agreement scores.
 
     Args:
         scores: The alive scores of each parameter.
         tasks: All task names.
         arbiter: The reduction over tasks.
-        count: How many entries to mark, over all parameters.
+        count: How many entries to mark, over all parameters that are cut.
+        within: Indices of the parameters that are cut, in ascending order; by default all. Agreement scores are those
+            among all parameters in any case.
 
     Returns:
-        bool, 1-D, one per parameter, on its device; exactly ``count`` are True. Ties as in
+        bool, 1-D, one per parameter that is cut, on its device; exactly ``count`` are True. Ties as in
         :mod:`disparse_plugin.ranking`.
     """
-    sizes = [next(iter(rows.values())).numel() for rows in scores]
+    within = range(len(scores)) if within is None else within
+    sizes = [next(iter(scores[index].values())).numel() for index in within]
     devices = {next(iter(rows.values())).device for rows in scores}
     on_cpu = devices == {torch.device("cpu")}
     if on_cpu and is_order_statistic(arbiter) and sum(sizes) > 4 * SAMPLE and 0 < count < sum(sizes):
-        chosen = _cut_in_band(scores, tasks, arbiter, count)
+        chosen = _cut_in_band(scores, tasks, arbiter, count, within)
         if chosen is not None:
             return chosen
-    values = agreement(scores, tasks, arbiter)
+    every = agreement(scores, tasks, arbiter)
+    values = [every[index] for index in within]
     home = values[0].device
     marked = lowest(torch.cat([value.to(home) for value in values]), count)
     return [part.to(value.device) for part, value in zip(marked.split(sizes), values, strict=True)]
@@ -70,16 +76,18 @@ class _Band:
         return self.below / self.total, (self.below + within) / self.total
 
 
-def _cut_in_band(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int) -> list[Tensor] | None:
-    ranges = _sampled_ranges(scores, tasks, arbiter, count)
+def _cut_in_band(
+    scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
+) -> list[Tensor] | None:
+    ranges = _sampled_ranges(scores, tasks, arbiter, count, within)
     bands = dict(zip(tasks, in_threads(lambda task: _band(scores, task, *ranges[task]), tasks), strict=True))
     floor = max(band.limits[0] for band in bands.values())
     ceiling = min(band.limits[1] for band in bands.values())
     if floor >= ceiling:
         return None
     marks, undecided, values = [], [], []
-    for index, rows in enumerate(scores):
-        side, inside, value = _judge(rows, index, bands, arbiter)
+    for index in within:
+        side, inside, value = _judge(scores[index], index, bands, arbiter)
         mark = torch.from_numpy(side.numpy() == 0)
         # Clipping: under the floor the order is unknown and does not matter, because all of it is pruned.
         mark[inside[value <= floor]] = True
@@ -97,7 +105,7 @@ def _cut_in_band(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, co
 
 
 def _sampled_ranges(
-    scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int
+    scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
 ) -> dict[str, tuple[float, float]]:
     """Guess, from every stride-th entry, the range of each task's scores around the cut."""
     total = sum(next(iter(rows.values())).numel() for rows in scores)
@@ -105,8 +113,10 @@ def _sampled_ranges(
     while stride % 2 == 0 or stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:
         stride += 1  # kernels have 9, 25 or 49 places; a stride that divides them would see only some
     sample = [{task: row[::stride] for task, row in rows.items()} for rows in scores]
-    values = torch.cat(agreement(sample, tasks, arbiter))
-    middle = kth_lowest(values, min(values.numel(), max(1, round(count / total * values.numel()))))
+    every = agreement(sample, tasks, arbiter)
+    values = torch.cat([every[index] for index in within])
+    share = count / sum(next(iter(scores[index].values())).numel() for index in within)
+    middle = kth_lowest(values, min(values.numel(), max(1, round(share * values.numel()))))
     ranges = {}
     for task in tasks:
         sampled = torch.cat([rows[task] for rows in sample if task in rows]).double()

@@ -15,7 +15,7 @@ from .arbiters import Arbiter
 from .budgets import Amount, check_budget, kept_at_least, lift, lowest_in_budget, plan
 from .files import read_tensors, write_tensors
 from .parameters import ParameterKey, alive_mask, check_parameters, keys_by_name, qualified_names, stored, unwrap
-from .ranking import extremes
+from .score_checks import check_tables, check_tasks
 
 _KIND = "disparse_plugin.scores"
 
@@ -71,7 +71,7 @@ class TaskScores:
             ValueError: If there is no task, a task reaches no parameter, a shape differs, a score is not finite, or a
                 parameter is refused by :func:`disparse_plugin.parameters.check_parameters`.
         """
-        _check_tasks(scores)
+        check_tasks(scores)
         root = unwrap(model)
         reached = {key for table in scores.values() for key in table}
         if parameters is None:
@@ -79,7 +79,7 @@ class TaskScores:
             parameters = sorted(reached, key=lambda key: (order.get(key[0], -1), key[1]))
         keys = check_parameters(root, parameters)
         names = dict(zip(keys, qualified_names(root, keys), strict=True))
-        _check_tables(scores, names)
+        check_tables(scores, names)
         self.tasks: tuple[str, ...] = tuple(scores)
         self.parameters: tuple[ParameterKey, ...] = tuple(key for key in keys if key in reached)
         self.names: tuple[str, ...] = tuple(names[key] for key in self.parameters)
@@ -187,6 +187,17 @@ class TaskScores:
             TypeError: If ``amount`` or ``min_keep`` is of the wrong type.
             ValueError: If ``amount`` or ``min_keep`` is out of range, ``min_keep`` protects more than ``amount`` leaves
                 over, a part is unknown or missing, or the arbiter is unknown.
+
+        Example:
+            >>> trunk, head = nn.Linear(4, 2), nn.Linear(2, 1)
+            >>> keys = [(trunk, "weight"), (head, "weight")]
+            >>> a = {keys[0]: torch.ones(2, 4), keys[1]: torch.tensor([[0.1, 0.2]])}
+            >>> scores = TaskScores(nn.Sequential(trunk, head), {"a": a, "b": {keys[0]: torch.ones(2, 4)}})
+            >>> scores.masks(0.5)[keys[1]], scores.masks(0.5, min_keep=1)[keys[1]]
+            (tensor([[False, False]]), tensor([[False,  True]]))
+            >>> masks = scores.masks({"shared": 0.25, "a": 0.5})
+            >>> [int(masks[key].sum()) for key in keys]
+            [6, 1]
         """
         check_budget(amount, min_keep)
         rule, alive = arbiters.resolve(arbiter), self._alive()
@@ -284,40 +295,3 @@ def _spread(values: Tensor, alive: Tensor | None, shape: torch.Size) -> Tensor:
     full = values.new_zeros(shape)
     full[alive] = values
     return full
-
-
-def _check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:
-    if not scores:
-        raise ValueError("scores: at least one task is needed, found none")
-    for task, table in scores.items():
-        if not table:
-            raise ValueError(
-                f"scores: every task must reach at least one parameter, found none for task {task!r}; its loss does "
-                "not depend "
-                "on any of the given parameters (detached, constant, or computed from other parameters): fix it or "
-                "leave the task out"
-            )
-
-
-def _check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Mapping[ParameterKey, str]) -> None:
-    for task, table in scores.items():
-        for key, score in table.items():
-            if key not in names:
-                raise ValueError(
-                    f"scores: every scored pair must be in parameters, found one of task {task!r} that is not"
-                )
-            _check_score(score, stored(*key), f"scores of task {task!r} for {names[key]}")
-
-
-def _check_score(score: Tensor, parameter: Tensor, what: str) -> None:
-    if not isinstance(score, Tensor) or not score.is_floating_point():
-        raise TypeError(
-            f"{what}: must be a floating point tensor, found {getattr(score, 'dtype', type(score).__name__)}"
-        )
-    if score.shape != parameter.shape:
-        raise ValueError(
-            f"{what}: must have the weight's shape {tuple(parameter.shape)}, found {tuple(score.shape)}; "
-            "were they made for another model?"
-        )
-    if not bool(extremes(score).isfinite().all()):
-        raise ValueError(f"{what}: must be finite, found NaN or infinity; check the task's loss and the criterion")

@@ -48,6 +48,27 @@ def layouts(draw, values=EITHER, max_tasks=6):
     return tables, sizes
 
 
+@st.composite
+def large_layouts(draw):
+    """Enough entries that a sample is not all of them; heavy ties, unequal tasks, huge spreads."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    levels = draw(st.sampled_from([2, 7, 10**6]))
+    sizes = draw(st.lists(st.integers(20, 300), min_size=2, max_size=4))
+    tasks = [f"task{k}" for k in range(draw(st.integers(1, 4)))]
+    tables = {}
+    for task in tasks:
+        reached = draw(st.lists(st.sampled_from(range(len(sizes))), min_size=1, unique=True))
+        tables[task] = {
+            i: (torch.randint(levels, (sizes[i],), generator=generator) / levels).square().tolist() for i in reached
+        }
+    tables[tasks[0]] |= {
+        i: torch.rand(n, generator=generator).tolist()
+        for i, n in enumerate(sizes)
+        if all(i not in table for table in tables.values())
+    }
+    return tables, sizes
+
+
 def kept_entries(masks, parameters):
     """The ``(parameter, place)`` pairs that masks keep."""
     return {

@@ -46,6 +46,18 @@ class PartlyShared(nn.Module):
         return {"a": self.heads["a"](ab), "b": self.heads["b"](ab), "c": self.heads["c"](abc), "d": self.d(x)}
 
 
+class Around(nn.Module):
+    """Two heads of five inputs behind whatever comes first."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.heads = first, nn.ModuleDict({"a": nn.Linear(5, 4), "b": nn.Linear(5, 4)})
+
+    def forward(self, x):
+        x = self.first(x).tanh()
+        return {task: head(x) for task, head in self.heads.items()}
+
+
 def square_losses(model, batch):
     """One smooth loss per output; works for every model here that returns a dict."""
     outputs = model(batch).items()

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
@@ -14,13 +14,15 @@ from disparse_plugin import (
     TaskScores,
     at_least,
     budgets,
+    cut,
     disparse_pretrained,
     disparse_static,
     score_tasks,
 )
+from disparse_plugin.agreement import agreement
 from disparse_plugin.sparsity import sparsity_report
 
-from layouts import build, kept_entries, layouts, oracle, prune_places
+from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from oracle import ARBITERS
 
@@ -112,6 +114,42 @@ def test_a_floor_that_is_met_anyway_changes_nothing_and_costs_no_ranking(monkeyp
     monkeypatch.setattr(budgets, "agreement", None)
     floored = scores.masks(0.5, min_keep=20)
     assert all(torch.equal(plain[key], floored[key]) for key in plain)
+
+
+@settings(max_examples=100)
+@given(large_layouts(), st.data(), st.sampled_from(["unanimous", "any", "at_least(2)"]), st.sampled_from([8, 64]))
+def test_parts_of_a_large_model_are_cut_by_a_sample_as_by_a_full_sort(layout, data, arbiter, sample):
+    _, scores = build(*layout)
+    budget = {"amount": {part: data.draw(st.floats(0, 0.9)) for part in part_sizes(layout)}, "min_keep": 2}
+    full = scores.masks(arbiter=rule(arbiter), **budget)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cut, "SAMPLE", sample)
+        patch.setattr(cut, "HALF_WIDTH", 0.1)
+        quick = scores.masks(arbiter=rule(arbiter), **budget)
+    assert all(torch.equal(full[key], quick[key]) for key in full)
+
+
+def test_parts_of_a_large_model_are_not_ranked_in_full(monkeypatch):
+    """A sample tells where the cut of the shared part is; a task's own part is cut by its scores as they are."""
+    sizes = [40_000, 30_000, 50_000, 60_000]
+    reached = {"a": (0, 1, 2), "b": (0, 1, 3)}
+    tables = {task: {i: torch.rand(sizes[i]).tolist() for i in indices} for task, indices in reached.items()}
+    _, scores = build(tables, sizes)
+    amounts = {"shared": 0.9, "a": 0.3, "b": 0.6}
+    full = scores.masks(amounts, min_keep=100)
+    monkeypatch.setattr(cut, "SAMPLE", 10_000)
+    monkeypatch.setattr(cut, "HALF_WIDTH", 0.02)
+    monkeypatch.setattr(budgets, "agreement", None)
+    monkeypatch.setattr(cut, "agreement", _small_only)
+    quick = scores.masks(amounts, min_keep=100)
+    assert all(torch.equal(full[key], quick[key]) for key in full)
+    counts = {part: int((~full[key]).sum()) for part, key in zip("ab", scores.parameters[2:], strict=True)}
+    assert counts == {"a": 15_000, "b": 36_000}
+
+
+def _small_only(rows, *rest):
+    assert sum(next(iter(row.values())).numel() for row in rows) < 25_000, "everything was ranked"
+    return agreement(rows, *rest)
 
 
 @given(layouts(max_tasks=4), AMOUNTS, MIN_KEEPS, st.data())

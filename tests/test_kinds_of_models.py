@@ -1,33 +1,19 @@
-"""Models out of the ordinary: types, layouts, buffers, containers, shared and frozen parts; each works or is refused.
+"""Models out of the ordinary that work: types, layouts, buffers, containers, shared and frozen parts.
 
-What scoring alone says of them is in ``test_bad_input`` and ``test_scoring``.
+Those that do not are in ``test_refused_models``.
 """
-
-import warnings
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import prune
 
 from disparse_plugin import disparse_static, prunable_parameters, score_tasks
 from disparse_plugin.masks import attach_masks, clone_pruned, fold, masks_of, sparsity_report
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 
-from networks import Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
+from networks import Around, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from pruning_cases import METHODS, each_method, pruning_hooks
-
-
-class Around(nn.Module):
-    """Two heads of five inputs behind whatever comes first."""
-
-    def __init__(self, first):
-        super().__init__()
-        self.first, self.heads = first, nn.ModuleDict({"a": nn.Linear(5, 4), "b": nn.Linear(5, 4)})
-
-    def forward(self, x):
-        x = self.first(x).tanh()
-        return {task: head(x) for task, head in self.heads.items()}
 
 
 class Counting(nn.Module):
@@ -100,6 +86,49 @@ def test_the_whole_way_from_scores_to_a_plain_model(first, names):
         assert torch.equal(twin(vectors(1)[0])["a"], output)
 
 
+class FirstOutput(nn.Module):
+    """What a recurrent or an attention module returns first."""
+
+    def __init__(self, inner, inputs):
+        super().__init__()
+        self.inner, self.inputs = inner, inputs
+
+    def forward(self, x):
+        return self.inner(*[x[:, None]] * self.inputs)[0][:, 0]
+
+
+OWN_PARAMETERS = {
+    "LSTM": (lambda: nn.LSTM(5, 5, num_layers=2), 1, ["weight_ih_l0", "weight_hh_l1"]),
+    "GRU": (lambda: nn.GRU(5, 5), 1, ["weight_hh_l0"]),
+    "MultiheadAttention": (lambda: nn.MultiheadAttention(5, 1), 3, ["in_proj_weight"]),
+}
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize(("make", "inputs", "names"), OWN_PARAMETERS.values(), ids=OWN_PARAMETERS)
+def test_recurrent_and_attention_weights_are_scored_as_defined(make, inputs, names, pruned):
+    """Asked for by name; the effective weight is what counts, wherever the module keeps it."""
+    model, plain = (Around(FirstOutput(make(), inputs)) for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    own, (batch,) = [(model.first.inner, name) for name in names], vectors(1)
+    for module, name in own if pruned else []:
+        prune.random_unstructured(module, name, 0.5)
+        with torch.no_grad():
+            getattr(plain.first.inner, name).mul_(getattr(module, f"{name}_mask"))
+    keys = [*own, *((head, "weight") for head in model.heads.values())]
+    scores = score_tasks(model, square_losses, [batch], parameters=keys)
+    for task in scores:
+        plain.zero_grad()
+        square_losses(plain, batch)[task].backward()
+        for key in own:
+            weight = getattr(plain.first.inner, key[1])
+            torch.testing.assert_close(scores[task][key], (weight * weight.grad).abs().detach())
+    alive = sum(int((getattr(*key) != 0).sum()) for key in keys)
+    disparse_static(model, square_losses, [batch], 0.5, parameters=keys)
+    model(batch)
+    assert sum(int((getattr(*key) != 0).sum()) for key in keys) == alive - round(0.5 * alive)
+
+
 @pytest.mark.parametrize("scheduler", [DiSparseScheduler, GradualPruning])
 @pytest.mark.parametrize("first", [first for first, _ in WORKS.values()], ids=WORKS)
 def test_sparse_training(scheduler, first):
@@ -156,95 +185,6 @@ def test_channels_last_weights_are_pruned_like_contiguous_ones(method):
         METHODS[method](layer, "weight")
     assert torch.equal(one.weight_mask, other.weight_mask)
     assert other.weight_orig.is_contiguous(memory_format=torch.channels_last)
-
-
-def quietly(make):
-    """Make a module that torch announces as deprecated, or as in development."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make()
-
-
-def lazy():
-    return quietly(lambda: nn.LazyLinear(5))
-
-
-REFUSED = {
-    "weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(5, 5)), "weight must be a plain parameter, found"),
-    "spectral_norm": (lambda: parametrizations.spectral_norm(nn.Linear(5, 5)), "computed by a parametrization"),
-    "orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(5, 5)), "remove_parametrizations first"),
-    "old weight_norm": (
-        lambda: quietly(lambda: nn.utils.weight_norm(nn.Linear(5, 5))),
-        r"found Tensor; .*'weight_g', 'weight_v'",
-    ),
-    "old spectral_norm": (
-        lambda: quietly(lambda: nn.utils.spectral_norm(nn.Linear(5, 5))),
-        "found Tensor; .*'weight_orig'",
-    ),
-    "lazy": (lazy, "weight must have a shape, found a lazy parameter; run one batch"),
-    "meta": (lambda: nn.Linear(5, 5, device="meta"), "weight must hold values, found the meta device; materialise"),
-    "complex": (
-        lambda: nn.Linear(5, 5, dtype=torch.complex64),
-        "must be of a floating point type, found torch.complex64",
-    ),
-}
-refused = pytest.mark.parametrize(("first", "message"), REFUSED.values(), ids=REFUSED)
-
-
-@refused
-@each_method
-def test_what_cannot_be_masked_is_refused_by_every_method(first, message, method):
-    module = first()
-    parameters, hooks = dict(module.named_parameters()), len(module._forward_pre_hooks)
-    with pytest.raises(ValueError, match=f"parameters: .*({message})"):
-        METHODS[method](module, "weight")
-    assert {name: id(value) for name, value in module.named_parameters()} == {n: id(p) for n, p in parameters.items()}
-    assert len(module._forward_pre_hooks) == hooks
-
-
-@refused
-@pytest.mark.parametrize("scheduler", [DiSparseScheduler, GradualPruning])
-def test_what_cannot_be_masked_is_refused_before_training(first, message, scheduler):
-    model = Around(first())
-    optimizer = torch.optim.SGD(model.heads.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=f"parameters: first.*({message})"):
-        scheduler(model, optimizer, square_losses, amount=0.5, stop_at=4)
-    assert not prune.is_pruned(model)
-
-
-def test_the_old_spectral_norm_is_not_taken_for_a_mask():
-    """It too has a Parameter called ``weight_orig``."""
-    model = Around(quietly(lambda: nn.utils.spectral_norm(nn.Linear(5, 5))))
-    heads = [(head, "weight") for head in model.heads.values()]
-    scores = score_tasks(model, square_losses, vectors(), parameters=heads)
-    attach_masks(model, scores.masks(0.5))
-    assert set(masks_of(model)) == {"heads.a.weight", "heads.b.weight"}
-    report = sparsity_report(model)  # of what could be masked, as with a parametrization
-    assert (report.alive, report.total) == (20, 40)
-    with pytest.raises(ValueError, match=r"found first\.weight which is not"):
-        attach_masks(model, {"first.weight": torch.ones(5, 5, dtype=torch.bool)})
-    output = model.eval()(vectors(1)[0])["a"]
-    assert torch.equal(fold(model)(vectors(1)[0])["a"], output)
-
-
-def test_after_removing_the_parametrization_it_works():
-    model = Around(parametrizations.weight_norm(nn.Linear(5, 5)))
-    parametrize.remove_parametrizations(model.first, "weight")
-    disparse_static(model, square_losses, vectors(), 0.5)
-    assert prune.is_pruned(model.first)
-
-
-def test_a_lazy_module_waits_for_its_first_batch():
-    model, masks = Around(lazy()), {"first.weight": torch.ones(5, 5, dtype=torch.bool)}
-    with pytest.raises(ValueError, match=r"masks: first\.weight must have a shape, found a lazy parameter; run one"):
-        attach_masks(model, {"heads.a.weight": torch.ones(4, 5, dtype=torch.bool), **masks})
-    assert not prune.is_pruned(model)
-    with pytest.raises(ValueError, match=r"model: every parameter must have a shape, found first\.weight lazy"):
-        sparsity_report(model)
-    model(vectors(1)[0])
-    attach_masks(model, masks)
-    disparse_static(model, square_losses, vectors(), 0.5)
-    assert sparsity_report(model).alive == 65 - round(0.5 * 65)
 
 
 def test_masks_can_be_attached_on_the_meta_device_and_filled_from_a_checkpoint():

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 from disparse_plugin import DiSparseStatic, TaskScores, at_least, cut, prunable_parameters, score_tasks
 from disparse_plugin.agreement import agreement
 
-from layouts import build, kept_entries, layouts, oracle, prune_places
+from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
 from networks import TwoHeads, digit_batches, digit_losses
 from oracle import ARBITERS
 
@@ -138,27 +138,6 @@ def test_a_custom_arbiter_sees_every_task_and_nan_where_it_does_not_reach():
     assert seen[1][1].tolist() == [1.0]
     assert kept == {(0, 1), (1, 0)}  # 0.5, 1.0 and 0.5: of the two equal ones the first goes
     assert torch.equal(scores.importance(priority)[scores.parameters[1]], torch.tensor([[0.5]], dtype=torch.float64))
-
-
-@st.composite
-def large_layouts(draw):
-    """Enough entries that a sample is not all of them; heavy ties, unequal tasks, huge spreads."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
-    levels = draw(st.sampled_from([2, 7, 10**6]))
-    sizes = draw(st.lists(st.integers(20, 300), min_size=2, max_size=4))
-    tasks = [f"task{k}" for k in range(draw(st.integers(1, 4)))]
-    tables = {}
-    for task in tasks:
-        reached = draw(st.lists(st.sampled_from(range(len(sizes))), min_size=1, unique=True))
-        tables[task] = {
-            i: (torch.randint(levels, (sizes[i],), generator=generator) / levels).square().tolist() for i in reached
-        }
-    tables[tasks[0]] |= {
-        i: torch.rand(n, generator=generator).tolist()
-        for i, n in enumerate(sizes)
-        if all(i not in table for table in tables.values())
-    }
-    return tables, sizes
 
 
 @settings(max_examples=150)

@@ -1,0 +1,58 @@
+"""What scores made elsewhere must be before anything is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from .parameters import ParameterKey, stored
+from .ranking import extremes
+
+
+def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:
+    """Check that there is a task, and that every task reaches something.
+
+    Raises:
+        ValueError: If not.
+    """
+    if not scores:
+        raise ValueError("scores: at least one task is needed, found none")
+    for task, table in scores.items():
+        if not table:
+            raise ValueError(
+                f"scores: every task must reach at least one parameter, found none for task {task!r}; its loss does "
+                "not depend "
+                "on any of the given parameters (detached, constant, or computed from other parameters): fix it or "
+                "leave the task out"
+            )
+
+
+def check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Mapping[ParameterKey, str]) -> None:
+    """Check each score against its parameter.
+
+    Raises:
+        TypeError: If a score is not a floating point tensor.
+        ValueError: If a score is of no listed parameter, of another shape, or not finite.
+    """
+    for task, table in scores.items():
+        for key, score in table.items():
+            if key not in names:
+                raise ValueError(
+                    f"scores: every scored pair must be in parameters, found one of task {task!r} that is not"
+                )
+            _check_score(score, stored(*key), f"scores of task {task!r} for {names[key]}")
+
+
+def _check_score(score: Tensor, parameter: Tensor, what: str) -> None:
+    if not isinstance(score, Tensor) or not score.is_floating_point():
+        raise TypeError(
+            f"{what}: must be a floating point tensor, found {getattr(score, 'dtype', type(score).__name__)}"
+        )
+    if score.shape != parameter.shape:
+        raise ValueError(
+            f"{what}: must have the weight's shape {tuple(parameter.shape)}, found {tuple(score.shape)}; "
+            "were they made for another model?"
+        )
+    if not bool(extremes(score).isfinite().all()):
+        raise ValueError(f"{what}: must be finite, found NaN or infinity; check the task's loss and the criterion")
