@@ -18,7 +18,7 @@ pytestmark = pytest.mark.clients
 class ByAgreement(pruning.BaseSparsifier):
     """What a user writes: the masks of our scores, at the level that the schedule has reached.
 
-    The scores are those of a copy, because scores ask their model what is alive, and ``prepare`` takes its weights away.
+    The scores are those of a copy, because scores ask their model what is alive, which ``prepare`` hides.
     """
 
     def __init__(self, model):

@@ -97,5 +97,5 @@ class TestPruner:
         kind = client("fasterai.prune.all").Pruner
         pruner = kind(model, 0.5, "local", Agreement(scores), example_inputs=images())
         pruner.prune_model()
-        with pytest.raises(TypeError, match="cannot assign .* as parameter 'weight'"):
+        with pytest.raises(TypeError, match=r"cannot assign .* as parameter 'weight'"):
             outputs(model)
