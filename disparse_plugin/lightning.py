@@ -20,6 +20,7 @@ Everything else is in the callback, whose arguments can all be plain values, as 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from .gradients import Batch
 from .initial_masks import present_mask
 from .masking import fold as fold_masks
 from .masking import masks_of
-from .module_losses import check_has_task_losses
+from .module_losses import check_has_task_losses, task_losses_in
 from .parameters import ParameterKey, prunable_parameters
 from .pruning_in_fit import PruningInFit
 from .pruning_modes import Mode, maker
@@ -157,7 +158,8 @@ class DiSparsePruning(Callback):
             attach_in_place(pl_module, self._folded)
         self._folded = None
         self._keys = self._parameters(pl_module)
-        self._pruning.begin(trainer, pl_module, self._keys)
+        losses_for = functools.partial(task_losses_in, trainer, pl_module)
+        self._pruning.begin(trainer, pl_module, self._keys, losses_for)
         self._count()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
