@@ -20,23 +20,19 @@ Everything else is in the callback, whose arguments can all be plain values, as 
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .arbiters import Arbiter
-from .checkpoint_masks import attach_in_place, follow_masks, match_masks
+from .checkpoint_masks import match_masks
 from .criteria import Criterion, ScoreFunction
 from .gradients import Batch
-from .initial_masks import present_mask
-from .masking import fold as fold_masks
-from .masking import masks_of
-from .module_losses import check_has_task_losses
-from .parameters import ParameterKey, prunable_parameters
-from .pruning_in_fit import PruningInFit
-from .pruning_modes import Mode, maker
+from .module_losses import check_has_task_losses, task_losses_in
+from .pruned_fits import PrunedFits
+from .pruning_modes import Mode
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -118,7 +114,7 @@ class DiSparsePruning(Callback):
             TypeError: If an argument is of the wrong type.
             ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
         """
-        given = {
+        options = {
             "min_keep": min_keep,
             "num_batches": num_batches,
             "start_at": start_at,
@@ -130,14 +126,14 @@ class DiSparsePruning(Callback):
             "regrow_dropped": regrow_dropped,
             "seed": seed,
         }
-        self._mode, self._exclude, self._fold = mode, tuple(exclude), fold
-        self._new_pruning = maker(mode, amount, criterion, arbiter, given)
-        self._pruning: PruningInFit = self._new_pruning()
-        self._model: LightningModule | None = None
-        self._folded: dict[str, Tensor] | None = None
-        self._keys: Sequence[ParameterKey] = ()
-        self._handles: list[Any] = []
-        self.sparsity = 0.0
+        self._fits = PrunedFits(
+            mode, amount, criterion=criterion, arbiter=arbiter, exclude=exclude, fold=fold, options=options
+        )
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the listed weights that is masked."""
+        return self._fits.sparsity
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the model follow the masks of checkpoints."""
@@ -146,28 +142,19 @@ class DiSparsePruning(Callback):
                 f"strategy: must keep whole weights on every rank, found {type(trainer.strategy).__name__}; use one "
                 "device or 'ddp'"
             )
-        self._follow(None)
+        self._fits.follow(None)
         if stage == "fit":
             check_has_task_losses(pl_module)
-            self._pruning.end()  # a fit that was interrupted has not ended
-            if self._model is not None and self._model is not pl_module:
-                self._pruning, self._folded = self._new_pruning(), None
-            self._model = pl_module
-        self._follow(pl_module)
+            self._fits.expect(pl_module)
+        self._fits.follow(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start: weights and masks are loaded, optimizers exist."""
-        if self._folded is not None and not masks_of(pl_module):
-            attach_in_place(pl_module, self._folded)
-        self._folded = None
-        self._keys = self._parameters(pl_module)
-        self._pruning.begin(trainer, pl_module, self._keys)
-        self._count()
+        self._fits.begin(trainer, pl_module, functools.partial(task_losses_in, trainer, pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune before the first step."""
-        if self._pruning.before_training(_ScoringBatches(trainer, pl_module)):
-            self._count()
+        self._fits.before_training(_ScoringBatches(trainer, pl_module))
 
     def on_train_batch_end(
         self,
@@ -178,55 +165,26 @@ class DiSparsePruning(Callback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Change masks when it is time, and log the sparsity."""
-        if self._pruning.after_batch(batch):
-            self._count()
+        self._fits.after_batch(batch)
         pl_module.log("sparsity", self.sparsity, on_step=True, on_epoch=False)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Make the masks permanent if asked; checkpoints of the training were written before, with masks."""
-        self._pruning.end()
-        self._make_permanent(pl_module)
+        self._fits.end(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Leave the model as an ordinary one."""
-        self._follow(None)
+        self._fits.follow(None)
         if stage != "fit":  # a checkpoint with masks may have been loaded
-            self._make_permanent(pl_module)
+            self._fits.make_permanent(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later run goes on from; the masks themselves are in the model's state, unless folded."""
-        return {"mode": self._mode, "pruning": self._pruning.state_dict(), "folded": self._folded}
+        return self._fits.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint. Of one made in another mode, only the masks are taken over."""
-        self._folded = state_dict["folded"]
-        if state_dict["mode"] == self._mode:
-            self._pruning.load_state_dict(state_dict["pruning"])
-
-    def _follow(self, model: nn.Module | None) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = [] if model is None else follow_masks(model)
-
-    def _make_permanent(self, model: LightningModule) -> None:
-        if self._fold and (masks := masks_of(model)):
-            self._folded = {name: mask.cpu() for name, mask in masks.items()}
-            fold_masks(model)
-
-    def _parameters(self, model: LightningModule) -> list[ParameterKey]:
-        modules = dict(model.named_modules())
-        unknown = [name for name in self._exclude if name not in modules]
-        if unknown:
-            raise ValueError(
-                f"exclude: every name must be a submodule of the model, found {unknown[0]!r}; those at the top are "
-                f"{', '.join(name for name, _ in model.named_children())}"
-            )
-        return prunable_parameters(model, exclude=[modules[name] for name in self._exclude])
-
-    def _count(self) -> None:
-        masks = [present_mask(key) for key in self._keys]
-        total = sum(mask.numel() for mask in masks)
-        self.sparsity = 1 - sum(int(mask.sum()) for mask in masks) / total if total else 0.0
+        self._fits.load_state_dict(state_dict)
 
 
 class _ScoringBatches:

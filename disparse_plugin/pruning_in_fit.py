@@ -1,6 +1,6 @@
-"""How each mode of the Lightning callback prunes during one ``fit``; one object per mode, kept from fit to fit.
+"""How each mode of the callbacks prunes during one ``fit``; one object per mode, kept from fit to fit.
 
-Nothing here imports Lightning.
+Nothing here imports Lightning or transformers.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -16,9 +16,8 @@ from .arbiters import Arbiter
 from .checkpoint_masks import attach_in_place
 from .criteria import Criterion
 from .distributed import check_same_tensors
-from .gradients import Batch
+from .gradients import Batch, TaskLosses
 from .mask_scheduler import MaskScheduler
-from .module_losses import task_losses_in
 from .parameters import ParameterKey, is_masked
 from .schedules import check_steps
 from .scoring import score_tasks
@@ -27,12 +26,28 @@ from .scoring import score_tasks
 STOP_AFTER = 0.75
 
 
+class LossesFor(Protocol):
+    """Makes the losses per task as the core calls them, in the precision of the training."""
+
+    def __call__(self, *, scaled: bool) -> TaskLosses:
+        """Return them; ``scaled`` tells whether the caller scales them as a ``GradScaler`` does."""
+
+
 class PruningInFit(ABC):
-    """What the callback asks of a mode."""
+    """What a callback asks of a mode."""
 
     @abstractmethod
-    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey]) -> None:
-        """Start a fit: weights and masks are loaded, optimizers exist, their states are not loaded yet."""
+    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey], losses_for: LossesFor) -> None:
+        """Start a fit: weights and masks are loaded, optimizers exist; their states may be loaded later.
+
+        Args:
+            trainer: Lightning's, or an object with the same ``ckpt_path`` (None unless the fit goes on from a
+                checkpoint), ``global_step``, ``estimated_stepping_batches``, ``optimizers`` and
+                ``precision_plugin.scaler``; read during the whole fit.
+            model: What is pruned, unwrapped.
+            keys: The parameters that may be pruned.
+            losses_for: Makes the losses.
+        """
 
     @abstractmethod
     def before_training(self, batches: Iterable[Batch]) -> bool:
@@ -75,12 +90,14 @@ class OneShot(PruningInFit):
         self._done = False
         self._trainer: Any = None
         self._model: nn.Module | None = None
+        self._losses: TaskLosses | None = None
         self._keys: Sequence[ParameterKey] = ()
         self._recent: deque[Batch] = deque(maxlen=self._count)
 
-    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey]) -> None:
+    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey], losses_for: LossesFor) -> None:
         """Start a fit."""
         self._trainer, self._model, self._keys = trainer, model, keys
+        self._losses = losses_for(scaled=False)
         if trainer.ckpt_path is not None and any(is_masked(*key) for key in keys):
             self._done = True  # a checkpoint of a pruned model, whoever wrote it, is not pruned once more
 
@@ -101,9 +118,10 @@ class OneShot(PruningInFit):
 
     def _prune(self, batches: Iterable[Batch]) -> bool:
         assert self._model is not None
+        assert self._losses is not None
         scores = score_tasks(
             self._model,
-            task_losses_in(self._trainer, self._model, scaled=False),
+            self._losses,
             batches,
             criterion=self._criterion,
             parameters=self._keys,
@@ -119,7 +137,7 @@ class OneShot(PruningInFit):
 
     def end(self) -> None:
         """Let go of the trainer and of what was gathered."""
-        self._trainer, self._model, self._keys = None, None, ()
+        self._trainer, self._model, self._losses, self._keys = None, None, None, ()
         self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -143,7 +161,7 @@ class Scheduled(PruningInFit):
         self._step = 0
         self._batches: list[Batch] = []
 
-    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey]) -> None:
+    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey], losses_for: LossesFor) -> None:
         """Make the scheduler for this fit's optimizer, and let it go on from the last one."""
         self._trainer = trainer
         options = {**self._options, "parameters": keys, "stop_at": self._stop_at(trainer)}
@@ -156,7 +174,7 @@ class Scheduled(PruningInFit):
         scheduler = self._make(
             model,
             _only_optimizer(trainer.optimizers),
-            task_losses_in(trainer, model, scaled=True),
+            losses_for(scaled=True),
             grad_scaler=getattr(trainer.precision_plugin, "scaler", None),
             **options,
         )

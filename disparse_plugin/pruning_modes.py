@@ -1,4 +1,4 @@
-"""The modes of the Lightning callback: which options each has, and what each makes of them. No Lightning here."""
+"""The modes of the callbacks: which options each has, and what each makes of them. No Lightning here."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ def one_rank(tmp_path, monkeypatch):
         distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page):

@@ -11,6 +11,7 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelPruning
 from torch.nn.utils import prune
+from torchmetrics import MeanMetric
 
 from disparse_plugin import DiSparseStatic, score_tasks
 from disparse_plugin.lightning import DiSparsePruning
@@ -100,6 +101,24 @@ def test_what_is_logged_while_scoring_is_not_logged(tmp_path):
     trained = fit(tmp_path, module, pruning("dynamic", update_every=1))
     assert float(trained.callback_metrics["loss_of_a"]) == module.losses_of_a[-1]
     assert "log" not in vars(module)
+
+
+def test_a_metric_updated_while_scoring_counts_the_scoring_batches(tmp_path):
+    """A known limit, told in the guide: the state of a metric is neither a parameter nor a buffer."""
+
+    class Measured(FourTasks):
+        def __init__(self):
+            super().__init__()
+            self.mean = MeanMetric()
+
+        def task_losses(self, batch):
+            found = super().task_losses(batch)
+            self.mean.update(found["a"].detach())
+            return found
+
+    module = Measured()
+    fit(tmp_path, module, pruning("static"))
+    assert int(module.mean.weight) == 2 * BATCHES + MODES["static"]["num_batches"]
 
 
 def test_scoring_does_not_disturb_persistent_workers(tmp_path):
@@ -228,7 +247,7 @@ def test_lightning_is_optional():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@pytest.mark.parametrize("mode", MODES)
 def test_two_processes_have_the_same_masks(tmp_path, mode):
     done = python(HERE / "lightning_runs.py", tmp_path, mode)
     assert done.returncode == 0, done.stderr

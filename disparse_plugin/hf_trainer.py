@@ -1,0 +1,278 @@
+"""DiSparse as a callback of the Hugging Face Trainer; needs ``pip install 'disparse-plugin[transformers]'``.
+
+The Trainer passes no batch to callbacks, so the callback draws its own from the training data, and it needs the losses
+task by task, as everywhere in this package::
+
+    def losses(model, batch):
+        mask, label = model.heads(batch["pixel_values"])
+        return {"mask": dice(mask, batch["mask"]), "label": cross_entropy(label, batch["label"])}
+
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[DiSparseTrainerCallback(losses, "pretrained", 0.9)])
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from .arbiters import Arbiter
+from .criteria import Criterion, ScoreFunction
+from .gradients import Batch, TaskLosses
+from .pruned_fits import PrunedFits
+from .pruning_modes import Mode
+
+try:
+    from accelerate.utils import send_to_device
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ImportError as missing:
+    raise ImportError(
+        "disparse_plugin.hf_trainer needs transformers and accelerate; install them with: "
+        "pip install 'disparse-plugin[transformers]'"
+    ) from missing
+
+__all__ = ["DiSparseTrainerCallback"]
+
+_STATE = "disparse"
+
+
+class DiSparseTrainerCallback(TrainerCallback, ExportableState):
+    """Prune a multi-task model while ``Trainer.train`` runs.
+
+    The modes are those of :class:`disparse_plugin.lightning.DiSparsePruning`: ``"static"``, ``"pretrained"``,
+    ``"gradual"`` and ``"dynamic"``. Every checkpoint has the masks, as ``weight_orig`` and ``weight_mask``, and
+    ``train(resume_from_checkpoint=...)`` has them before the weights are loaded; so has ``load_best_model_at_end``. A
+    further ``train()`` goes on where the last one stopped. The share of the listed weights that is masked is in the
+    logs as ``sparsity``; integrations such as TensorBoard, which the Trainer calls first, do not see it.
+
+    Scores are those of random batches of the training data, collated as for training, not of the batch of the step,
+    which the Trainer keeps to itself. They depend on ``args.seed``, the step and the rank only, so that a run that goes
+    on from a checkpoint draws the same ones.
+
+    ``from_pretrained`` of a checkpoint with masks would initialise the pruned weights anew: save a folded model
+    (``fold=True``, then ``trainer.save_model()``).
+
+    Example:
+        >>> losses = lambda model, batch: {"a": model(batch["x"])[0].mean(), "b": model(batch["x"])[1].mean()}
+        >>> callback = DiSparseTrainerCallback(losses, "dynamic", 0.9, update_every=100, stop_at=15_000)
+        >>> callback.sparsity
+        0.0
+    """
+
+    def __init__(
+        self,
+        losses: TaskLosses,
+        mode: Mode,
+        amount: float,
+        *,
+        criterion: str | Criterion | ScoreFunction | None = None,
+        arbiter: str | Arbiter = "unanimous",
+        exclude: Sequence[str] = (),
+        fold: bool = False,
+        **options: Any,
+    ) -> None:
+        """Take the options; the model is not touched before it is trained.
+
+        Args:
+            losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. ``model`` is the
+                one given to the Trainer, ``batch`` what its collator makes, on the model's device.
+            mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
+            amount: How much of the weights is pruned: a fraction (float), or a count (int; not with ``"gradual"``).
+            criterion: As in :class:`disparse_plugin.lightning.DiSparsePruning`.
+            arbiter: As there.
+            exclude: Names of submodules whose weights are left out.
+            fold: Make the masks permanent when ``train`` has ended; a further ``train`` brings them back.
+            **options: Those of the mode, by the names and with the defaults that they have there.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
+        """
+        if not callable(losses):
+            raise TypeError(
+                f"losses: must be a function of model and batch that returns one loss per task, found "
+                f"{type(losses).__name__}"
+            )
+        self._losses, self._one_shot = losses, mode in ("static", "pretrained")
+        self._fits = PrunedFits(
+            mode, amount, criterion=criterion, arbiter=arbiter, exclude=exclude, fold=fold, options=options
+        )
+        self._batches: _RandomBatches | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the listed weights that is masked."""
+        return self._fits.sparsity
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        """Let the model follow the masks of checkpoints, which are loaded before the training begins."""
+        _check_arguments(args, self._one_shot)
+        self._fits.follow(given["model"])
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        """Start: weights, masks and optimizer states are loaded. Prune before the first step."""
+        model: nn.Module = given["model"]
+        resumed = state.global_step > 0
+        if resumed and not self._fits.follows(model):
+            raise ValueError(
+                "callbacks: must hold the callback when the Trainer is made, for a run that goes on from a checkpoint, "
+                "found that the weights were loaded without it; use Trainer(..., callbacks=[callback])"
+            )
+        self._fits.follow(model)
+        self._fits.expect(model)
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        if resumed and _STATE in saved:
+            self._fits.load_state_dict(_decoded(saved[_STATE]))
+        state.stateful_callbacks.setdefault(type(self).__name__, {})  # absent in the checkpoint of a dense run
+        self._batches = _RandomBatches(given["train_dataloader"], args, state)
+        self._fits.begin(_Fit(state, given["optimizer"]), model, self._losses_for(model))
+        model.train()
+        self._fits.before_training([self._batches])
+
+    def on_substep_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        """Note a batch whose gradient is accumulated."""
+        self._fits.after_batch(self._batches)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        """Change masks when it is time."""
+        self._fits.after_batch(self._batches)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        """Add the sparsity to what is logged."""
+        given["logs"]["sparsity"] = state.log_history[-1]["sparsity"] = self.sparsity
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        """Make the masks permanent if asked; checkpoints were written before, with masks."""
+        self._fits.end(given["model"])
+        self._batches = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later run goes on from, as text in ``trainer_state.json``: one bit per weight or less."""
+        return {"args": {}, "attributes": {}, _STATE: _encoded(self._fits.state_dict())}
+
+    def _losses_for(self, model: nn.Module) -> Any:
+        def losses_for(*, scaled: bool) -> TaskLosses:  # noqa: ARG001
+            # The forward of a model that accelerate has prepared is in the precision of the training by itself.
+            return lambda _, batches: self._losses(model, next(batches))
+
+        return losses_for
+
+
+class _Fit:
+    """A training of the Trainer, as :meth:`PruningInFit.begin` wants to see it."""
+
+    def __init__(self, state: TrainerState, optimizer: Any) -> None:
+        self._state = state
+        self.ckpt_path = "checkpoint" if state.global_step else None
+        self.estimated_stepping_batches = state.max_steps
+        self.optimizers = [getattr(optimizer, "optimizer", optimizer)]  # accelerate's wrapper has no state of its own
+        self.precision_plugin = SimpleNamespace(scaler=getattr(optimizer, "scaler", None))
+
+    @property
+    def global_step(self) -> int:
+        """The number of optimizer steps so far."""
+        return int(self._state.global_step)
+
+
+class _RandomBatches:
+    """Random batches of the training data; which ones depends on the seed, the step and the rank only.
+
+    It stands for the batch wherever the core passes one on, so that none is read unless losses are asked for.
+    """
+
+    def __init__(self, loader: DataLoader[Any], args: TrainingArguments, state: TrainerState) -> None:
+        self._loader, self._args, self._state = loader, args, state
+        self._streamed = isinstance(loader.dataset, IterableDataset)
+        self._step, self._passes = -1, 0
+        self._batches: Iterator[Batch] = iter(())
+
+    def __next__(self) -> Batch:
+        if self._step != self._state.global_step and not self._streamed:
+            self._step, self._passes, self._batches = self._state.global_step, 0, iter(())
+        batch = next(self._batches, None)
+        if batch is None:
+            self._batches = iter(self._another_pass())
+            batch = next(self._batches)
+        return send_to_device(batch, self._args.device)
+
+    def _another_pass(self) -> DataLoader[Any]:
+        at = (self._args.seed, self._step + 1, self._args.process_index, self._passes)
+        self._passes += 1
+        seed = int(np.random.SeedSequence(at).generate_state(1)[0])
+        return DataLoader(
+            self._loader.dataset,
+            batch_size=self._args.train_batch_size,
+            shuffle=None if self._streamed else True,
+            generator=torch.Generator().manual_seed(seed),
+            collate_fn=self._loader.collate_fn,
+        )
+
+
+def _check_arguments(args: TrainingArguments, one_shot: bool) -> None:
+    if args.fsdp or args.deepspeed:
+        raise ValueError("args: must keep whole weights on every rank, found fsdp or deepspeed; use neither")
+    if args.restore_callback_states_from_checkpoint:
+        raise ValueError(
+            "args: restore_callback_states_from_checkpoint must be False, found True: the Trainer would make a new "
+            "callback without its losses; this one takes its state from the checkpoint by itself"
+        )
+    if one_shot and args.fp16:
+        raise ValueError(
+            "args: fp16 must be False with mode='static' and 'pretrained', found True: without a scale, half precision "
+            "gradients vanish; use bf16, or prune before the training with disparse_static or disparse_pretrained"
+        )
+
+
+def _encoded(state: Mapping[str, Any]) -> str:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+    return state

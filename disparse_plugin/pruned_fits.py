@@ -1,0 +1,130 @@
+"""What the callbacks of all trainers do: follow the masks of checkpoints, prune in a mode, fold when a fit has ended.
+
+Nothing here imports a trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .arbiters import Arbiter
+from .checkpoint_masks import attach_in_place, follow_masks
+from .criteria import Criterion, ScoreFunction
+from .gradients import Batch
+from .initial_masks import present_mask
+from .masking import fold as fold_masks
+from .masking import masks_of
+from .parameters import ParameterKey, prunable_parameters
+from .pruning_in_fit import LossesFor, PruningInFit
+from .pruning_modes import Mode, maker
+
+
+class PrunedFits:
+    """The pruning of a model over one fit, or several.
+
+    Attributes:
+        sparsity: The share of the listed weights that is masked.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        amount: float,
+        *,
+        criterion: str | Criterion | ScoreFunction | None,
+        arbiter: str | Arbiter,
+        exclude: Sequence[str],
+        fold: bool,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Check the options; see :class:`disparse_plugin.lightning.DiSparsePruning`.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
+        """
+        self._mode, self._exclude, self._fold = mode, tuple(exclude), fold
+        self._new_pruning = maker(mode, amount, criterion, arbiter, options)
+        self._pruning: PruningInFit = self._new_pruning()
+        self._model: nn.Module | None = None
+        self._followed: nn.Module | None = None
+        self._folded: dict[str, Tensor] | None = None
+        self._keys: Sequence[ParameterKey] = ()
+        self._handles: list[Any] = []
+        self.sparsity = 0.0
+
+    def follow(self, model: nn.Module | None) -> None:
+        """Let a model, and no other any more, take the masks of the state dicts that it loads."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = [] if model is None else follow_masks(model)
+        self._followed = model
+
+    def follows(self, model: nn.Module) -> bool:
+        """Tell whether :meth:`follow` was called for this model last."""
+        return self._followed is model
+
+    def expect(self, model: nn.Module) -> None:
+        """Let go of a fit that was interrupted; if the next one is of another model, start anew."""
+        self._pruning.end()
+        if self._model is not None and self._model is not model:
+            self._pruning, self._folded = self._new_pruning(), None
+        self._model = model
+
+    def begin(self, trainer: Any, model: nn.Module, losses_for: LossesFor) -> None:
+        """Start a fit of the expected model; as :meth:`PruningInFit.begin`."""
+        if self._folded is not None and not masks_of(model):
+            attach_in_place(model, self._folded)
+        self._folded = None
+        self._keys = self._parameters(model)
+        self._pruning.begin(trainer, model, self._keys, losses_for)
+        self._count()
+
+    def before_training(self, batches: Iterable[Batch]) -> None:
+        """Prune before the first step, if it is time; ``batches`` can be read over again."""
+        if self._pruning.before_training(batches):
+            self._count()
+
+    def after_batch(self, batch: Batch) -> None:
+        """Change masks after a training batch, if it is time."""
+        if self._pruning.after_batch(batch):
+            self._count()
+
+    def end(self, model: nn.Module) -> None:
+        """End a fit, and make the masks permanent if asked."""
+        self._pruning.end()
+        self.make_permanent(model)
+
+    def make_permanent(self, model: nn.Module) -> None:
+        """Fold the masks if asked, and remember them."""
+        if self._fold and (masks := masks_of(model)):
+            self._folded = {name: mask.cpu() for name, mask in masks.items()}
+            fold_masks(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a later run goes on from; the masks themselves are in the model's state, unless folded."""
+        return {"mode": self._mode, "pruning": self._pruning.state_dict(), "folded": self._folded}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint. Of one made in another mode, only the masks are taken over."""
+        self._folded = state_dict["folded"]
+        if state_dict["mode"] == self._mode:
+            self._pruning.load_state_dict(state_dict["pruning"])
+
+    def _parameters(self, model: nn.Module) -> list[ParameterKey]:
+        modules = dict(model.named_modules())
+        unknown = [name for name in self._exclude if name not in modules]
+        if unknown:
+            raise ValueError(
+                f"exclude: every name must be a submodule of the model, found {unknown[0]!r}; those at the top are "
+                f"{', '.join(name for name, _ in model.named_children())}"
+            )
+        return prunable_parameters(model, exclude=[modules[name] for name in self._exclude])
+
+    def _count(self) -> None:
+        masks = [present_mask(key) for key in self._keys]
+        total = sum(mask.numel() for mask in masks)
+        self.sparsity = 1 - sum(int(mask.sum()) for mask in masks) / total if total else 0.0
