@@ -5,12 +5,13 @@ from __future__ import annotations
 import numbers
 
 
-def check_amount(amount: float) -> None:
+def check_amount(amount: float, what: str = "amount") -> None:
     """Check an ``amount`` as far as that is possible without knowing the number of entries.
 
     Args:
         amount: A float in [0, 1] (a fraction) or a non-negative int (a count). The int ``1`` is one entry, the float
             ``1.0`` all.
+        what: What messages call it.
 
     Raises:
         TypeError: If it is neither an int nor a float (a bool is neither).
@@ -24,21 +25,21 @@ def check_amount(amount: float) -> None:
     """
     if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
         raise TypeError(
-            f"amount: must be a float (fraction) or an int (count), found {type(amount).__name__}: {amount!r}; 90 % "
+            f"{what}: must be a float (fraction) or an int (count), found {type(amount).__name__}: {amount!r}; 90 % "
             "is amount=0.9"
         )
     if isinstance(amount, numbers.Integral):
         if amount < 0:
             raise ValueError(
-                f"amount: an int must be a count of at least 0, found {amount}; pass how many entries to prune"
+                f"{what}: an int must be a count of at least 0, found {amount}; pass how many entries to prune"
             )
     elif not 0.0 <= float(amount) <= 1.0:
         raise ValueError(
-            f"amount: a float must be a fraction in [0, 1], found {amount}; 90 % is amount=0.9, a count is an int"
+            f"{what}: a float must be a fraction in [0, 1], found {amount}; 90 % is amount=0.9, a count is an int"
         )
 
 
-def count_to_prune(amount: float, alive: int) -> int:
+def count_to_prune(amount: float, alive: int, what: str = "amount") -> int:
     """Turn an ``amount`` into the exact number of entries to prune among those still alive.
 
     ``round(amount * alive)`` for a fraction, as ``torch.nn.utils.prune`` counts; the int itself for a count.
@@ -51,12 +52,12 @@ def count_to_prune(amount: float, alive: int) -> int:
         >>> count_to_prune(0.9, 1005), count_to_prune(17, 1005)
         (904, 17)
     """
-    check_amount(amount)
+    check_amount(amount, what)
     if not isinstance(amount, numbers.Integral):
         return round(float(amount) * alive)
     if amount > alive:
         raise ValueError(
-            f"amount: a count must be at most the number of entries still alive, found {amount} with {alive} alive; "
+            f"{what}: a count must be at most the number of entries still alive, found {amount} with {alive} alive; "
             f"pass at most {alive}"
         )
     return int(amount)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from .parameters import check_parameters, is_masked
+from .parameters import check_parameters, is_masked, stored
 
 
 class DiSparseDynamic(prune.BasePruningMethod):
@@ -64,19 +64,21 @@ class DiSparseDynamic(prune.BasePruningMethod):
                 module is as before.
         """
         check_parameters(module, [(module, name)])
-        shape = module._parameters[f"{name}_orig" if is_masked(module, name) else name].shape  # type: ignore[union-attr]
-        _check_mask(mask, shape)
+        _check_mask(mask, stored(module, name).shape)
         hook = cls(mask)
         hook._tensor_name = name
         if is_masked(module, name):
-            _unhook(module, name)
             buffer = module._buffers[f"{name}_mask"]
             assert buffer is not None
-            buffer.copy_(hook.compute_mask(buffer, buffer.clone()))
+            first = hook.compute_mask(buffer, buffer.clone())
+            _unhook(module, name)
+            buffer.copy_(first)
         else:
-            original = _rename(module, name, f"{name}_orig")
+            original = stored(module, name)
             ones = torch.ones_like(original.detach(), memory_format=torch.contiguous_format)
-            module.register_buffer(f"{name}_mask", hook.compute_mask(original, ones))
+            first = hook.compute_mask(original, ones)
+            _rename(module, name, f"{name}_orig")
+            module.register_buffer(f"{name}_mask", first)
         hook._first = None  # one mask is enough: the buffer
         module.register_forward_pre_hook(hook)
         hook.refresh(module)

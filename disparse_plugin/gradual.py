@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from . import arbiters
 from .amounts import count_to_prune
 from .arbiters import Arbiter
+from .budgets import check_budget
 from .criteria import Criterion, ScoreFunction, resolve
 from .distributed import check_same, check_same_tensors, failing_together
 from .gradients import Batch, TaskLosses
@@ -81,6 +82,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         stop_at: int,
         criterion: str | Criterion | ScoreFunction = "taylor",
         arbiter: str | Arbiter = "unanimous",
+        min_keep: float = 0,
         parameters: Iterable[ParameterKey] | None = None,
         grad_scaler: GradScaler | None = None,
     ) -> None:
@@ -96,6 +98,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             stop_at: The step of the last stage.
             criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`.
             arbiter: How the tasks' percentiles are joined.
+            min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)),
+                as in :meth:`disparse_plugin.TaskScores.masks`.
             parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
             grad_scaler: As in :class:`DiSparseScheduler`.
 
@@ -108,6 +112,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
             self._amount: Schedule = amount if callable(amount) else CubicSparsity(amount, stop_at, start_at)
             self._start, self._arbiter, rule = start_at, arbiters.resolve(arbiter), resolve(criterion)
+            check_budget(0, min_keep)
+            self._min_keep = min_keep
             first = {key: present_mask(key) for key in check_parameters(root, parameters)}
             settings = {
                 "update_every": update_every,
@@ -116,6 +122,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 "amount": describe(amount),
                 "criterion": rule.name,
                 "arbiter": describe(arbiter),
+                "min_keep": min_keep,
             }
         check_same("settings", settings, "give all ranks the same options")
         masks = LiveMasks(root, optimizer, first)
@@ -136,7 +143,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         Raises:
             TypeError: If ``amount`` is neither int nor float, or there is no batch.
             ValueError: If ``amount`` is out of range, a loss or score is not finite, or more is to be masked than the
-                tasks in the batches reach. The model is as before.
+                tasks in the batches reach and ``min_keep`` leaves. The model is as before.
             RuntimeError: If another rank has failed.
         """
         if not batches:
@@ -152,7 +159,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if sums is None:
                 return None
             with failing_together():
-                keep = sums.scores(self._root, strict=False).masks(count, self._arbiter)
+                keep = sums.scores(self._root, strict=False).masks(count, self._arbiter, min_keep=self._min_keep)
                 new = [keep.get(key, mask) for key, mask in zip(self.masks.keys, alive, strict=True)]
             check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)

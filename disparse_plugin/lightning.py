@@ -77,6 +77,7 @@ class DiSparsePruning(Callback):
         arbiter: str | Arbiter = "unanimous",
         exclude: Sequence[str] = (),
         fold: bool = False,
+        min_keep: int | float | None = None,
         num_batches: int | None = None,
         start_at: int | None = None,
         update_every: int | None = None,
@@ -98,6 +99,8 @@ class DiSparsePruning(Callback):
             arbiter: A name, also ``"at_least(K)"``, or what the core takes.
             exclude: Names of submodules whose weights are left out, e.g. a loss network.
             fold: Make the masks permanent when ``fit`` has ended. A further ``fit`` brings them back.
+            min_keep: Not ``"dynamic"``: how many weights stay in every tensor at least (int), or which fraction of it
+                (float), as in :meth:`~disparse_plugin.TaskScores.masks`.
             num_batches: One-shot modes: how many training batches of each rank to score on (16); the data is read again
                 from the start if it has fewer.
             start_at: ``"pretrained"``: prune after this optimizer step of the trainer, on the last ``num_batches``
@@ -116,6 +119,7 @@ class DiSparsePruning(Callback):
             ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
         """
         given = {
+            "min_keep": min_keep,
             "num_batches": num_batches,
             "start_at": start_at,
             "update_every": update_every,

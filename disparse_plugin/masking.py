@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
 from .parameters import ParameterKey, alive_mask, keys_by_name, stored
@@ -180,6 +181,10 @@ def _check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
         raise TypeError(
             f"masks: the mask of {name} must be a bool tensor, found {getattr(mask, 'dtype', type(mask).__name__)}; "
             "use mask != 0"
+        )
+    if is_lazy(parameter):
+        raise ValueError(
+            f"masks: {name} must have a shape, found a lazy parameter; run one batch through the model first"
         )
     if mask.shape != parameter.shape:
         raise ValueError(

@@ -11,7 +11,8 @@ from torch.nn.utils import prune
 
 from .amounts import check_amount, count_to_prune
 from .arbiters import Arbiter, resolve
-from .parameters import ParameterKey, alive_mask, check_parameters
+from .budgets import Amount, check_budget, check_room, kept_at_least
+from .parameters import ParameterKey, alive_mask, check_parameters, stored
 from .ranking import count_true, lowest, ranks
 from .scores import TaskScores
 
@@ -90,10 +91,11 @@ class _AgreementPruning(prune.BasePruningMethod):
         hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
             module, name, amount, importance_scores=order.reshape(scores.shape)
         )
+        keep_mask_type(module, name)
         return hook
 
     @classmethod
-    def bind(cls, scores: TaskScores, arbiter: str | Arbiter = "unanimous") -> type[Self]:
+    def bind(cls, scores: TaskScores, arbiter: str | Arbiter = "unanimous", *, min_keep: float = 0) -> type[Self]:
         """Make a class that carries the scores, for clients that cannot pass ``importance_scores``.
 
         Lightning's ``ModelPruning(pruning_fn=DiSparseStatic.bind(scores), parameters_to_prune=scores.parameters,
@@ -103,13 +105,15 @@ class _AgreementPruning(prune.BasePruningMethod):
         Args:
             scores: The scores.
             arbiter: As in :meth:`TaskScores.importance`.
+            min_keep: As in :meth:`TaskScores.masks`.
 
         Returns:
-            A subclass to be used in place of this one.
+            A subclass to be used in place of this one. With ``prune.global_unstructured``, its ``amount`` may also be
+            one for each part, as in :meth:`TaskScores.masks`.
 
         Raises:
-            TypeError: If ``scores`` is not a :class:`TaskScores`.
-            ValueError: If the arbiter is unknown.
+            TypeError: If ``scores`` is not a :class:`TaskScores`, or ``min_keep`` is neither int nor float.
+            ValueError: If the arbiter is unknown, or ``min_keep`` is out of range.
 
         Example:
             >>> from disparse_plugin import score_tasks
@@ -125,7 +129,9 @@ class _AgreementPruning(prune.BasePruningMethod):
                 f"scores: must be TaskScores, found {type(scores).__name__}; make them with score_tasks(...)"
             )
         resolve(arbiter)
-        return type(f"Bound{cls.__name__}", (_Bound, cls), {"_scores": scores, "_arbiter": arbiter, "_unbound": cls})
+        check_budget(0, min_keep)
+        bound = {"_scores": scores, "_arbiter": arbiter, "_min_keep": min_keep, "_unbound": cls}
+        return type(f"Bound{cls.__name__}", (_Bound, cls), bound)
 
 
 class DiSparseStatic(_AgreementPruning):
@@ -173,13 +179,17 @@ class _Bound:
 
     _scores: TaskScores
     _arbiter: str | Arbiter
+    _min_keep: float
     _unbound: type[_AgreementPruning]
-    amount: float
+
+    def __init__(self, amount: Amount) -> None:
+        check_budget(amount)
+        self.amount = amount
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         alive = default_mask.reshape(-1) != 0
         _check_same_entries(_entries(t, alive), self._scores.parameters, self._scores.names)
-        masks = self._scores.masks(self.amount, self._arbiter)
+        masks = self._scores.masks(self.amount, self._arbiter, min_keep=self._min_keep)
         keep = [
             masks[key].reshape(-1) if (now := alive_mask(*key)) is None else masks[key][now]
             for key in self._scores.parameters
@@ -198,8 +208,18 @@ class _Bound:
                 f"name: {name!r} of {type(module).__name__} must be among the parameters that the scores were made "
                 "for, found it is not"
             )
-        importance = cls._scores.importance(cls._arbiter)[module, name]
+        importance = cls._scores.importance(cls._arbiter, min_keep=cls._min_keep)[module, name]
+        alive = importance.numel() if (now := alive_mask(module, name)) is None else count_true(now)
+        protected = kept_at_least(cls._min_keep, importance.numel(), alive)
+        check_room(count_to_prune(amount, alive), alive, protected)
         return cls._unbound.apply(module, name, amount, importance_scores=importance)
+
+
+def keep_mask_type(module: nn.Module, name: str) -> None:
+    """Give a mask the weight's type, as the first one has; the next ones torch makes in the type of the scores."""
+    mask = module._buffers[f"{name}_mask"]
+    assert mask is not None
+    module._buffers[f"{name}_mask"] = mask.to(stored(module, name).dtype)
 
 
 def _entries(t: Tensor, alive: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from . import arbiters
-from .amounts import check_amount
 from .arbiters import Arbiter
+from .budgets import Amount, check_budget
 from .gradients import Batch, TaskLosses
 from .scores import TaskScores
 from .scoring import score_tasks
@@ -20,9 +20,10 @@ def disparse_static(
     model: nn.Module,
     losses: TaskLosses,
     data: Iterable[Batch],
-    amount: float,
+    amount: Amount,
     *,
     arbiter: str | Arbiter = "unanimous",
+    min_keep: float = 0,
     **options: Any,
 ) -> TaskScores:
     """Prune a model at initialisation: score it, then as ``prune.global_unstructured`` with :class:`DiSparseStatic`.
@@ -31,8 +32,11 @@ def disparse_static(
         model: The untrained model; pruned in place.
         losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task.
         data: Any iterable of batches.
-        amount: A fraction of the weights still alive (float in [0, 1]) or a count (int).
+        amount: A fraction of the weights still alive (float in [0, 1]) or a count (int), or one for each part:
+            ``{"shared": 0.9, "depth": 0.5, ...}``, as in :meth:`TaskScores.masks`.
         arbiter: As in :meth:`TaskScores.importance`.
+        min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)), as
+            in :meth:`TaskScores.masks`.
         **options: As in :func:`score_tasks`: ``criterion`` (default ``"snip"``), ``parameters``, ``num_batches``,
             ``cycle``, ``progress``.
 
@@ -41,7 +45,7 @@ def disparse_static(
 
     Raises:
         TypeError: As :func:`score_tasks`. The model is unchanged.
-        ValueError: As :func:`score_tasks`, or if ``amount`` is out of range. The model is unchanged.
+        ValueError: As :func:`score_tasks` and :meth:`TaskScores.masks`. The model is unchanged.
 
     Example:
         >>> import torch
@@ -51,16 +55,17 @@ def disparse_static(
         >>> sum(int(layer.weight_mask.sum()) for layer in net)
         16
     """
-    return _one_shot(model, losses, data, amount, arbiter, options)
+    return _one_shot(model, losses, data, amount, arbiter, min_keep, options)
 
 
 def disparse_pretrained(
     model: nn.Module,
     losses: TaskLosses,
     data: Iterable[Batch],
-    amount: float,
+    amount: Amount,
     *,
     arbiter: str | Arbiter = "unanimous",
+    min_keep: float = 0,
     **options: Any,
 ) -> TaskScores:
     """Prune a trained model: score it, then as ``prune.global_unstructured`` with :class:`DiSparsePretrained`.
@@ -69,8 +74,11 @@ def disparse_pretrained(
         model: The trained model; pruned in place.
         losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task.
         data: Any iterable of batches.
-        amount: A fraction of the weights still alive (float in [0, 1]) or a count (int).
+        amount: A fraction of the weights still alive (float in [0, 1]) or a count (int), or one for each part:
+            ``{"shared": 0.9, "depth": 0.5, ...}``, as in :meth:`TaskScores.masks`.
         arbiter: As in :meth:`TaskScores.importance`.
+        min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)), as
+            in :meth:`TaskScores.masks`.
         **options: As in :func:`score_tasks`: ``criterion`` (default ``"taylor"``), ``parameters``, ``num_batches``,
             ``cycle``, ``progress``.
 
@@ -79,7 +87,7 @@ def disparse_pretrained(
 
     Raises:
         TypeError: As :func:`score_tasks`. The model is unchanged.
-        ValueError: As :func:`score_tasks`, or if ``amount`` is out of range. The model is unchanged.
+        ValueError: As :func:`score_tasks` and :meth:`TaskScores.masks`. The model is unchanged.
 
     Example:
         >>> import torch
@@ -88,22 +96,23 @@ def disparse_pretrained(
         >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
         'fisher'
     """
-    return _one_shot(model, losses, data, amount, arbiter, {"criterion": "taylor", **options})
+    return _one_shot(model, losses, data, amount, arbiter, min_keep, {"criterion": "taylor", **options})
 
 
 def _one_shot(
     model: nn.Module,
     losses: TaskLosses,
     data: Iterable[Batch],
-    amount: float,
+    amount: Amount,
     arbiter: str | Arbiter,
+    min_keep: float,
     options: dict[str, Any],
 ) -> TaskScores:
-    check_amount(amount)
+    check_budget(amount, min_keep)
     arbiters.resolve(arbiter)
     scores = score_tasks(model, losses, data, **options)
     # The masks that prune.global_unstructured would make, without its flat copies of all weights (nor its demand that
     # they be contiguous, which channels_last weights are not).
-    for (module, name), mask in scores.masks(amount, arbiter).items():
+    for (module, name), mask in scores.masks(amount, arbiter, min_keep=min_keep).items():
         prune.custom_from_mask(module, name, mask)
     return scores

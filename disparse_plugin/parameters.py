@@ -106,7 +106,7 @@ def keys_by_name(model: nn.Module) -> dict[str, ParameterKey]:
         ['0.bias', '0.weight']
     """
     keys = [
-        (module, name.removesuffix("_orig"))
+        (module, plain if is_masked(module, plain := name.removesuffix("_orig")) else name)
         for module in unwrap(model).modules()
         for name, parameter in module._parameters.items()
         if parameter is not None
@@ -125,7 +125,8 @@ def stored(module: nn.Module, name: str) -> nn.Parameter:
 
 def is_masked(module: nn.Module, name: str) -> bool:
     """Tell whether ``module.name`` carries a mask of ``torch.nn.utils.prune``."""
-    return module._parameters.get(f"{name}_orig") is not None
+    # spectral_norm of old also keeps a Parameter called weight_orig, but no mask.
+    return module._parameters.get(f"{name}_orig") is not None and module._buffers.get(f"{name}_mask") is not None
 
 
 def alive_mask(module: nn.Module, name: str) -> Tensor | None:
@@ -184,8 +185,7 @@ def _check_tensor(module: nn.Module, name: str, qualified: str) -> None:
             "(weight_norm, spectral_norm, ...), which torch's pruning hook cannot mask; call "
             "torch.nn.utils.parametrize.remove_parametrizations first, or leave it out"
         )
-    tensor = module._parameters.get(f"{name}_orig")
-    tensor = module._parameters.get(name) if tensor is None else tensor
+    tensor = module._parameters.get(f"{name}_orig" if is_masked(module, name) else name)
     if tensor is None:
         raise ValueError(
             f"parameters: {qualified} must be a parameter, found {type(getattr(module, name, None)).__name__}; "
@@ -195,6 +195,11 @@ def _check_tensor(module: nn.Module, name: str, qualified: str) -> None:
     if is_lazy(tensor):
         raise ValueError(
             f"parameters: {qualified} must have a shape, found a lazy parameter; run one batch through the model first"
+        )
+    if hasattr(tensor, "__tensor_flatten__"):  # torch's protocol of tensors that wrap other tensors
+        raise ValueError(
+            f"parameters: {qualified} must be a plain tensor, found {type(tensor.data).__name__}; score and prune "
+            "before the weights are sharded (fully_shard) or quantised"
         )
     if tensor.is_meta:
         raise ValueError(

@@ -12,7 +12,7 @@ from . import arbiters
 from .agreement import agreement
 from .amounts import check_amount, count_to_prune
 from .arbiters import Arbiter
-from .methods import _check_given_scores
+from .methods import _check_given_scores, keep_mask_type
 from .parameters import ParameterKey, alive_mask, check_parameters
 from .ranking import lowest
 from .scores import TaskScores
@@ -68,7 +68,7 @@ class DiSparseStructured(prune.BasePruningMethod):
         """
         dim = _checked_dim(self.dim, t)
         others = [d for d in range(t.dim()) if d != dim]
-        alive = (default_mask != 0).sum(others) > 0 if others else default_mask != 0
+        alive = _alive_channels(default_mask != 0, dim)
         scores = t.detach().double().mean(others) if others else t.detach().double()
         gone = torch.zeros_like(alive)
         gone[alive] = lowest(scores[alive], count_to_prune(self.amount, int(alive.sum())))
@@ -94,19 +94,25 @@ class DiSparseStructured(prune.BasePruningMethod):
         Raises:
             TypeError: If ``amount`` is neither int nor float, or the scores are not a floating point tensor.
             IndexError: If the tensor has no dimension ``dim``.
-            ValueError: If there are no scores, they are not finite or of another shape, or ``amount`` is out of range.
-                The module is as before.
+            ValueError: If there are no scores, they are not finite or of another shape, ``amount`` is out of range, or
+                the tensor is a vector. The module is as before.
         """
         check_parameters(module, [(module, name)])
         scores = _check_given_scores(importance_scores, getattr(module, name), cls.__name__)
+        if scores.dim() < 2:
+            # torch's container would hand a vector over as one single channel, once it carries a mask.
+            raise ValueError(
+                f"name: must be a tensor of at least two dimensions, found {name} of shape {tuple(scores.shape)}; "
+                "prune its entries with DiSparseStatic"
+            )
         method = cls(amount, dim)
         dim = _checked_dim(dim, scores)
         alive = alive_mask(module, name)
-        entries = torch.ones_like(scores, dtype=torch.bool) if alive is None else alive
-        count_to_prune(method.amount, int(entries.movedim(dim, 0).flatten(1).any(1).sum()))
+        count_to_prune(method.amount, scores.shape[dim] if alive is None else int(_alive_channels(alive, dim).sum()))
         hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
             module, name, amount, dim, importance_scores=scores
         )
+        keep_mask_type(module, name)
         return hook
 
 
@@ -199,6 +205,7 @@ class DiSparseSemiStructured(prune.BasePruningMethod):
         hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
             module, name, n, m, importance_scores=scores
         )
+        keep_mask_type(module, name)
         return hook
 
 
@@ -247,6 +254,11 @@ def _per_channel(score: Tensor, dim: int) -> Tensor:
     place = _checked_dim(dim, score)
     others = [d for d in range(score.dim()) if d != place]
     return score.double().sum(others) if others else score.double()
+
+
+def _alive_channels(alive: Tensor, dim: int) -> Tensor:
+    """Tell which channels have an entry alive."""
+    return alive.movedim(dim, 0).reshape(alive.shape[dim], -1).any(1)
 
 
 def _checked_dim(dim: int, tensor: Tensor) -> int:

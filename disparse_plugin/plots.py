@@ -62,8 +62,7 @@ def plot_iou(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, Axes
     ax.set_ylabel("IoU, pairs of tasks" if pairs else "IoU")
     trunk = overlap.trunk.pairwise() if pairs else overlap.trunk
     ax.set_title(f"Trunk: IoU {100 * trunk.iou:.1f} %, by chance {100 * trunk.chance_iou:.1f} %")
-    _name_layers(ax, overlap.names)
-    _legend(ax)
+    _finish(ax, overlap.names)
     return fig, ax
 
 
@@ -94,8 +93,7 @@ def plot_agreement(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure
     ax.set_title(
         f"Trunk: kappa {overlap.trunk.kappa:.3f}; " + ("no watershed" if watershed is None else "watershed found")
     )
-    _name_layers(ax, overlap.names)
-    _legend(ax)
+    _finish(ax, overlap.names)
     return fig, ax
 
 
@@ -167,8 +165,7 @@ def plot_kept_by(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, 
     ax.set_ylim(0, 1)
     ax.set_ylabel("share of the weights kept by any task")
     ax.set_title("Kept by exactly k tasks")
-    _name_layers(ax, overlap.names)
-    _legend(ax)
+    _finish(ax, overlap.names)
     return fig, ax
 
 
@@ -200,8 +197,7 @@ def plot_density(overlap: TaskOverlap, ax: Axes | None = None) -> tuple[Figure, 
     ax.set_yscale("log")
     ax.set_ylabel("density of each task's own mask")
     ax.set_title("Density per layer and task (missing: nothing kept)")
-    _name_layers(ax, overlap.names)
-    _legend(ax)
+    _finish(ax, overlap.names)
     return fig, ax
 
 
@@ -232,8 +228,7 @@ def plot_conflict(conflict: GradientConflict, ax: Axes | None = None) -> tuple[F
     ax.axhline(0, color=BLACK, linewidth=0.8)
     ax.set_ylabel("cosine between gradients")
     ax.set_title("Gradient cosine per layer, mean and deviation over batches")
-    _name_layers(ax, names)
-    _legend(ax)
+    _finish(ax, names)
     return fig, ax
 
 
@@ -274,8 +269,8 @@ def _steps(ax: Axes, values: Sequence[float], **style: Any) -> None:
     ax.stairs(values, edges, baseline=None, linewidth=1.6, **style)
 
 
-def _name_layers(ax: Axes, names: Sequence[str]) -> None:
-    """Name every layer, or every n-th if there are many; what all names share is left out."""
+def _finish(ax: Axes, names: Sequence[str]) -> None:
+    """Name every layer, or every n-th if there are many; put a grid behind and the legend beside."""
     every = max(1, math.ceil(len(names) / _MAX_LABELS))
     short = [name.removesuffix(".weight") for name in names]
     places = range(0, len(names), every)
@@ -283,7 +278,4 @@ def _name_layers(ax: Axes, names: Sequence[str]) -> None:
     ax.set_xlim(-0.6, len(names) - 0.4)
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)
-
-
-def _legend(ax: Axes) -> None:
     ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

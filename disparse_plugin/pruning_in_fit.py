@@ -64,11 +64,12 @@ class OneShot(PruningInFit):
         criterion: Criterion,
         arbiter: str | Arbiter,
         *,
+        min_keep: float = 0,
         num_batches: int = 16,
         start_at: int = 0,
     ) -> None:
         """Take the options; see :class:`disparse_plugin.lightning.DiSparsePruning`."""
-        self._amount, self._criterion, self._arbiter = amount, criterion, arbiter
+        self._amount, self._criterion, self._arbiter, self._min_keep = amount, criterion, arbiter, min_keep
         self._count = check_steps("num_batches", num_batches)
         self._start = start_at and check_steps("start_at", start_at)
         self._done = False
@@ -109,7 +110,7 @@ class OneShot(PruningInFit):
             num_batches=self._count,
             cycle=True,
         )
-        masks = scores.masks(self._amount, self._arbiter)
+        masks = scores.masks(self._amount, self._arbiter, min_keep=self._min_keep)
         check_same_tensors("masks", list(masks.values()), "keep the weights of all ranks equal")
         attach_in_place(self._model, masks)
         self._done = True

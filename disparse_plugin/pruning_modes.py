@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from .amounts import check_amount
 from .arbiters import Arbiter
+from .budgets import check_budget
 from .choices_by_name import arbiter_by_name, criterion_by_name
 from .criteria import Criterion, ScoreFunction
 from .gradual import GradualPruning
@@ -19,9 +20,9 @@ Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
 
 _DEFAULT_CRITERIA = {"static": "snip", "pretrained": "taylor", "gradual": "taylor", "dynamic": "gradient"}
 _OPTIONS = {
-    "static": ("num_batches",),
-    "pretrained": ("num_batches", "start_at"),
-    "gradual": ("start_at", "update_every", "stop_at"),
+    "static": ("min_keep", "num_batches"),
+    "pretrained": ("min_keep", "num_batches", "start_at"),
+    "gradual": ("min_keep", "start_at", "update_every", "stop_at"),
     "dynamic": ("update_every", "stop_at", "distribution", "drop_fraction", "exempt", "regrow_dropped", "seed"),
 }
 
@@ -48,6 +49,7 @@ def maker(
     """
     check_amount(amount)
     options = _of_mode(mode, given)
+    check_budget(0, options.get("min_keep", 0))
     name = _DEFAULT_CRITERIA[mode] if criterion is None else criterion
     judge = arbiter_by_name(arbiter)
     if mode in ("static", "pretrained"):

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from . import arbiters
 from .agreement import AliveScores, agreement
-from .amounts import check_amount, count_to_prune
 from .arbiters import Arbiter
-from .cut import lowest_by_agreement
+from .budgets import Amount, check_budget, kept_at_least, lift, lowest_in_budget, plan
 from .files import read_tensors, write_tensors
 from .parameters import ParameterKey, alive_mask, check_parameters, keys_by_name, qualified_names, stored, unwrap
 from .ranking import extremes
@@ -133,7 +132,7 @@ class TaskScores:
         """
         return tuple(task for task in self.tasks if (module, name) in self._tables[task])
 
-    def importance(self, arbiter: str | Arbiter = "unanimous") -> dict[ParameterKey, Tensor]:
+    def importance(self, arbiter: str | Arbiter = "unanimous", *, min_keep: float = 0) -> dict[ParameterKey, Tensor]:
         """Return the agreement scores, for ``importance_scores=`` of ``torch.nn.utils.prune``.
 
         ``q = arbiter over the tasks k that reach the weight of (rank_k + 1) / n_k``, ranks among the ``n_k`` alive
@@ -142,45 +141,58 @@ class TaskScores:
         Args:
             arbiter: ``"unanimous"`` (DiSparse), ``"majority"``, ``"mean"``, ``"any"``, ``at_least(k)`` or a callable
                 over the task axis; see :mod:`disparse_plugin.arbiters`.
+            min_keep: As in :meth:`masks`. What it protects is lifted above everything else, with ``(3 + q) / 4`` to
+                ``q / 4``, so that it goes last; pruned so far that it has to go, it goes without an error.
 
         Returns:
             For each pair of ``parameters`` a float64 tensor of the weight's shape, on its device, values in [0, 1];
             entries already pruned are 0.
 
         Raises:
-            ValueError: If the arbiter is unknown or returns values outside [0, 1].
+            TypeError: If ``min_keep`` is neither int nor float.
+            ValueError: If the arbiter is unknown or returns values outside [0, 1], or ``min_keep`` is out of range.
         """
+        check_budget(0, min_keep)
         rule, alive = arbiters.resolve(arbiter), self._alive()
-        values = agreement(self._alive_scores(alive), self.tasks, rule)
+        scores = self._alive_scores(alive)
+        values = lift(agreement(scores, self.tasks, rule), self._floors(scores, min_keep))
         return {
             key: _spread(value, mask, stored(*key).shape)
             for key, value, mask in zip(self.parameters, values, alive, strict=True)
         }
 
-    def masks(self, amount: float, arbiter: str | Arbiter = "unanimous") -> dict[ParameterKey, Tensor]:
+    def masks(
+        self, amount: Amount, arbiter: str | Arbiter = "unanimous", *, min_keep: float = 0
+    ) -> dict[ParameterKey, Tensor]:
         """Return the keep masks that leave out exactly ``amount`` of the entries still alive.
 
         The same masks as ``prune.global_unstructured`` makes with :meth:`importance`, found without a full sort where
         possible. The model is not changed.
 
         Args:
-            amount: A fraction of the alive entries (float in [0, 1]) or a count (int).
+            amount: A fraction of the alive entries (float in [0, 1]) or a count (int). Or one for each part, e.g.
+                ``{"shared": 0.9, "depth": 0.5, "normals": 0.5}``: ``"shared"`` is what two or more tasks reach, a
+                task's name what it alone reaches. Each part is then cut on its own, by the same agreement scores.
             arbiter: As in :meth:`importance`.
+            min_keep: In every tensor at least so many entries stay: those with the highest agreement scores. A count
+                (int), or a fraction of the tensor's weights (float in (0, 1)): ``round(min_keep * weights)``, at least
+                1. At most what is alive. 0 protects nothing.
 
         Returns:
             For each pair of ``parameters`` a bool tensor of the weight's shape, on its device; True = keep. Of all
-            alive entries exactly ``round(amount * alive)`` are False, and so is every entry that was pruned before. Of
-            equal agreement scores the entry that comes first is pruned first.
+            alive entries exactly ``round(amount * alive)`` are False (of each part, with amounts per part), and so is
+            every entry that was pruned before. Of equal agreement scores the entry that comes first is pruned first.
 
         Raises:
-            TypeError: If ``amount`` is neither int nor float.
-            ValueError: If ``amount`` is out of range or the arbiter is unknown.
+            TypeError: If ``amount`` or ``min_keep`` is of the wrong type.
+            ValueError: If ``amount`` or ``min_keep`` is out of range, ``min_keep`` protects more than ``amount`` leaves
+                over, a part is unknown or missing, or the arbiter is unknown.
         """
-        check_amount(amount)
+        check_budget(amount, min_keep)
         rule, alive = arbiters.resolve(arbiter), self._alive()
         scores = self._alive_scores(alive)
-        count = count_to_prune(amount, sum(next(iter(rows.values())).numel() for rows in scores))
-        pruned = lowest_by_agreement(scores, self.tasks, rule, count)
+        floors = self._floors(scores, min_keep)
+        pruned = lowest_in_budget(scores, self.tasks, rule, plan(amount, scores, self.tasks, floors), floors)
         return {
             key: _spread(~chosen, mask, stored(*key).shape)
             for key, chosen, mask in zip(self.parameters, pruned, alive, strict=True)
@@ -255,6 +267,13 @@ class TaskScores:
                 if key in table
             }
             for key, mask in zip(self.parameters, alive, strict=True)
+        ]
+
+    def _floors(self, scores: AliveScores, min_keep: float) -> list[int]:
+        """Return how many entries of each parameter are protected."""
+        return [
+            kept_at_least(min_keep, stored(*key).numel(), next(iter(rows.values())).numel())
+            for key, rows in zip(self.parameters, scores, strict=True)
         ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from .parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
@@ -148,7 +149,7 @@ def sparsity_report(
         The report; print it.
 
     Raises:
-        ValueError: If the model has no prunable parameter.
+        ValueError: If the model has no prunable parameter, or a lazy one.
 
     Example:
         >>> from torch.nn.utils import prune
@@ -167,6 +168,7 @@ def sparsity_report(
     keys = [key for key in keys_by_name(root).values() if key in prunable or alive_mask(*key) is not None]
     if not keys:
         raise ValueError("model: must have a prunable parameter, found no Conv*/Linear weight and no mask")
+    _check_sizes(root)
     flops = {} if example_inputs is None else _flops(root, example_inputs)
     layers = []
     for key, name in zip(keys, qualified_names(root, keys), strict=True):
@@ -176,6 +178,14 @@ def sparsity_report(
         count = None if example_inputs is None else flops.get(key[0], 0)
         layers.append(LayerSparsity(name, tuple(weight.shape), weight.numel(), alive, tasks, count))
     return SparsityReport(tuple(layers), sum(parameter.numel() for parameter in root.parameters()))
+
+
+def _check_sizes(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ValueError(
+                f"model: every parameter must have a shape, found {name} lazy; run one batch through the model first"
+            )
 
 
 def _flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> Mapping[nn.Module, int]:

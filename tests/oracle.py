@@ -52,9 +52,32 @@ class Layout:
 
     def kept(self, count, arbiter):
         """What remains after the ``count`` entries with the lowest agreement are removed."""
+        return set(self.by_agreement(arbiter)[count:])
+
+    def by_agreement(self, arbiter):
+        """All entries from the lowest agreement score to the highest."""
         percentiles = self.percentiles()
         agreement = [ARBITERS[arbiter](list(percentiles[entry].values())) for entry in self.entries]
-        return {self.entries[i] for i in ordered_positions(agreement)[count:]}
+        return [self.entries[i] for i in ordered_positions(agreement)]
+
+    def protected(self, floors, arbiter):
+        """Of each parameter, as many of its own highest entries as its floor says."""
+        ordered = self.by_agreement(arbiter)
+        own = [[entry for entry in ordered if entry[0] == parameter] for parameter in range(len(self.sizes))]
+        return {entry for entries, floor in zip(own, floors, strict=True) for entry in entries[len(entries) - floor :]}
+
+    def part(self, parameter):
+        tasks = [task for task, table in self.tables.items() if parameter in table]
+        return tasks[0] if len(tasks) == 1 else "shared"
+
+    def kept_in_budget(self, counts, floors, arbiter):
+        """What remains after each part has lost its count of its lowest entries that are not protected."""
+        protected = self.protected(floors, arbiter)
+        free = [entry for entry in self.by_agreement(arbiter) if entry not in protected]
+        lost = set()
+        for part, count in counts.items():
+            lost.update([entry for entry in free if part in ("everything", self.part(entry[0]))][:count])
+        return set(self.entries) - lost
 
 
 def kth_largest(values, k):

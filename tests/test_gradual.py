@@ -67,6 +67,28 @@ def test_each_stage_is_one_shot_pruning_with_new_scores():
         assert torch.equal(getattr(module, f"{name}_mask") != 0, mask)
 
 
+def test_every_tensor_keeps_a_floor_of_all_its_weights_through_all_stages():
+    """Without the option, the same run goes below the floor."""
+    kept, total = {}, weights_total(TwoHeads())
+    for min_keep in (0, 0.15):
+        run = GradualRun(min_keep=min_keep, amount=0.84)
+        run.train(10)
+        assert alive_count(run.model) == total - round(0.84 * total)
+        kept[min_keep] = {
+            name: (int(mask.sum()), round(0.15 * mask.numel())) for name, mask in masks_of(run.model).items()
+        }
+    assert any(count < floor for count, floor in kept[0].values())
+    assert all(count >= floor for count, floor in kept[0.15].values())
+
+
+def test_a_floor_that_leaves_too_little_to_prune_is_refused_at_the_stage():
+    run = GradualRun(min_keep=0.3)
+    with pytest.raises(ValueError, match="min_keep: must leave enough to prune"):
+        run.train(10)
+    with pytest.raises(ValueError, match="min_keep: an int must be a count"):
+        GradualRun(min_keep=-1)
+
+
 def test_masked_weights_stay_masked_and_zero():
     run = GradualRun(lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1))
     before = masks_of(run.model)

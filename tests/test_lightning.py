@@ -78,6 +78,13 @@ class TestModes:
         assert set(kinds) == {torch.bfloat16}
         assert alive_count(module) == half(module)[1]
 
+    @pytest.mark.parametrize(("mode", "options"), [("static", {}), ("pretrained", {}), ("gradual", {"stop_at": 8})])
+    def test_every_layer_keeps_some_weights(self, tmp_path, mode, options):
+        module = FourTasks()
+        fit(tmp_path, module, pruning(mode, amount=0.8, min_keep=2, **options))
+        assert all(int(layer.weight_mask.sum()) >= 2 for layer, _ in keys(module))
+        assert alive_count(module) == half(module)[0] - round(0.8 * half(module)[0])
+
     def test_exempt_layers_stay_dense(self, tmp_path):
         module = FourTasks()
         fit(tmp_path, module, pruning("dynamic", exempt=["net.heads"], seed=3, criterion="random"))
@@ -119,6 +126,8 @@ class TestRefusals:
         ("options", "error", "message"),
         [
             ({"mode": "static", "amount": 1.5}, ValueError, "amount: a float must be a fraction"),
+            ({"mode": "gradual", "amount": 0.5, "min_keep": 1.5}, ValueError, "min_keep: a float must be a fraction"),
+            ({"mode": "dynamic", "amount": 0.5, "min_keep": 2}, ValueError, "min_keep: must be left out with mode='dy"),
             ({"mode": "one-shot", "amount": 0.5}, ValueError, "mode: must be one of static, pretrained, gradual"),
             ({"mode": "static", "amount": 0.5, "stop_at": 9}, ValueError, "stop_at: must be left out with mode='stat"),
             ({"mode": "static", "amount": 0.5, "criterion": "snap"}, ValueError, "criterion: must be one of"),

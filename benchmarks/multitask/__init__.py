@@ -1,1 +1,1 @@
-"""Multi-task problems to measure pruning on: data, tasks with their losses and metrics, networks, methods, statistics."""
+"""Multi-task problems to measure pruning on: data, tasks with losses and metrics, networks, methods, statistics."""

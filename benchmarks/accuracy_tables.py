@@ -1,0 +1,164 @@
+"""Write docs/accuracy.md, its plots and the README's result section from the runs that benchmarks/accuracy.py made.
+
+    python benchmarks/accuracy_tables.py
+
+No number is written by hand: tables, counts of wins, ties and losses, and times all come from the JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from multitask import curves, tables
+from multitask.runs import Store
+from multitask.summary import Summary
+from multitask.verdict import Comparison, baselines, tally, twins
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- accuracy: begin, written by benchmarks/accuracy_tables.py -->", "<!-- accuracy: end -->"
+HEAD = """# Accuracy
+
+Written by `benchmarks/accuracy_tables.py` from the runs in `benchmarks/results`, made by `benchmarks/accuracy.py`.
+
+All numbers are changes relative to the dense network of the same seed, in per cent, negative for worse: of a task, the
+mean over its metrics, each signed by its direction; *Delta_m* is the mean over the tasks. Each is a mean over the seeds
+with its 95 % interval (Student's t). Paired differences are between runs of the same seed. Learning rates were chosen
+per method on the validation split of a seed that is not reported, the best baseline on the validation split as well;
+the test split was measured once per run. *Emptied* counts weight tensors with nothing left.
+
+`adaptive` is layer-adaptive Taylor (`layer_adaptive("taylor")`). A *twin* differs from the method in seeing the
+weighted sum of the losses in place of each task's own, and in nothing else. A comparison *wins* or *loses* where
+its 95 % interval leaves out zero; of twenty comparisons without any difference, one would do so by chance.
+"""
+
+
+@dataclass(frozen=True)
+class KnownTask:
+    """A task as it is stored with the runs."""
+
+    name: str
+    better: dict[str, str]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One setting with all that was run of it."""
+
+    facts: dict[str, Any]
+    rates: dict[str, dict[str, float]]
+    summary: Summary
+
+    @property
+    def name(self) -> str:
+        """The setting's name."""
+        return str(self.facts["name"])
+
+
+def load(folder: Path) -> list[Result]:
+    """Read every setting that has finished dense runs."""
+    results = []
+    for path in sorted(folder.glob("*/setting.json")):
+        store = Store(folder, path.parent.name)
+        facts = store.setting_facts()
+        summary = Summary(store.runs(), [KnownTask(**task) for task in facts["tasks"]])
+        if summary.dense and summary.methods:
+            results.append(Result(facts, store.rates(), summary))
+    return results
+
+
+def page(results: Sequence[Result]) -> Iterator[str]:
+    """The page of the documentation, in paragraphs."""
+    yield HEAD
+    for result in results:
+        yield f"## {result.name}"
+        yield setting_in_words(result)
+        yield f"![Metrics against sparsity](images/accuracy-{result.name}.png)"
+        yield "### Delta_m"
+        yield tables.by_amount(result.summary, "mean")
+        yield "### Task that lost most"
+        yield tables.by_amount(result.summary, "worst")
+        yield "### Each task's own scores against the summed loss"
+        yield from compared([*twins(result.summary)])
+        yield "### Against the best baseline of the family"
+        yield from compared([*baselines(result.summary)])
+        for amount in result.summary.amounts:
+            yield f"<details><summary>All about {tables.percent(amount)}</summary>"
+            yield tables.details(result.summary, amount)
+            yield "</details>"
+        yield "<details><summary>The dense network, and the learning rates tried</summary>"
+        yield tables.dense_metrics(result.summary)
+        yield tables.learning_rates(result.rates)
+        yield "</details>"
+
+
+def compared(found: Sequence[Comparison]) -> Iterator[str]:
+    """A sentence that counts, then the table."""
+    if found:
+        yield f"Paired differences in points: {tally(found)}."
+        yield tables.comparisons(found)
+
+
+def setting_in_words(result: Result) -> str:
+    """Say what was run."""
+    facts, summary = result.facts, result.summary
+    budget, samples = facts["budget"], facts["samples"]
+    weights = [task["weight"] for task in facts["tasks"]]
+    run = next(iter(summary.runs.values()))
+    hours = sum(each.seconds for each in summary.runs.values()) / 3600
+    parts = [
+        facts["note"],
+        f"{len(facts['tasks'])} tasks, loss weights {':'.join(f'{weight / min(weights):g}' for weight in weights)};"
+        if len(set(weights)) > 1
+        else f"{len(facts['tasks'])} tasks;",
+        f"{samples['train']} / {samples['validation']} / {samples['test']} samples to train, choose and test on;",
+        f"{run.weights} prunable weights; {budget['train']} + {budget['tune']} steps of {budget['batch_size']} samples",
+        f"({budget['optimizer']}); {len(summary.seeds)} seeds, {len(summary.runs)} runs, {hours:.1f} h of one core.",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def section(results: Sequence[Result]) -> Iterator[str]:
+    """The README's section, in paragraphs."""
+    yield BEGIN
+    for result in results:
+        yield f"**{result.name}.** {setting_in_words(result)} Change of the task that lost most, in %:"
+        yield tables.by_amount(result.summary, "worst")
+        found = [*twins(result.summary)]
+        if found:
+            yield f"Against the same method on the summed loss: {tally(found)}."
+        found = [*baselines(result.summary)]
+        if found:
+            yield f"Against the baseline of the same family that is best by validation: {tally(found)}."
+    yield END
+
+
+def replaced(text: str, new: str) -> str:
+    """Put the section between its marks."""
+    start, end = text.find(BEGIN), text.find(END)
+    if start < 0 or end < start:
+        raise ValueError(f"README.md: it must have the lines {BEGIN!r} and {END!r}")
+    return text[:start] + new + text[end + len(END) :]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    options = parser.parse_args(arguments)
+    results = load(options.results)
+    for result in results:
+        curves.draw(result.summary, options.docs / "images" / f"accuracy-{result.name}.png")
+    (options.docs / "accuracy.md").write_text("\n\n".join(page(results)) + "\n")
+    options.readme.write_text(replaced(options.readme.read_text(), "\n\n".join(section(results))))
+    print(f"{len(results)} settings: {', '.join(result.name for result in results)}")
+
+
+if __name__ == "__main__":
+    main()

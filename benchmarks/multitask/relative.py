@@ -1,0 +1,70 @@
+"""How much a pruned network changed each task, relative to the dense one, and what several seeds say about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Protocol
+
+# Two-sided 95 % quantiles of Student's t, by degrees of freedom; beyond 30, the normal one is near enough.
+T95 = (
+    math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+Metrics = Mapping[str, Mapping[str, float]]  # task -> metric -> value
+
+
+class Judged(Protocol):
+    """A task as far as it is needed here."""
+
+    name: str
+    better: Mapping[str, str]
+
+
+def changes(tasks: Iterable[Judged], measured: Metrics, dense: Metrics) -> dict[str, float]:
+    """Return each task's change in per cent, negative for worse.
+
+    ``change_task = 100 * mean over its metrics of sign * (m - dense) / abs(dense)``, with sign 1 where higher is
+    better and -1 where lower is (Delta_m of Maninis et al., CVPR 2019, for one task).
+    """
+    result = {}
+    for task in tasks:
+        parts = []
+        for metric, direction in task.better.items():
+            before, now = dense[task.name][metric], measured[task.name][metric]
+            sign = 1 if direction == "higher" else -1
+            parts.append(sign * (now - before) / max(abs(before), 1e-12))
+        result[task.name] = 100 * mean(parts)
+    return result
+
+
+def mean_change(tasks: Iterable[Judged], measured: Metrics, dense: Metrics) -> float:
+    """Return Delta_m: the mean change over the tasks, in per cent."""
+    return mean(changes(tasks, measured, dense).values())
+
+
+class Interval:
+    """The mean of some values with its 95 % interval (Student's t)."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.count = len(values)
+        self.mean = mean(values)
+        degrees = self.count - 1
+        quantile = T95[degrees] if degrees < len(T95) else 1.960
+        self.half = quantile * stdev(values) / math.sqrt(self.count) if degrees else math.inf
+
+    def __str__(self) -> str:
+        """Format as ``mean ± half``; one value alone has no interval."""
+        return f"{self.mean:.1f}" if math.isinf(self.half) else f"{self.mean:.1f} ± {self.half:.1f}"
+
+    @property
+    def above(self) -> bool:
+        """Whether zero lies below the interval."""
+        return self.mean - self.half > 0
+
+    @property
+    def below(self) -> bool:
+        """Whether zero lies above the interval."""
+        return self.mean + self.half < 0

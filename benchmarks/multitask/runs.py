@@ -1,0 +1,203 @@
+"""Every run as a line of JSON, so that an interrupted benchmark goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .bench import Bench, Measured, Setting
+from .methods import DENSE, METHODS, Method
+from .problem import Problem
+from .relative import mean_change
+
+TUNING_SEED = 1000  # never among the seeds that are reported
+TUNING_AMOUNT = 0.98
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came out of one method at one amount with one seed."""
+
+    setting: str
+    method: str
+    amount: float
+    seed: int
+    rate: float
+    steps: int  # optimizer steps, the dense training included
+    weights: int
+    pruned: int
+    sparsity: dict[str, float]  # of the shared part and of each task's own weights
+    emptied: list[str]  # weight tensors with nothing left
+    validation: Measured
+    test: Measured
+    seconds: float  # of processor time, for all that came after the dense training
+
+    @property
+    def key(self) -> tuple[str, float, int]:
+        """What tells runs of a setting apart."""
+        return self.method, self.amount, self.seed
+
+
+class Store:
+    """The runs of one setting in a folder.
+
+    ``setting.json`` says what was run, ``rates.json`` which learning rates were tried, ``seed*.jsonl`` what came out.
+    """
+
+    def __init__(self, folder: Path, setting: str) -> None:
+        self.folder, self.setting = folder / setting, setting
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def runs(self) -> list[Run]:
+        """Return what is there."""
+        lines = [line for path in sorted(self.folder.glob("seed*.jsonl")) for line in path.read_text().splitlines()]
+        return [Run(**json.loads(line)) for line in lines if line]
+
+    def add(self, run: Run) -> None:
+        """Add a run; a line is written whole or, after an interruption, not at all."""
+        with (self.folder / f"seed{run.seed}.jsonl").open("a") as file:
+            file.write(json.dumps(asdict(run)) + "\n")
+
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Return the validation score of every learning rate tried, by method."""
+        path = self.folder / "rates.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def setting_facts(self) -> dict[str, Any]:
+        """Return what :func:`describe` said when the runs were made."""
+        return json.loads((self.folder / "setting.json").read_text())
+
+    def set_facts(self, facts: dict[str, Any]) -> None:
+        """Write it; runs made under other facts must not be mixed with new ones."""
+        path = self.folder / "setting.json"
+        facts = json.loads(json.dumps(facts))
+        if path.exists() and {**self.setting_facts(), "torch": ""} != {**facts, "torch": ""}:
+            raise ValueError(f"out: {self.folder} holds runs of another budget or problem; give another folder")
+        path.write_text(json.dumps(facts, indent=1) + "\n")
+
+    def set_rates(self, tried: dict[str, dict[str, float]]) -> None:
+        """Write all of them."""
+        (self.folder / "rates.json").write_text(json.dumps(tried, indent=1) + "\n")
+
+
+def describe(setting: Setting, problem: Problem) -> dict[str, Any]:
+    """Return all that tables need to know of a setting, so that they can be made without the data."""
+    return {
+        "name": setting.name,
+        "tasks": [{"name": task.name, "better": dict(task.better), "weight": task.weight} for task in problem.tasks],
+        "note": problem.note,
+        "facts": dict(problem.facts),
+        "samples": {split: len(getattr(problem, split)) for split in ("train", "validation", "test")},
+        "budget": asdict(setting.budget),
+        "tuned at": TUNING_AMOUNT,
+        "torch": torch.__version__,
+    }
+
+
+def best_rate(tried: dict[str, float]) -> float:
+    """Return the learning rate with the highest validation score."""
+    return float(max(tried, key=lambda rate: tried[rate]))
+
+
+def choose_rates(
+    setting: Setting, problem: Problem, methods: Sequence[Method], store: Store, device: torch.device
+) -> None:
+    """Choose every method's learning rate by validation, on a seed that is not reported.
+
+    The dense network's first; then each method's at one amount, from the dense network trained with that. The score is
+    the mean relative change to a dense network, so that all tasks count alike. What is in the store stays.
+    """
+    tried = store.rates()
+    if DENSE.name not in tried:
+        measured = {rate: _dense(setting, problem, rate, device) for rate in setting.budget.rates}
+        tried[DENSE.name] = _scores(problem, measured, reference=measured[setting.budget.rates[0]])
+        store.set_rates(tried)
+    missing = [method for method in methods if method.name not in tried]
+    dense_rate = best_rate(tried[DENSE.name])
+    bench = Bench(setting, problem, TUNING_SEED, dense_rate, device)
+    reference = bench.measure(bench.dense(), problem.validation) if missing else {}
+    for method in missing:
+        measured = {
+            rate: bench.measure(bench.run(method.procedure, TUNING_AMOUNT, rate), problem.validation)
+            for rate in _rates(setting, method)
+        }
+        tried[method.name] = _scores(problem, measured, reference)
+        store.set_rates(tried)
+
+
+def _rates(setting: Setting, method: Method) -> tuple[float, ...]:
+    """A method that tunes a trained network may have smaller ones to choose from."""
+    tunes = method.family in ("one-shot", "iterative") and method.name != "LTH"
+    return (setting.budget.tune_rates if tunes else ()) or setting.budget.rates
+
+
+def _dense(setting: Setting, problem: Problem, rate: float, device: torch.device) -> Measured:
+    bench = Bench(setting, problem, TUNING_SEED, rate, device)
+    return bench.measure(bench.run(DENSE.procedure, 0.0, rate), problem.validation)
+
+
+def _scores(problem: Problem, measured: dict[float, Measured], reference: Measured) -> dict[str, float]:
+    return {str(rate): mean_change(problem.tasks, result, reference) for rate, result in measured.items()}
+
+
+def planned(methods: Iterable[Method], amounts: Sequence[float]) -> Iterator[tuple[Method, float]]:
+    """List what one seed runs: the dense network once, everything else at every amount."""
+    yield DENSE, 0.0
+    yield from product([method for method in methods if method is not DENSE], amounts)
+
+
+def run_seed(
+    setting: Setting,
+    problem: Problem,
+    seed: int,
+    methods: Sequence[Method],
+    amounts: Sequence[float],
+    store: Store,
+    device: torch.device,
+) -> Iterator[Run]:
+    """Do what is not in the store yet, and yield each run as it is stored."""
+    rates = {name: best_rate(tried) for name, tried in store.rates().items()}
+    done = {run.key for run in store.runs()}
+    bench = Bench(setting, problem, seed, rates[DENSE.name], device)
+    for method, amount in planned(methods, amounts):
+        if (method.name, amount, seed) in done:
+            continue
+        start = time.process_time()
+        model = bench.run(method.procedure, amount, rates[method.name])
+        run = record(setting.name, bench, method, amount, rates[method.name], model, time.process_time() - start)
+        store.add(run)
+        yield run
+
+
+def record(
+    setting: str, bench: Bench, method: Method, amount: float, rate: float, model: nn.Module, seconds: float
+) -> Run:
+    """Measure a finished network: here, and nowhere else, the test split is looked at."""
+    problem = bench.problem
+    return Run(
+        setting=setting,
+        method=method.name,
+        amount=amount,
+        seed=bench.seed,
+        rate=rate,
+        steps=method.steps(bench),
+        **bench.sparsity(model),
+        validation=bench.measure(model, problem.validation),
+        test=bench.measure(model, problem.test),
+        seconds=seconds,
+    )
+
+
+def known_method(name: str) -> Method:
+    """Look a method up, or say which there are."""
+    if name not in METHODS:
+        raise ValueError(f"method: one of {', '.join(METHODS)}; found {name!r}")
+    return METHODS[name]

@@ -1,0 +1,78 @@
+"""The settings of the accuracy benchmark: which network and which budget go with which problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from .bench import Budget, Setting
+from .cityscapes import cityscapes
+from .digits import digits
+from .networks import dense_resnet, mlp, paper_network, small_resnet
+from .nyuv2 import nyuv2
+from .paper_setup import SETUPS, PaperSetup
+from .problem import Problem
+from .rooms import rooms
+from .taskonomy import taskonomy
+from .yeast import yeast
+
+DIGITS = Budget(train=300, tune=100, batch_size=64, scored=20, rates=(0.03, 0.1, 0.3))
+YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
+ROOMS = Budget(train=600, tune=200, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-4)
+
+
+def _as_the_paper(setup: PaperSetup) -> Budget:
+    """The paper's hyperparameters; nothing is left to choose."""
+    return Budget(
+        train=setup.iterations,
+        tune=setup.tuning_iterations,
+        batch_size=setup.batch,
+        scored=setup.scoring_batches,
+        scored_size=setup.scoring_batch,
+        rates=(setup.rate,),
+        tune_rates=(setup.tuning_rate,),
+        step_decay=(setup.rate_factor, setup.rate_every),
+        optimizer="adam",
+        decay=setup.l2,
+        update_every=setup.dynamic_every,
+        evaluated=4,
+    )
+
+
+def _digits(mix: str) -> Callable[[Path], Problem]:
+    return partial(digits, mix, size=28, validation=3000)
+
+
+SETTINGS = {
+    setting.name: setting
+    for setting in (
+        Setting("multimnist", _digits("multimnist"), small_resnet, DIGITS),
+        Setting("multifashion", _digits("multifashion"), small_resnet, DIGITS),
+        Setting("fashion+mnist", _digits("fashion+mnist"), small_resnet, DIGITS),
+        Setting("yeast", yeast, mlp, YEAST),
+        Setting("rooms", rooms, dense_resnet, ROOMS),
+        Setting("nyuv2", nyuv2, paper_network, _as_the_paper(SETUPS["nyuv2"])),
+        Setting("cityscapes", cityscapes, paper_network, _as_the_paper(SETUPS["cityscapes"])),
+        Setting("taskonomy", taskonomy, paper_network, _as_the_paper(SETUPS["taskonomy"])),
+    )
+}
+
+
+def weighted(setting: Setting, weights: Sequence[float]) -> Setting:
+    """Train with these relative loss weights, one per task in the problem's order.
+
+    Only their ratios matter: their mean is made 1, so that they shift the balance of the tasks and not the step size.
+    """
+
+    def load(root: Path) -> Problem:
+        problem = setting.load(root)
+        if len(weights) != len(problem.tasks) or min(weights) <= 0:
+            names = ", ".join(task.name for task in problem.tasks)
+            raise ValueError(f"weights: one positive number for each of {names}; found {[*weights]}")
+        mean = sum(weights) / len(weights)
+        tasks = tuple(replace(task, weight=weight / mean) for task, weight in zip(problem.tasks, weights, strict=True))
+        return replace(problem, tasks=tasks)
+
+    return replace(setting, name="-".join([setting.name, *(f"{weight:g}" for weight in weights)]), load=load)

@@ -1,0 +1,67 @@
+"""In words: where seeing the tasks one by one wins, ties and loses against the same method on the summed loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from .relative import Interval
+from .summary import Summary
+
+
+class Comparison(NamedTuple):
+    """A method against another at one amount: how much better, in points of relative change."""
+
+    method: str
+    other: str
+    amount: float
+    mean: Interval
+    worst: Interval
+
+    @property
+    def verdict(self) -> str:
+        """Say it for the mean over the tasks, and for the task that lost most."""
+        return " / ".join(_word(interval) for interval in (self.mean, self.worst))
+
+
+def _word(interval: Interval) -> str:
+    return "wins" if interval.above else "loses" if interval.below else "ties"
+
+
+def twins(summary: Summary) -> Iterator[Comparison]:
+    """Compare every method of ours with its twin on the summed loss."""
+    for method in summary.methods:
+        if method.twin:
+            yield from _compare(summary, method.name, lambda _, twin=method.twin: twin)
+
+
+def baselines(summary: Summary) -> Iterator[Comparison]:
+    """Compare every method of ours with the baseline of its family that validation says is best at that amount."""
+    for method in summary.methods:
+        if method.ours and method.twin:
+
+            def best(amount: float, family: str = method.family) -> str:
+                found = summary.best_baseline(amount, family)
+                return found.name if found else ""
+
+            yield from _compare(summary, method.name, best)
+
+
+def _compare(summary: Summary, method: str, other: Callable[[float], str]) -> Iterator[Comparison]:
+    for amount in summary.amounts:
+        name = other(amount)
+        mean = summary.paired(method, name, amount, "mean")
+        worst = summary.paired(method, name, amount, "worst")
+        if mean is not None and worst is not None:
+            yield Comparison(method, name, amount, mean, worst)
+
+
+def tally(comparisons: Sequence[Comparison]) -> str:
+    """Count in one sentence."""
+    parts = []
+    for what in ("mean", "worst"):
+        words = [_word(getattr(comparison, what)) for comparison in comparisons]
+        label = "mean over the tasks" if what == "mean" else "worst task"
+        counted = ", ".join(f"{word} {words.count(word)}" for word in ("wins", "ties", "loses"))
+        parts.append(f"{label}: {counted}")
+    return f"of {len(comparisons)} comparisons, {'; '.join(parts)}"
