@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .catalogue import Vector
+from .catalogue import CLASSES, Vector
 from .furnishing import Room
 from .scene import Hits, Scene
 
@@ -40,15 +40,16 @@ class Camera:
 
 
 def draw_camera(room: Room, generator: np.random.Generator) -> Camera | None:
-    """Draw a camera at eye height that looks at one of the pieces; None if the place is taken."""
+    """Draw a camera at eye height that looks at a piece, no door or window; None if the place is taken."""
     width, _, depth = room.size
     eye = np.array(
         [generator.uniform(0.3, width - 0.3), generator.uniform(1.0, 1.8), generator.uniform(0.3, depth - 0.3)]
     )
     boxes = [piece.box for piece in room.pieces]
-    if not boxes or any(((eye > low - 0.2) & (eye < high + 0.2)).all() for low, high in boxes):
+    furniture = [piece.box for piece in room.pieces if CLASSES[piece.model.label] not in ("door", "window")]
+    if not furniture or any(((eye > low - 0.2) & (eye < high + 0.2)).all() for low, high in boxes):
         return None
-    low, high = boxes[int(generator.integers(len(boxes)))]
+    low, high = furniture[int(generator.integers(len(furniture)))]
     target = (low + high) / 2 + generator.uniform(-0.3, 0.3, 3)
     back = eye - target
     if np.linalg.norm(back[[0, 2]]) < 0.4:
