@@ -32,7 +32,7 @@ napoleon_numpy_docstring = False
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
-    "filename_pattern": r"/(?!watershed)\w+\.py$",  # the others are run; watershed.py needs __file__, which is not there
+    "filename_pattern": r"/(?!watershed)\w+\.py$",  # all but watershed.py, which needs __file__
     "reset_argv": "gallery.arguments",
     "image_scrapers": ("gallery.saved_pictures",),
     "abort_on_example_error": True,
