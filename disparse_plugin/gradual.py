@@ -122,8 +122,9 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 "amount": describe(amount),
                 "criterion": rule.name,
                 "arbiter": describe(arbiter),
-                "min_keep": min_keep,
             }
+            if min_keep:
+                settings["min_keep"] = min_keep  # states saved before there was such an option still load
         check_same("settings", settings, "give all ranks the same options")
         masks = LiveMasks(root, optimizer, first)
         super().__init__(masks, optimizer, settings, first=start_at or min(update_every, stop_at))

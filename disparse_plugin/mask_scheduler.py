@@ -102,9 +102,9 @@ class MaskScheduler(ABC, Generic[_Report]):
         """
         saved = state["settings"]
         different = [
-            f"{option} {value!r} (saved: {saved.get(option)!r})"
-            for option, value in self._settings.items()
-            if saved.get(option) != value
+            f"{option} {self._settings.get(option)!r} (saved: {saved.get(option)!r})"
+            for option in {**saved, **self._settings}
+            if saved.get(option) != self._settings.get(option)
         ]
         if different:
             raise ValueError(

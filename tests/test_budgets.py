@@ -6,12 +6,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import (
     DiSparseStatic,
-    TaskScores,
     at_least,
     budgets,
     cut,
@@ -22,14 +20,14 @@ from disparse_plugin import (
 from disparse_plugin.agreement import agreement
 from disparse_plugin.sparsity import sparsity_report
 
-from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
+from layouts import build, kept_entries, layouts, oracle, prune_places
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from oracle import ARBITERS
 
 BY_NAME = {"at_least(2)": at_least(2), "at_least(3)": at_least(3)}
 RULES = st.sampled_from(sorted(ARBITERS))
 AMOUNTS = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.8, 0.9, 0.98])
-MIN_KEEPS = st.one_of(st.integers(0, 6), st.sampled_from([0.05, 0.25, 0.5, 0.9]))
+MIN_KEEPS = st.sampled_from([0, 1, 2, 5, 0.05, 0.25, 0.5, 0.9])
 
 
 def floors(min_keep, sizes, alive=None):
@@ -116,23 +114,46 @@ def test_a_floor_that_is_met_anyway_changes_nothing_and_costs_no_ranking(monkeyp
     assert all(torch.equal(plain[key], floored[key]) for key in plain)
 
 
+@st.composite
+def large_mixed_layouts(draw):
+    """Private and shared tensors in turn, large enough that a sample is not all of them; ties or none."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    levels = draw(st.sampled_from([7, 10**6]))
+    reach, sizes = ["a", "ab", "b", "abc", "c"], [150, 300, 200, 250, 100]
+    tables = {
+        task: {
+            i: (torch.randint(levels, (sizes[i],), generator=generator) / levels).tolist()
+            for i, tasks in enumerate(reach)
+            if task in tasks
+        }
+        for task in "abc"
+    }
+    return tables, sizes
+
+
 @settings(max_examples=100)
-@given(large_layouts(), st.data(), st.sampled_from(["unanimous", "any", "at_least(2)"]), st.sampled_from([8, 64]))
-def test_parts_of_a_large_model_are_cut_by_a_sample_as_by_a_full_sort(layout, data, arbiter, sample):
+@given(
+    large_mixed_layouts(),
+    st.tuples(*[st.floats(0.1, 0.9)] * 4),
+    st.sampled_from(["unanimous", "any", "at_least(2)"]),
+    st.sampled_from([0.05, 0.3]),
+)
+def test_parts_of_a_large_model_are_cut_by_a_sample_as_by_a_full_sort(layout, amounts, arbiter, half_width):
+    """The narrow band misleads as often as not; either way the masks are those of full ranks."""
     _, scores = build(*layout)
-    budget = {"amount": {part: data.draw(st.floats(0, 0.9)) for part in part_sizes(layout)}, "min_keep": 2}
+    budget = {"amount": dict(zip(["shared", "a", "b", "c"], amounts, strict=True)), "min_keep": 5}
     full = scores.masks(arbiter=rule(arbiter), **budget)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cut, "SAMPLE", sample)
-        patch.setattr(cut, "HALF_WIDTH", 0.1)
+        patch.setattr(cut, "SAMPLE", 100)
+        patch.setattr(cut, "HALF_WIDTH", half_width)
         quick = scores.masks(arbiter=rule(arbiter), **budget)
     assert all(torch.equal(full[key], quick[key]) for key in full)
 
 
 def test_parts_of_a_large_model_are_not_ranked_in_full(monkeypatch):
     """A sample tells where the cut of the shared part is; a task's own part is cut by its scores as they are."""
-    sizes = [40_000, 30_000, 50_000, 60_000]
-    reached = {"a": (0, 1, 2), "b": (0, 1, 3)}
+    sizes = [50_000, 40_000, 60_000, 30_000]
+    reached = {"a": (0, 1, 3), "b": (1, 2, 3)}
     tables = {task: {i: torch.rand(sizes[i]).tolist() for i in indices} for task, indices in reached.items()}
     _, scores = build(tables, sizes)
     amounts = {"shared": 0.9, "a": 0.3, "b": 0.6}
@@ -143,7 +164,10 @@ def test_parts_of_a_large_model_are_not_ranked_in_full(monkeypatch):
     monkeypatch.setattr(cut, "agreement", _small_only)
     quick = scores.masks(amounts, min_keep=100)
     assert all(torch.equal(full[key], quick[key]) for key in full)
-    counts = {part: int((~full[key]).sum()) for part, key in zip("ab", scores.parameters[2:], strict=True)}
+    counts = {
+        part: int((~full[key]).sum())
+        for part, key in zip("ab", (scores.parameters[0], scores.parameters[2]), strict=True)
+    }
     assert counts == {"a": 15_000, "b": 36_000}
 
 
@@ -167,6 +191,31 @@ def test_the_order_and_scale_of_tasks_change_nothing(layout, amount, min_keep, d
         assert kept_entries(scores.masks(**budget), scores.parameters) == kept_entries(
             other.masks(**budget), other.parameters
         )
+
+
+def test_a_fraction_keeps_at_least_one_and_does_not_shrink_with_what_is_alive():
+    model, scores = build({"a": {0: [1.0, 2.0, 3.0, 4.0], 1: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}}, [4, 6])
+    assert kept_entries(scores.masks(6, min_keep=0.05), scores.parameters) == {(0, 1), (0, 2), (0, 3), (1, 5)}
+    prune_places(model, {0: {3}, 1: {3, 4, 5}})  # half of 4 are 2, also where 3 are alive; half of 6 are 3
+    assert kept_entries(scores.masks(1, min_keep=0.5), scores.parameters) == {(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)}
+
+
+def test_an_arbiter_of_ones_own_may_have_any_order_and_any_ties():
+    """Also that of a task's own weights, and scores of 0 and 1 only."""
+    _, scores = build({"a": {0: [1.0, 2.0, 3.0], 1: [4.0, 5.0, 6.0]}, "b": {0: [1.0, 2.0, 3.0]}}, [3, 3])
+
+    def backwards(percentiles):
+        return 1 - percentiles.nan_to_num(0.0).amax(0)
+
+    kept = kept_entries(scores.masks({"shared": 1, "a": 1}, backwards), scores.parameters)
+    assert kept == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+    def all_or_none(percentiles):
+        return (percentiles[0] > 0.5).double()  # 0 for the whole first tensor, 1 for the second
+
+    for values in (scores.masks(4, all_or_none, min_keep=1), scores.importance(all_or_none, min_keep=1)):
+        lowest = torch.cat([values[key].flatten().double() for key in scores.parameters]).argsort(stable=True)[:4]
+        assert sorted(lowest.tolist()) == [0, 1, 3, 4]
 
 
 def test_a_layer_that_would_be_emptied_keeps_its_best(device):
@@ -214,81 +263,3 @@ def test_a_bound_class_on_one_tensor():
     bound.apply(conv, "weight", 49)
     highest = scores.importance()[conv, "weight"].flatten().argsort(stable=True)[-5:]
     assert conv.weight_mask.flatten().nonzero().flatten().tolist() == sorted(highest.tolist())
-
-
-WRONG = {
-    "min_keep: must be an int .* found bool: True": {"min_keep": True},
-    "min_keep: must be an int .* found str: '3'": {"min_keep": "3"},
-    "min_keep: an int must be a count of at least 0, found -1": {"min_keep": -1},
-    "min_keep: a float must be a fraction above 0 and below 1, found 1.0": {"min_keep": 1.0},
-    "min_keep: a float must be a fraction above 0 and below 1, found 0.0": {"min_keep": 0.0},
-    "min_keep: a float must be a fraction above 0 and below 1, found nan": {"min_keep": float("nan")},
-    "min_keep: must leave enough to prune, found 180 of 200 to prune and 40 protected": {"min_keep": 0.2},
-    "amount: at least one part is needed, found none": {"amount": {}},
-    "amount: a part must be a string, found int: 3": {"amount": {3: 0.5}},
-    r"amount\['a'\]: a float must be a fraction in \[0, 1\], found 1.5": {"amount": {"a": 1.5}},
-    r"amount\['a'\]: must be a float \(fraction\) or an int": {"amount": {"a": "0.5"}},
-    "amount: a part must be one of shared, a, b, found 'trunk'": {"amount": {"trunk": 0.5, "a": 0.5, "b": 0.5}},
-    r"every part that has weights must be named, found none for shared \(100 weights\), b \(50 weights\)": {
-        "amount": {"a": 0.5}
-    },
-    r"amount\['b'\]: a count must be at most the number of entries still alive, found 51 with 50 alive": {
-        "amount": {"shared": 0.5, "a": 0.5, "b": 51}
-    },
-    r"found 45 of 50 \(part 'b'\) to prune and 10 protected": {
-        "amount": {"shared": 0.5, "a": 0.5, "b": 0.9}, "min_keep": 10
-    },
-}  # fmt: skip
-
-
-class _Three(nn.Module):
-    """100 shared weights, 50 of each task."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk, self.a, self.b = nn.Linear(10, 10), nn.Linear(10, 5), nn.Linear(10, 5)
-
-    def forward(self, x):
-        x = self.trunk(x).tanh()
-        return {"a": self.a(x), "b": self.b(x)}
-
-
-def _masks(model, scores, amount, min_keep):
-    scores.masks(amount, min_keep=min_keep)
-
-
-def _one_call(model, scores, amount, min_keep):
-    disparse_static(model, square_losses, vectors(width=10), amount, min_keep=min_keep)
-
-
-def _bound(model, scores, amount, min_keep):
-    prune.global_unstructured(scores.parameters, DiSparseStatic.bind(scores, min_keep=min_keep), amount=amount)
-
-
-@pytest.mark.parametrize("message", sorted(WRONG))
-@pytest.mark.parametrize("use", [_masks, _one_call, _bound])
-def test_a_wrong_budget_is_refused_and_nothing_changes(message, use):
-    model = _Three()
-    scores = score_tasks(model, square_losses, vectors(width=10))
-    before = Snapshot(model)
-    with pytest.raises((TypeError, ValueError), match=message):
-        use(model, scores, **{"amount": 0.9, "min_keep": 0, **WRONG[message]})
-    before.check()
-
-
-def test_a_task_called_shared_is_ambiguous():
-    layer = nn.Linear(4, 1)
-    key = (layer, "weight")
-    scores = TaskScores(layer, {"shared": {key: torch.rand(1, 4)}})
-    assert int(scores.masks(0.5)[key].sum()) == 2
-    with pytest.raises(ValueError, match="no task may be called 'shared'"):
-        scores.masks({"shared": 0.5})
-
-
-def test_a_part_without_weights_may_be_named():
-    layer = nn.Linear(4, 1)
-    key = (layer, "weight")
-    scores = TaskScores(layer, {"a": {key: torch.rand(1, 4)}, "b": {key: torch.rand(1, 4)}})
-    assert int(scores.masks({"shared": 0.5, "a": 0.9, "b": 0})[key].sum()) == 2
-    with pytest.raises(ValueError, match=r"amount\['b'\]: .* found 1 with 0 alive"):
-        scores.masks({"shared": 0.5, "b": 1})

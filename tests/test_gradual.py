@@ -81,6 +81,15 @@ def test_every_tensor_keeps_a_floor_of_all_its_weights_through_all_stages():
     assert all(count >= floor for count, floor in kept[0.15].values())
 
 
+def test_a_state_with_another_floor_is_refused():
+    with_floor, without = GradualRun(min_keep=2), GradualRun()
+    for one, other in [(with_floor, without), (without, with_floor)]:
+        with pytest.raises(ValueError, match=r"found other min_keep (None|2) \(saved: (2|None)\)"):
+            one.scheduler.load_state_dict(other.scheduler.state_dict())
+    assert "min_keep" not in without.scheduler.state_dict()["settings"]
+    with_floor.scheduler.load_state_dict(with_floor.scheduler.state_dict())
+
+
 def test_a_floor_that_leaves_too_little_to_prune_is_refused_at_the_stage():
     run = GradualRun(min_keep=0.3)
     with pytest.raises(ValueError, match="min_keep: must leave enough to prune"):
