@@ -176,8 +176,9 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **given: Any,
     ) -> None:
-        """Add the sparsity to what is logged."""
-        given["logs"]["sparsity"] = state.log_history[-1]["sparsity"] = self.sparsity
+        """Add the sparsity to what is logged of the training."""
+        if not {"loss", "train_loss"}.isdisjoint(given["logs"]):
+            given["logs"]["sparsity"] = state.log_history[-1]["sparsity"] = self.sparsity
 
     def on_train_end(
         self,
