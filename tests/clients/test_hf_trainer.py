@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.utils import prune
+from torch.utils.data import IterableDataset
 
 from disparse_plugin import score_tasks
 from disparse_plugin.masks import masks_of
@@ -13,8 +14,21 @@ from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 
 from client_runs import HERE, client, python, same
 from dynamic_runs import alive_count
-from hf_runs import MODES, STEPS, FourTasks, Losses, callback, half, keys, pretrained_model, train, trainer
-from networks import square_losses
+from hf_runs import (
+    EXAMPLES,
+    MODES,
+    SIZE,
+    STEPS,
+    FourTasks,
+    Losses,
+    callback,
+    half,
+    keys,
+    pretrained_model,
+    train,
+    trainer,
+)
+from networks import square_losses, vectors
 
 pytestmark = [
     pytest.mark.clients,
@@ -34,6 +48,11 @@ def test_it_is_optional():
 
 def test_its_doctest():
     assert doctest.testmod(client("disparse_plugin.hf_trainer")).failed == 0
+
+
+class Streamed(IterableDataset):
+    def __iter__(self):
+        yield from ({"x": row} for row in torch.cat(vectors(EXAMPLES // 4)))
 
 
 class TestModes:
@@ -72,6 +91,14 @@ class TestModes:
             scheduler.step(*[None] * accumulated)
         assert next(drawn, None) is None
         assert same(model.state_dict(), twin.state_dict(), 1e-6)
+
+    def test_a_streamed_dataset_is_read_on(self, tmp_path):
+        losses, model = Losses(), FourTasks()
+        trained = trainer(tmp_path, model, callback("dynamic", losses=losses), max_steps=6)
+        trained.train_dataset = Streamed()
+        trained.train()
+        first = torch.cat([row["x"] for row in Streamed()]).reshape(EXAMPLES, -1)
+        assert torch.equal(torch.cat(losses.scored_on), first[: 3 * SIZE])
 
     @pytest.mark.parametrize("mode", MODES)
     def test_in_half_precision(self, tmp_path, mode):
