@@ -12,7 +12,7 @@ from disparse_plugin import score_tasks
 from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 
-from client_runs import HERE, client, python, same
+from client_runs import HERE, client, our_callback, python, same
 from dynamic_runs import alive_count
 from hf_runs import (
     EXAMPLES,
@@ -47,7 +47,7 @@ def test_it_is_optional():
 
 
 def test_its_doctest():
-    assert doctest.testmod(client("disparse_plugin.hf_trainer")).failed == 0
+    assert doctest.testmod(our_callback()).failed == 0
 
 
 class Streamed(IterableDataset):
