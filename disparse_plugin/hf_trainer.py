@@ -55,7 +55,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
 
     Scores are those of random batches of the training data, collated as for training, not of the batch of the step,
     which the Trainer keeps to itself. They depend on ``args.seed``, the step and the rank only, so that a run that goes
-    on from a checkpoint draws the same ones.
+    on from a checkpoint draws the same ones; an ``IterableDataset`` is read on from its start instead.
 
     ``from_pretrained`` of a checkpoint with masks would initialise the pruned weights anew: save a folded model
     (``fold=True``, then ``trainer.save_model()``).
@@ -176,8 +176,9 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **given: Any,
     ) -> None:
-        """Add the sparsity to what is logged."""
-        given["logs"]["sparsity"] = state.log_history[-1]["sparsity"] = self.sparsity
+        """Add the sparsity to what is logged of the training."""
+        if not {"loss", "train_loss"}.isdisjoint(given["logs"]):
+            given["logs"]["sparsity"] = state.log_history[-1]["sparsity"] = self.sparsity
 
     def on_train_end(
         self,

@@ -22,6 +22,7 @@ html_theme = "furo"
 html_title = f"disparse-plugin {release}"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
+autodoc_mock_imports = ["accelerate", "transformers"]  # not needed to build the site
 autoclass_content = "both"  # the arguments of a class are in the docstring of its __init__
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

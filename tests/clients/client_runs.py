@@ -1,5 +1,6 @@
 """What the tests of clients share: reaching a client without its warnings, and a pruned model of two tasks."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -19,11 +20,17 @@ HERE = Path(__file__).parent
 
 
 def client(module):
-    """Import a module of a client, or skip the test."""
+    """Import a module of a client, or skip the test; a client that is there but cannot be imported fails it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a client warns of while it is imported is not ours to mend
         reason = f"needs {module.split('.')[0]}: pip install 'disparse-plugin[clients]'"
-        return pytest.importorskip(module, reason=reason, exc_type=ImportError)
+        return pytest.importorskip(module, reason=reason, exc_type=ModuleNotFoundError)
+
+
+def our_callback():
+    """The module of our callback; once the client is there, it must be importable."""
+    client("transformers")
+    return importlib.import_module("disparse_plugin.hf_trainer")
 
 
 def scored(model=None):

@@ -12,7 +12,7 @@ from torch import nn
 from disparse_plugin import prunable_parameters
 from disparse_plugin.masks import masks_of
 
-from client_runs import client
+from client_runs import client, our_callback
 from networks import PartlyShared, square_losses, vectors
 
 EXAMPLES, SIZE = 16, 4
@@ -79,8 +79,9 @@ class Losses:
 
 
 def callback(mode, amount=0.5, losses=None, **options):
-    kind = client("disparse_plugin.hf_trainer").DiSparseTrainerCallback
-    return kind(losses or Losses(), mode, amount, exclude=EXCLUDED, **{**MODES[mode], **options})
+    return our_callback().DiSparseTrainerCallback(
+        losses or Losses(), mode, amount, exclude=EXCLUDED, **{**MODES[mode], **options}
+    )
 
 
 def trainer(folder, model, *callbacks, **options):

@@ -4,15 +4,15 @@ import copy
 
 import pytest
 import torch
-from torch.ao import pruning
 
 from disparse_plugin import score_tasks
 from disparse_plugin.masks import clone_pruned, fold, masks_of
 
-from client_runs import AMOUNT, masked, masks_by_name, outputs, same, scored, zeros
+from client_runs import AMOUNT, client, masked, masks_by_name, outputs, same, scored, zeros
 from networks import TwoHeads, digit_batches, digit_losses
 
 pytestmark = pytest.mark.clients
+pruning = client("torch.ao.pruning")  # part of torch, but for how long is not known
 
 
 class ByAgreement(pruning.BaseSparsifier):

@@ -6,15 +6,29 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn.utils import prune
+from torch.utils.data import IterableDataset
 
 from disparse_plugin import score_tasks
 from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 
-from client_runs import HERE, client, python, same
+from client_runs import HERE, client, our_callback, python, same
 from dynamic_runs import alive_count
-from hf_runs import MODES, STEPS, FourTasks, Losses, callback, half, keys, pretrained_model, train, trainer
-from networks import square_losses
+from hf_runs import (
+    EXAMPLES,
+    MODES,
+    SIZE,
+    STEPS,
+    FourTasks,
+    Losses,
+    callback,
+    half,
+    keys,
+    pretrained_model,
+    train,
+    trainer,
+)
+from networks import square_losses, vectors
 
 pytestmark = [
     pytest.mark.clients,
@@ -33,7 +47,12 @@ def test_it_is_optional():
 
 
 def test_its_doctest():
-    assert doctest.testmod(client("disparse_plugin.hf_trainer")).failed == 0
+    assert doctest.testmod(our_callback()).failed == 0
+
+
+class Streamed(IterableDataset):
+    def __iter__(self):
+        yield from ({"x": row} for row in torch.cat(vectors(EXAMPLES // 4)))
 
 
 class TestModes:
@@ -72,6 +91,14 @@ class TestModes:
             scheduler.step(*[None] * accumulated)
         assert next(drawn, None) is None
         assert same(model.state_dict(), twin.state_dict(), 1e-6)
+
+    def test_a_streamed_dataset_is_read_on(self, tmp_path):
+        losses, model = Losses(), FourTasks()
+        trained = trainer(tmp_path, model, callback("dynamic", losses=losses), max_steps=6)
+        trained.train_dataset = Streamed()
+        trained.train()
+        first = torch.cat([row["x"] for row in Streamed()]).reshape(EXAMPLES, -1)
+        assert torch.equal(torch.cat(losses.scored_on), first[: 3 * SIZE])
 
     @pytest.mark.parametrize("mode", MODES)
     def test_in_half_precision(self, tmp_path, mode):
@@ -138,7 +165,7 @@ class TestResuming:
     def test_the_best_model_comes_back_with_its_masks(self, tmp_path):
         model = FourTasks()
         best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
-        each = {"save_strategy": "epoch", "eval_strategy": "epoch"}
+        each = {"save_strategy": "epoch", "eval_strategy": "epoch", "label_names": ["x"]}
         trained = train(tmp_path, model, callback("gradual"), **best, **each)
         assert trained.state.best_global_step < 3 * STEPS
         saved = load_file(f"{trained.state.best_model_checkpoint}/model.safetensors")
@@ -169,7 +196,7 @@ class TestPretrainedModels:
         """Why the callback is needed: the Trainer loads without checking names, and says so in a log line only."""
         model = pretrained_model()
         before = model.net.abc.weight.detach().clone()
-        train(tmp_path / "resumed", model, resume=checkpoint, learning_rate=0.0)
+        train(tmp_path / "resumed", model, resume=checkpoint, num_train_epochs=1)  # at its end already
         assert masks_of(model) == {}
         assert not any(bool((layer.weight == 0).any()) for layer, _ in keys(model))
         assert torch.equal(model.net.abc.weight, before)
@@ -191,7 +218,7 @@ class TestPretrainedModels:
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_have_the_same_masks(tmp_path, mode):
     client("transformers")
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", HERE / "hf_runs.py"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", HERE / "hf_runs.py"]
     done = python(*launch, tmp_path, mode)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
