@@ -50,7 +50,8 @@ def clone_pruned(model: _Model) -> _Model:
 
     ``copy.deepcopy`` of a model pruned by torch fails until its next forward without gradients, because the effective
     weight is no leaf of the autograd graph (pytorch#37322). This copies the parameters, masks and hooks and makes the
-    effective weights of the copy anew. The original is not touched.
+    effective weights of the copy anew, without gradients: until the next forward with gradients, ``copy.deepcopy`` of
+    the copy works too, and so do averages that are made by it. The original is not touched.
 
     Args:
         model: Any module.
@@ -70,9 +71,10 @@ def clone_pruned(model: _Model) -> _Model:
         if isinstance(effective, Tensor) and alive_mask(module, name) is not None:
             memo[id(effective)] = effective.detach()
     twin = copy.deepcopy(model, memo)
-    for key in keys_by_name(twin).values():
-        if alive_mask(*key) is not None:
-            _refresh(*key)
+    with torch.no_grad():  # so that the copy can be copied in turn
+        for key in keys_by_name(twin).values():
+            if alive_mask(*key) is not None:
+                _refresh(*key)
     return twin
 
 

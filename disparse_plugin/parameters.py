@@ -115,11 +115,19 @@ def keys_by_name(model: nn.Module) -> dict[str, ParameterKey]:
 
 
 def stored(module: nn.Module, name: str) -> nn.Parameter:
-    """Return the trainable Parameter behind ``module.name``: ``name_orig`` once pruned, ``name`` before."""
+    """Return the trainable Parameter behind ``module.name``: ``name_orig`` once pruned, ``name`` before.
+
+    Raises:
+        ValueError: If there is none.
+    """
     parameter = module._parameters.get(f"{name}_orig")
     if parameter is None:
-        parameter = module._parameters[name]
-    assert parameter is not None
+        parameter = module._parameters.get(name)
+    if parameter is None:
+        raise ValueError(
+            f"parameters: {name} of {type(module).__name__} must still be a parameter, found that it is none (was it "
+            "parametrized or taken away after scoring?); undo that, or score the model as it is now"
+        )
     return parameter
 
 

@@ -212,6 +212,14 @@ def test_sharded_weights_are_refused():
         dist.destroy_process_group()
 
 
+def test_a_weight_that_was_parametrized_after_scoring():
+    net = nn.Sequential(nn.Linear(5, 5))
+    scores = score_tasks(net, lambda m, x: {"a": m(x).sum()}, vectors())
+    parametrizations.weight_norm(net[0])
+    with pytest.raises(ValueError, match="parameters: weight of ParametrizedLinear must still be a parameter"):
+        scores.masks(0.5)
+
+
 def test_prunable_parameters_of_another_model():
     with pytest.raises(ValueError, match="exclude: every entry must be a module of the model, found Linear"):
         prunable_parameters(TwoHeads(), exclude=[nn.Linear(2, 2)])

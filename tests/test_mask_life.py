@@ -1,5 +1,6 @@
 """Masks survive copies, checkpoints and files; and the report counts them."""
 
+import copy
 import json
 
 import pytest
@@ -54,6 +55,10 @@ class TestClone:
         assert torch.equal(outputs(twin), outputs(pruned))
         assert equal_masks(masks_of(twin), masks_of(pruned))
         assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in pruned.parameters()}
+
+    def test_the_copy_can_be_copied_by_deepcopy(self, pruned):
+        again = copy.deepcopy(clone_pruned(pruned))
+        assert torch.equal(outputs(again), outputs(pruned))
 
     def test_the_copy_trains_on_its_own(self, pruned):
         twin, before = clone_pruned(pruned), outputs(pruned)
