@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .channel_groups import ChannelGroup
 from .gradients import Batch, TaskLosses, check_losses
 from .parameters import unwrap
-from .torch_pruning_graph import tp
+from .torch_pruning_inside import group_like, tp
 from .undisturbed import undisturbed
 
 
@@ -134,8 +134,7 @@ def _copy_of(group: Any) -> Any:
 
     Some criteria sort the indices in place without moving the channels that they belong to.
     """
-    copied = tp.dependency.Group()
-    copied._DG = group._DG
+    copied = group_like(group)
     for number, item in enumerate(group.items):
         order = sorted(range(len(item.idxs)), key=item.idxs.__getitem__)
         dep, handler = item.dep, item.dep.handler

@@ -1,6 +1,6 @@
 """Talking to torch-pruning's own pruners (1.6): which groups they rank together, and how many channels they take.
 
-The other half of what touches the inside of torch-pruning; see :mod:`disparse_plugin.torch_pruning_graph`.
+What they do not tell in public is read through :mod:`disparse_plugin.torch_pruning_inside`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from typing import Any
 from torch import nn
 
 from .channel_groups import ChannelGroup
-from .torch_pruning_graph import (
-    TRACE_ERRORS,
-    attention_heads,
-    bounded,
-    fix_layer_norms,
-    module_names,
-    tp,
-)
+from .torch_pruning_graph import TRACE_ERRORS, attention_heads, fix_layer_norms, module_names
 from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
+from .torch_pruning_inside import (
+    attention_of,
+    attention_root,
+    bounded,
+    fold_count,
+    graph_of,
+    initial_counts,
+    is_ranked,
+    module_name,
+    rounded_count,
+    tp,
+    user_scope,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +55,7 @@ class RankedGroup:
 
 def root_of(group: Any) -> tuple[nn.Module, bool]:
     """Identify a group by its root layer and whether outputs of it are counted."""
-    return group[0].dep.target.module, group._DG.is_out_channel_pruning_fn(group[0].dep.handler)
+    return group[0].dep.target.module, graph_of(group).is_out_channel_pruning_fn(group[0].dep.handler)
 
 
 def prepare(pruner: Any) -> dict[str, str]:
@@ -96,7 +102,7 @@ def _ignore_unusable(pruner: Any) -> dict[str, str]:
             root = group[0].dep.target.module
             try:
                 ranked = _ranked(pruner, group)
-                whole_heads = pruner.prune_num_heads and pruner._is_atten_group(group)[0]
+                whole_heads = pruner.prune_num_heads and attention_of(pruner, group)
                 if ranked is None or (ranked.keep >= ranked.channels.num_units and not whole_heads):
                     raise UnusableGroupError("has no unit to spare")
             except UnusableGroupError as error:
@@ -113,16 +119,16 @@ def ranked_groups(pruner: Any) -> list[RankedGroup]:
     groups = [
         _ranked(pruner, group)
         for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)
-        if pruner._check_pruning_ratio(group)
+        if is_ranked(pruner, group)
     ]
     return [group for group in groups if group is not None]
 
 
 def _ranked(pruner: Any, group: Any) -> RankedGroup | None:
     graph, heads = pruner.DG, 0
-    is_attention, layers = pruner._is_atten_group(group)
-    if is_attention:
-        group = pruner._downstream_node_as_root_if_attention(group)
+    layers = attention_of(pruner, group)
+    if layers:
+        group = attention_root(pruner, group)
         if group is None:
             return None
         counts = {pruner.num_heads[layer] for layer in layers}
@@ -130,11 +136,11 @@ def _ranked(pruner: Any, group: Any) -> RankedGroup | None:
             if len(counts) > 1:
                 raise UnusableGroupError("query and key have different numbers of heads")
             heads = counts.pop()
-    folds = pruner._get_channel_groups(group)
+    folds = fold_count(pruner, group)
     size = len(group[0].idxs)
     channels = read_group(graph, group, size, module_names(pruner.model), {}, folds=folds)
     keep = _keep(pruner, group, channels.num_units, folds)
-    if is_attention and not pruner.prune_head_dims:
+    if layers and not pruner.prune_head_dims:
         keep = channels.num_units
     return RankedGroup(channels, group, root_of(group), _scope(pruner, group), folds, keep, heads)
 
@@ -148,23 +154,19 @@ def _keep(pruner: Any, group: Any, units: int, folds: int) -> int:
         return int(min(limit, units))
     # torch-pruning rounds the layer's channels with the count of units; the result must leave `limit` of them.
     channels = pruner.DG.get_out_channels(module) if out else pruner.DG.get_in_channels(module)
-    free = [n for n in range(1, units) if pruner._round_to(n, channels, pruner.round_to) <= units - limit]
+    free = [n for n in range(1, units) if rounded_count(pruner, n, channels) <= units - limit]
     return int(units - max(free, default=0))
 
 
 def _scope(pruner: Any, group: Any) -> str:
-    graph = pruner.DG
-    for dep, _ in group:
-        for module, function in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
-            if module in pruner._layer_to_scope and graph.is_out_channel_pruning_fn(function):
-                name, scope = pruner._layer_to_scope[module]
-                if len(scope) > 0:
-                    return str(name)
+    graph, chosen = pruner.DG, user_scope(pruner, group)
+    if chosen is not None:
+        return chosen[1]
     if pruner.isomorphic:
         return "Isomorphic_" + "".join(_pattern(graph, dep) for dep, _ in group)
     if pruner.global_pruning:
         return "DEFAULT_SCOPE"
-    return str(graph._module2name[group[0][0].source.module])
+    return module_name(graph, group[0][0].source.module)
 
 
 def _pattern(graph: Any, dep: Any) -> str:
@@ -174,11 +176,9 @@ def _pattern(graph: Any, dep: Any) -> str:
 
 def target_ratio(pruner: Any, members: Sequence[RankedGroup]) -> float:
     """Return the ratio that a pruner applies to a scope in its present step."""
-    graph, first = pruner.DG, members[0]
-    for dep, _ in first.group:
-        for module, function in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
-            if module in pruner._layer_to_scope and graph.is_out_channel_pruning_fn(function):
-                return float(pruner.get_target_pruning_ratio(module, step=pruner.current_step))
+    chosen = user_scope(pruner, members[0].group)
+    if chosen is not None:
+        return float(pruner.get_target_pruning_ratio(chosen[0], step=pruner.current_step))
     return float(pruner.per_step_pruning_ratio[pruner.current_step])
 
 
@@ -198,12 +198,13 @@ def limit_counts(pruner: Any, scope: str, members: Sequence[RankedGroup], initia
     free = sum(max(0, member.channels.num_units - member.keep) for member in members)
     if any(member.heads for member in members):
         free = max(free, 1)  # with nothing to take, torch-pruning would not look at the heads either
-    first = initial.setdefault(scope, pruner._scope_initial_channels.get(scope, present))
+    counts = initial_counts(pruner)
+    first = initial.setdefault(scope, int(counts.get(scope, present)))
     kept = 1 - target_ratio(pruner, members)
     if present - int(first * kept) > free:
-        pruner._scope_initial_channels[scope] = (present - free + 0.5) / kept
+        counts[scope] = (present - free + 0.5) / kept
     else:
-        pruner._scope_initial_channels[scope] = first
+        counts[scope] = first
 
 
 def heads_to_remove(pruner: Any, members: Sequence[RankedGroup]) -> int:
@@ -213,7 +214,7 @@ def heads_to_remove(pruner: Any, members: Sequence[RankedGroup]) -> int:
         ValueError: If a layer would lose all its heads.
     """
     if not pruner.global_pruning:
-        layers = pruner._is_atten_group(members[0].group)[1]
+        layers = attention_of(pruner, members[0].group)
         count = math.ceil(pruner.get_target_head_pruning_ratio(layers[0]) * members[0].heads)
         if count >= members[0].heads:
             raise ValueError(
