@@ -152,3 +152,13 @@ def initial_counts(pruner: Any) -> dict[str, float]:
 def cut_parameter(pruner: Any, parameter: nn.Parameter, keep: list[int], dim: int) -> nn.Parameter:
     """Keep some positions of a parameter, and of its gradient, as the layer pruners of torch-pruning do."""
     return pruner._prune_parameter_and_grad(parameter, keep, dim)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def unnormalized(base: Any) -> Iterator[Any]:
+    """Take the normalisation away from an importance of torch-pruning for a while, and give it as a function."""
+    normalizer, base.normalizer = base.normalizer, None
+    try:
+        yield lambda values: base._normalize(values, normalizer)
+    finally:
+        base.normalizer = normalizer

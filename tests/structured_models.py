@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
+
+from disparse_plugin.structured import DiSparseImportance
 
 INPUT = (2, 3, 16, 16)
 
@@ -153,3 +157,13 @@ def deviation(first: nn.Module, second: nn.Module) -> float:
     """Return the largest difference between the outputs of two networks, relative to the size of the outputs."""
     pairs = zip(outputs_of(first), outputs_of(second), strict=True)
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
+
+def make_pruner(model: nn.Module, *, cls: Any = tp.pruner.BasePruner, options: Any = None, **arguments: Any) -> Any:
+    """Make an importance that scores afresh, and a pruner to which it is attached."""
+    importance = DiSparseImportance(**{"rescore": (losses, batches()), **(options or {})})
+    arguments = {"pruning_ratio": 0.5, "global_pruning": True, **arguments}
+    ignored = [model.dense_out, model.label_out, *arguments.pop("ignored_layers", [])]
+    pruner = cls(model, (batches()[0],), importance=importance, ignored_layers=ignored, **arguments)
+    importance.attach(pruner)
+    return pruner
