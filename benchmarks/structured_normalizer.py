@@ -1,6 +1,6 @@
 """Which ``normalizer`` should channel scores have? Two unlike models, equal MACs, equal fine-tuning, ratios in one run.
 
-    python benchmarks/structured_normalizer.py               # three seeds, about five minutes on one core
+    python benchmarks/structured_normalizer.py               # three seeds, about six minutes on one core
     python benchmarks/structured_normalizer.py --seeds 1
 
 The data are not those of ``benchmarks/structured.py``: scikit-learn's digits, scanned handwriting, several on a canvas.
@@ -156,8 +156,8 @@ def dense_metrics(model: nn.Module, data: Data) -> dict[str, float]:
 
 
 PROBLEMS = {
-    "labels": Problem(Labels, labelled, label_losses, accuracies, batch=64, steps=240),
-    "dense": Problem(Dense, scattered, dense_losses, dense_metrics, batch=12, steps=140),
+    "labels": Problem(Labels, labelled, label_losses, accuracies, batch=64, steps=200),
+    "dense": Problem(Dense, scattered, dense_losses, dense_metrics, batch=12, steps=120),
 }
 
 

@@ -76,6 +76,11 @@ def prepare(pruner: Any) -> dict[str, str]:
         )
     if max(pruner.per_step_pruning_ratio) >= 1 or max(pruner.per_step_head_pruning_ratio) >= 1:
         raise ValueError("pruner: the pruning ratios must be below 1, found 1; a layer cannot lose all its channels")
+    if pruner.prune_num_heads and pruner.head_pruning_ratio > 0 and not pruner.pruning_ratio:
+        raise ValueError(
+            "pruning_ratio: must be above 0 for heads to go, found 0; torch-pruning looks at heads only where it "
+            "removes channels, so use a small ratio, and prune_head_dims=False to keep the width of the heads"
+        )
     fix_layer_norms(pruner.DG)
     inside = set(pruner.model.modules())
     for attribute in ("in_channel_groups", "out_channel_groups", "num_heads"):
@@ -89,13 +94,37 @@ def prepare(pruner: Any) -> dict[str, str]:
     for (module, side), count in block_counts(pruner.DG).items():
         if isinstance(module, nn.MultiheadAttention):
             (pruner.out_channel_groups if side == "out" else pruner.in_channel_groups)[module] = count
+    _visit_attention_outputs_last(pruner)
     skipped = _ignore_unusable(pruner)
+    if pruner.current_step == 0:
+        pruner.initial_total_heads = _heads_that_may_go(pruner)
     pruner.update_regularizer()
     return skipped
 
 
+def _visit_attention_outputs_last(pruner: Any) -> None:
+    """Let another layer be the root of the groups that outputs of attentions are in, if there is one.
+
+    torch-pruning counts an attention in the inputs of its output layer. In local pruning it files groups under the name
+    of their root, so the group of that layer's outputs would be filed in the same place, and one of the two be lost.
+    """
+    nodes = pruner.DG.module2node
+    with bounded():
+        for qkv in [layer for layer in pruner.num_heads if layer in nodes]:
+            try:
+                group = pruner.DG.get_pruning_group(qkv, tp.prune_linear_out_channels, list(range(qkv.out_features)))
+                inner = attention_root(pruner, group)
+            except TRACE_ERRORS:
+                continue
+            if inner is not None:
+                module = root_of(inner)[0]
+                nodes[module] = nodes.pop(module)
+
+
 def _ignore_unusable(pruner: Any) -> dict[str, str]:
     skipped: dict[str, str] = {}
+    local = not pruner.global_pruning
+    filed = set[str]()
     names = module_names(pruner.model)
     with bounded():
         for group in list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)):
@@ -105,6 +134,9 @@ def _ignore_unusable(pruner: Any) -> dict[str, str]:
                 whole_heads = pruner.prune_num_heads and attention_of(pruner, group)
                 if ranked is None or (ranked.keep >= ranked.channels.num_units and not whole_heads):
                     raise UnusableGroupError("has no unit to spare")
+                if local and ranked.scope in filed and user_scope(pruner, group) is None:
+                    raise UnusableGroupError("torch-pruning would confuse it with its attention; prune globally")
+                filed.add(ranked.scope)
             except UnusableGroupError as error:
                 skipped[names[root]] = str(error)
             except TRACE_ERRORS as error:
@@ -112,6 +144,17 @@ def _ignore_unusable(pruner: Any) -> dict[str, str]:
             if names[root] in skipped:
                 pruner.ignored_layers.append(root)
     return skipped
+
+
+def _heads_that_may_go(pruner: Any) -> int:
+    """Count the heads of the attentions that are left, as torch-pruning does of those that it was told of."""
+    total, default = 0, pruner.per_step_head_pruning_ratio
+    with bounded():
+        for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types):
+            layers = attention_of(pruner, group)
+            if layers and pruner.head_pruning_ratio_dict.get(layers[0], default)[-1] > 0:
+                total += pruner.num_heads[layers[0]]
+    return total
 
 
 def ranked_groups(pruner: Any) -> list[RankedGroup]:
@@ -226,6 +269,10 @@ def heads_to_remove(pruner: Any, members: Sequence[RankedGroup]) -> int:
     ratio = pruner.per_step_head_pruning_ratio[pruner.current_step]
     count = total - int(pruner.initial_total_heads * (1 - ratio))
     free = total - len(members)
+    if count <= 0:  # torch-pruning would fail for want of a threshold
+        for ratios in (pruner.per_step_head_pruning_ratio, *pruner.head_pruning_ratio_dict.values()):
+            ratios[pruner.current_step] = 0
+        return 0
     if count > free:
         pruner.initial_total_heads = (total - free + 0.5) / (1 - ratio)
     return int(min(count, free))

@@ -257,39 +257,6 @@ def test_pruning_ratio_dict_and_ignored_layers() -> None:
     assert deviation(soft, model) < 1e-5
 
 
-@pytest.mark.parametrize("everywhere", [True, False], ids=["global", "local"])
-@pytest.mark.parametrize("dims", [True, False], ids=["dims", "heads only"])
-def test_whole_heads(everywhere: bool, dims: bool) -> None:
-    model = build("transformer")
-    qkv = {block.attn.qkv: 4 for block in model.blocks}
-    pruner = make_pruner(
-        model,
-        num_heads=qkv,
-        prune_num_heads=True,
-        prune_head_dims=dims,
-        head_pruning_ratio=0.5,
-        global_pruning=everywhere,
-        pruning_ratio=0.25,
-    )
-    pruner.step()
-    sync_attention(pruner.num_heads, model)
-    heads = [block.attn.num_heads for block in model.blocks]
-    assert sum(heads) == 4
-    assert min(heads) >= 1
-    widths = [block.attn.qkv.out_features // 3 // count for block, count in zip(model.blocks, heads, strict=True)]
-    assert all(width == 8 for width in widths) if not dims else max(widths) <= 8
-    assert model(batches()[0])["label"].shape == (2, 5)
-
-
-def test_no_head_is_spared_by_refusing() -> None:
-    model = build("transformer")
-    qkv = {block.attn.qkv: 4 for block in model.blocks}
-    pruner = make_pruner(model, num_heads=qkv, prune_num_heads=True, head_pruning_ratio=0.9, global_pruning=False)
-    with pytest.raises(ValueError, match="head_pruning_ratio"):
-        pruner.step()
-    assert model.blocks[0].attn.qkv.out_features == 96
-
-
 def test_unwrapped_parameters_follow() -> None:
     model = build("transformer")
     pruner = make_pruner(model, unwrapped_parameters=[(model.position, 2)])
