@@ -1,6 +1,6 @@
 """Which ``normalizer`` should channel scores have? Two unlike models, equal MACs, equal fine-tuning, ratios in one run.
 
-    python benchmarks/structured_normalizer.py               # three seeds, about six minutes on one core
+    python benchmarks/structured_normalizer.py               # three seeds, six to seven minutes on one core
     python benchmarks/structured_normalizer.py --seeds 1
 
 The data are not those of ``benchmarks/structured.py``: scikit-learn's digits, scanned handwriting, several on a canvas.
@@ -89,20 +89,20 @@ class Dense(nn.Module):
         return {task: self.heads[task](decoder(features)) for task, decoder in self.decoders.items()}
 
 
-def digits(count: int, each: int, seed: int, test: int) -> tuple[Tensor, Tensor]:
+def digits(count: int, each: int, test: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draw digits with replacement, for training and for the test from halves that share no picture."""
     raw = load_digits()
     half = torch.arange(test, len(raw.target), 2)
-    generator = torch.Generator().manual_seed(100 * seed + test)
     chosen = half[torch.randint(len(half), (count, each), generator=generator)]
     return torch.tensor(raw.images, dtype=torch.float32)[chosen] / 16, torch.tensor(raw.target)[chosen]
 
 
 def labelled(seed: int, test: int) -> Data:
     """Put three digits side by side, under noise."""
-    images, values = digits(2000, 3, seed, test)
+    generator = torch.Generator().manual_seed(100 * seed + test)
+    images, values = digits(2000, 3, test, generator)
     row = F.interpolate(torch.cat(list(images.unbind(1)), 2)[:, None], scale_factor=2, mode="bilinear")
-    noise = 0.1 * torch.randn(row.shape, generator=torch.Generator().manual_seed(seed))
+    noise = 0.1 * torch.randn(row.shape, generator=generator)
     return {
         "x": row + noise,
         "first": values[:, 0],
@@ -113,8 +113,9 @@ def labelled(seed: int, test: int) -> Data:
 
 def scattered(seed: int, test: int) -> Data:
     """Put four digits anywhere on a canvas, later ones over earlier ones, under noise."""
-    images, values = digits(600, 4, seed, test)
-    places = torch.randint(24, (*values.shape, 2), generator=torch.Generator().manual_seed(seed + 7)).tolist()
+    generator = torch.Generator().manual_seed(100 * seed + test)
+    images, values = digits(600, 4, test, generator)
+    places = torch.randint(24, (*values.shape, 2), generator=generator).tolist()
     clean, classes = torch.zeros(len(values), 1, 32, 32), torch.zeros(len(values), 32, 32, dtype=torch.int64)
     for number, corners in enumerate(places):
         for image, value, (top, left) in zip(images[number], values[number], corners, strict=True):
@@ -122,7 +123,7 @@ def scattered(seed: int, test: int) -> Data:
             ink = image > 0.3
             clean[number, 0][window][ink] = image[ink]
             classes[number][window][ink] = 1 + int(value >= 5)
-    noise = 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    noise = 0.2 * torch.randn(clean.shape, generator=generator)
     return {"x": clean + noise, "classes": classes, "clean": clean}
 
 
@@ -156,8 +157,8 @@ def dense_metrics(model: nn.Module, data: Data) -> dict[str, float]:
 
 
 PROBLEMS = {
-    "labels": Problem(Labels, labelled, label_losses, accuracies, batch=64, steps=200),
-    "dense": Problem(Dense, scattered, dense_losses, dense_metrics, batch=12, steps=120),
+    "labels": Problem(Labels, labelled, label_losses, accuracies, batch=64, steps=240),
+    "dense": Problem(Dense, scattered, dense_losses, dense_metrics, batch=12, steps=140),
 }
 
 

@@ -81,10 +81,10 @@ def main() -> None:
     parser.add_argument("--arch", default="Unet")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--amount", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     options = parser.parse_args()
     torch.manual_seed(0)
-    data, test = pictures(256, seed=1), pictures(64, seed=2)
+    data, test = pictures(1024, seed=1), pictures(128, seed=2)
     model = build(options.arch, options.encoder)
     train(model, data, options.steps)
     rows = [("dense", *metrics(model, test))]
