@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .base_fisher import Fisher, fisher_per_task, fisher_shown
 from .channel_groups import ChannelGroup
 from .gradients import Batch, TaskLosses, check_losses
 from .parameters import unwrap
-from .torch_pruning_graph import tp
+from .torch_pruning_graph import ROOT_TYPES
+from .torch_pruning_inside import group_like, tp, unnormalized
 from .undisturbed import undisturbed
 
 
@@ -27,23 +29,35 @@ class BaseScores:
         """Collect the gradients.
 
         Criteria that accumulate squared gradients (``GroupHessianImportance``) get the mean over the batches of the
-        squared batch gradient; with batches of one that is what their authors describe. All others get the sum.
+        squared batch gradient; with batches of one that is what their authors describe. ``OBDCImportance`` gets the
+        sums over samples that it would collect itself (:func:`~disparse_plugin.base_fisher.fisher_per_task`). All
+        others get the sum.
 
         Raises:
             TypeError: If ``base`` is not callable.
-            ValueError: If it is a criterion that collects statistics of its own during the backward pass, or a loss or
-                gradient is not finite.
+            ValueError: If it is ``OBDCImportance(bias=True)``, or a loss or gradient is not finite.
         """
         if not callable(base):
             raise TypeError(f"base: must be an importance of torch-pruning, found {type(base).__name__}")
-        if isinstance(base, tp.importance.OBDCImportance):
-            raise ValueError(
-                "base: OBDCImportance reads activations of its own backward passes and cannot be run per task; use "
-                "GroupTaylorImportance or GroupHessianImportance"
-            )
-        self._base, self._model = base, model
+        self._base, self._model, root = base, model, unwrap(model)
         self._squared = hasattr(base, "accumulate_grad") and hasattr(base, "zero_grad")
-        self._grads = _collect(unwrap(model), losses, data, self._squared)
+        self._fisher: dict[str, Fisher] | None = None
+        if isinstance(base, tp.importance.OBDCImportance):
+            if base.bias:
+                raise ValueError(
+                    "base: must be OBDCImportance(bias=False), found bias=True; torch-pruning 1.6 multiplies biases "
+                    "with the values of the weights, whose shape differs"
+                )
+            layers = [
+                m for m in root.modules() if isinstance(m, ROOT_TYPES) and isinstance(m, tuple(base.target_types))
+            ]
+            self._fisher = fisher_per_task(root, losses, data, layers)
+            self._grads = {
+                task: {layer.get_parameter("weight"): value for layer, value in fisher.items()}
+                for task, fisher in self._fisher.items()
+            }
+        else:
+            self._grads = _collect(root, losses, data, self._squared)
         self.tasks = tuple(self._grads)
 
     def of_group(self, channels: ChannelGroup, group: Any) -> dict[str, Tensor]:
@@ -65,10 +79,25 @@ class BaseScores:
                 if self._squared:
                     self._base.zero_grad()
                     self._base.accumulate_grad(self._model)
-                values = self._base(copied)
+                with fisher_shown(self._base, copied, self._fisher[task]) if self._fisher else contextlib.nullcontext():
+                    values = _called(self._base, copied, channels.size)
             if values is not None:
                 scores[task] = _finite(values, task, channels)
         return scores
+
+
+def _called(base: Any, group: Any, size: int) -> Tensor | None:
+    """Run a base on a group.
+
+    The criteria of torch-pruning make their result as long as the first layer that they score, which for the query, key
+    and value of an attention is three times the channels; the rest stays empty, but is averaged over.
+    """
+    values: Tensor | None = base(group)
+    if values is None or len(values) <= size or not hasattr(base, "normalizer"):
+        return values
+    with unnormalized(base) as normalize:
+        normalized: Tensor = normalize(base(group)[:size])
+    return normalized
 
 
 def _parameters(layer: nn.Module | nn.Parameter) -> list[nn.Parameter]:
@@ -134,8 +163,7 @@ def _copy_of(group: Any) -> Any:
 
     Some criteria sort the indices in place without moving the channels that they belong to.
     """
-    copied = tp.dependency.Group()
-    copied._DG = group._DG
+    copied = group_like(group)
     for number, item in enumerate(group.items):
         order = sorted(range(len(item.idxs)), key=item.idxs.__getitem__)
         dep, handler = item.dep, item.dep.handler

@@ -5,37 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Self, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import arbiters
 from .arbiters import Arbiter
 from .base_importance import BaseScores
 from .channel_groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
-from .channel_order import removal_order, with_heads
+from .channel_order import removal_order
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
 from .gradients import Batch, TaskLosses
 from .parameters import ParameterKey
+from .removal_table import RemovalTable, removal_table
 from .scores import TaskScores
 from .scoring import score_tasks
-from .torch_pruning_graph import (
-    TRACE_ERRORS,
-    bounded,
-    fix_layer_norms,
-    module_names,
-    tp,
-    traced_parameters,
-)
+from .torch_pruning_graph import TRACE_ERRORS, fix_layer_norms, module_names, traced_parameters
 from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
-from .torch_pruning_pruner import (
-    RankedGroup,
-    heads_to_remove,
-    limit_counts,
-    prepare,
-    ranked_groups,
-    regularizes,
-    root_of,
-)
+from .torch_pruning_inside import bounded, graph_of, tp
+from .torch_pruning_pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
 
 Rescore: TypeAlias = tuple[TaskLosses, Iterable[Batch]]
 
@@ -99,15 +86,17 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             rescore: ``(losses, data)`` as for :func:`~disparse_plugin.score_tasks`: scores are made afresh before each
                 step. ``data`` must be readable again and again.
             base: Any importance of torch-pruning, used as the per-task criterion: it is run once per task with that
-                task's gradients in ``.grad``. Needs ``rescore``; ``criterion``, ``reduction`` and ``parameters`` are
-                then of no effect.
+                task's gradients in ``.grad`` (``OBDCImportance``, without ``bias``: with that task's Fisher values).
+                Needs ``rescore``; ``criterion``, ``reduction`` and ``parameters`` are then of no effect.
             arbiter: As in :meth:`TaskScores.importance`.
             criterion: As in :func:`~disparse_plugin.score_tasks`, for ``rescore``.
             reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the slices of a group.
             normalizer: Divide each task's scores by their ``"mean"``, ``"max"`` or ``"sum"`` in the group, so that
-                layers compete by how evenly their score is spread. None leaves the scores as they are: a global
-                removal then takes nearly all of the layers whose scores are small as a whole, which ruins a small
-                network and suits one with layers far too wide. Worth trying both.
+                layers compete by how evenly their score is spread. None leaves the scores as they are, so that a global
+                removal first takes whole layers whose scores are small, down to one channel. In
+                ``benchmarks/structured_normalizer.py`` that (and ``"sum"``) ruins a narrow network and is ahead on one
+                with layers far too wide; ``"mean"`` is never far behind, which is why it is the default. With None,
+                set ``max_pruning_ratio`` too.
             parameters: What ``rescore`` scores; by default :func:`~disparse_plugin.structured.channel_parameters`.
 
         Raises:
@@ -130,7 +119,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         self._pruner: Any = None
         self._unusable: dict[str, str] = {}
         self._initial: dict[str, int] = {}
-        self._table: dict[tuple[nn.Module, bool], Tensor | None] = {}
+        self._table: RemovalTable = {}
         self._state: tuple[Any, ...] | None = None
         self._scored_at: tuple[Any, ...] | None = None
 
@@ -177,7 +166,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         Raises:
             ValueError: If the scores are stale and there is no ``rescore``, or are not finite.
         """
-        self._refresh(group._DG)
+        self._refresh(graph_of(group))
         root = root_of(group)
         if root in self._table:
             places = self._table[root]
@@ -195,7 +184,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         Returns:
             For each task that reaches the group, float64, one per channel.
         """
-        self._refresh(group._DG)
+        self._refresh(graph_of(group))
         return self._channel_scores(self._read(group, None), group)
 
     def invalidate(self) -> None:
@@ -262,7 +251,8 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
     def _read(self, group: Any, blocks: Any) -> ChannelGroup:
         size = len(group[0].idxs)
         folds = 1 if blocks is None else None
-        return read_group(group._DG, group, size, module_names(group._DG.model), blocks or {}, folds=folds)
+        graph = graph_of(group)
+        return read_group(graph, group, size, module_names(graph.model), blocks or {}, folds=folds)
 
     def _channel_scores(self, channels: ChannelGroup, group: Any) -> dict[str, Tensor]:
         if self._base is not None:
@@ -271,7 +261,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             scores = channel_scores(channels, self._named, self._reduction)
         return {task: normalized(values, self._normalizer) for task, values in scores.items()}
 
-    def _make_table(self, groups: Sequence[RankedGroup]) -> dict[tuple[nn.Module, bool], Tensor | None]:
+    def _make_table(self, groups: Sequence[RankedGroup]) -> RemovalTable:
         if self._base is None:
             self._named = self._by_name()
             assert self._scores is not None
@@ -279,54 +269,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         scored = [(ranked, self._channel_scores(ranked.channels, ranked.group)) for ranked in groups]
         self.skipped = dict(self._unusable)
         self.skipped |= {ranked.channels.name: "reached by no task" for ranked, scores in scored if not scores}
-        table: dict[tuple[nn.Module, bool], Tensor | None] = {ranked.root: None for ranked, s in scored if not s}
-        scopes: dict[str, list[tuple[RankedGroup, dict[str, Tensor]]]] = {}
-        for ranked, scores in scored:
-            if scores:
-                scopes.setdefault(ranked.scope, []).append((ranked, scores))
-        for scope, members in scopes.items():
-            self._rank_scope(scope, members, table)
-        self._rank_heads([member for member in scored if member[0].heads and member[1]], table)
-        return table
-
-    def _rank_scope(
-        self,
-        scope: str,
-        members: Sequence[tuple[RankedGroup, dict[str, Tensor]]],
-        table: dict[tuple[nn.Module, bool], Tensor | None],
-    ) -> None:
-        groups = [ranked for ranked, _ in members]
-        per_unit = [{t: r.channels.per_unit(v) for t, v in scores.items()} for r, scores in members]
-        order = removal_order(per_unit, [ranked.keep for ranked in groups], self._tasks, self._arbiter)
-        for ranked, places in zip(groups, order, strict=True):
-            table[ranked.root] = places[ranked.channels.units]
-        if self._pruner is not None and scope != "all" and self._pruner.current_step > 0:
-            limit_counts(self._pruner, scope, groups, self._initial)
-
-    def _rank_heads(
-        self,
-        members: Sequence[tuple[RankedGroup, dict[str, Tensor]]],
-        table: dict[tuple[nn.Module, bool], Tensor | None],
-    ) -> None:
-        """Let whole attention heads compete, by the agreement of their own percentiles.
-
-        torch-pruning averages one vector over heads for its channels and over channels for its heads. The table holds
-        channel places already; here each head's rows are shifted so that their mean orders the heads, while the mean
-        over the heads stays.
-        """
-        if not members:
-            return
-        contests = [members] if self._pruner.global_pruning else [[member] for member in members]
-        for contest in contests:
-            groups = [ranked for ranked, _ in contest]
-            scores = [{t: v.view(r.heads, -1).mean(1) for t, v in s.items()} for r, s in contest]
-            order = removal_order(scores, [1] * len(contest), self._tasks, self._arbiter)
-            count = heads_to_remove(self._pruner, groups)
-            far = float(sum(ranked.channels.size for ranked in groups)) + 1
-            for ranked, places in zip(groups, order, strict=True):
-                channels = table[ranked.root]
-                assert channels is not None
-                table[ranked.root] = with_heads(channels, ranked.heads, places, count, far)
+        return removal_table(scored, self._tasks, self._arbiter, self._pruner, self._initial)
 
     def _of_other_root(self, group: Any) -> Tensor | None:
         """Rank the channels of a group that no pruner ranks (as regularisers do) among themselves."""

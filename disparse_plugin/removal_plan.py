@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from .parameters import unwrap
 from .torch_pruning_graph import attention_heads, module_names, pruner_of
 
 _KIND = "disparse_plugin.removal"
+
+# Module name to the plain numbers that it holds after the removal, where they changed.
+Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,8 @@ class RemovalPlan:
 
     Attributes:
         cuts: At most one for each side of each layer.
+        attributes: Module name to numbers that it holds after the removal, such as ``num_heads``. Attention layers that
+            are not listed are brought into line by :func:`~disparse_plugin.structured.sync_attention`.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
@@ -56,6 +61,7 @@ class RemovalPlan:
     """
 
     cuts: tuple[Cut, ...]
+    attributes: Attributes = dataclasses.field(default_factory=dict)
 
     def apply(self, model: nn.Module, *, customized_pruners: Mapping[type[nn.Module], Any] | None = None) -> None:
         """Remove the positions from a model, in place.
@@ -68,7 +74,7 @@ class RemovalPlan:
             customized_pruners: As in torch-pruning, by class, if they were used to make the plan.
 
         Raises:
-            ValueError: If a layer is missing or has another size. The model is unchanged.
+            ValueError: If a layer or an attribute is missing, or a layer has another size. The model is unchanged.
         """
         root = unwrap(model)
         modules = {name: module for module, name in module_names(root).items()}
@@ -84,11 +90,16 @@ class RemovalPlan:
             pruner = pruner_of(layer, customized_pruners)
             _check_size(cut, layer, pruner)
             steps.append((cut, layer, pruner))
+        _check_attributes(self.attributes, modules)
         with torch.no_grad():
             for cut, layer, pruner in steps:
                 _cut(root, cut, layer, pruner)
         changed = {layer for _, layer, _ in steps}
-        sync_attention({qkv: count for qkv, count in heads.items() if qkv in changed}, root)
+        told = {child for name in self.attributes for child in modules[name].children()}
+        sync_attention({qkv: count for qkv, count in heads.items() if qkv in changed and qkv not in told}, root)
+        for name, values in self.attributes.items():
+            for attribute, value in values.items():
+                setattr(modules[name], attribute, value)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a safetensors file; an existing file is replaced atomically.
@@ -98,7 +109,7 @@ class RemovalPlan:
         """
         facts = [{"target": c.target, "side": c.side, "dim": c.dim, "count": c.count} for c in self.cuts]
         tensors = {str(number): cut.positions for number, cut in enumerate(self.cuts)}
-        write_tensors(path, tensors, kind=_KIND, facts={"cuts": facts})
+        write_tensors(path, tensors, kind=_KIND, facts={"cuts": facts, "attributes": self.attributes})
 
     @classmethod
     def load(cls, path: str | Path) -> RemovalPlan:
@@ -112,21 +123,32 @@ class RemovalPlan:
             ValueError: If it is another file, damaged, or written by a newer version.
         """
         tensors, facts = read_tensors(path, kind=_KIND)
-        return cls(tuple(Cut(**fact, positions=tensors[str(n)]) for n, fact in enumerate(facts["cuts"])))
+        cuts = tuple(Cut(**fact, positions=tensors[str(n)]) for n, fact in enumerate(facts["cuts"]))
+        attributes = {
+            name: {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+            for name, values in facts.get("attributes", {}).items()
+        }
+        return cls(cuts, attributes)
 
 
-def replay_removal(model: nn.Module, path: str | Path) -> None:
+def replay_removal(
+    model: nn.Module, path: str | Path, *, customized_pruners: Mapping[type[nn.Module], Any] | None = None
+) -> None:
     """Remove from a freshly built model what was removed from another one of the same architecture.
+
+    Nothing is traced and nothing is unpickled: the file lists the positions that each layer loses.
 
     Args:
         model: The model, at its full size; changed in place.
-        path: A file written by ``report.save(path)``.
+        path: A file written by ``report.save(path)`` after :func:`~disparse_plugin.structured.remove_channels`, or by
+            ``recording.save(path)`` of :func:`~disparse_plugin.structured.record_removal`.
+        customized_pruners: As in torch-pruning, by class, if they were used for the removal.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is of another kind or does not fit the model, which is then unchanged.
     """
-    RemovalPlan.load(path).apply(model)
+    RemovalPlan.load(path).apply(model, customized_pruners=customized_pruners)
 
 
 def sync_attention(heads: Mapping[nn.Module, int], model: nn.Module) -> None:
@@ -154,6 +176,26 @@ def sync_attention(heads: Mapping[nn.Module, int], model: nn.Module) -> None:
         }.items():
             if isinstance(module.__dict__.get(name), int | float):
                 setattr(module, name, value)
+
+
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the numbers, and tuples of whole numbers, that a module holds as attributes."""
+
+    def is_plain(value: object) -> bool:
+        if isinstance(value, tuple):
+            return all(type(entry) is int for entry in value)
+        return type(value) in (int, float)
+
+    return {name: value for name, value in module.__dict__.items() if is_plain(value)}
+
+
+def _check_attributes(attributes: Attributes, modules: Mapping[str, nn.Module]) -> None:
+    for name, values in attributes.items():
+        missing = set(values) - set(plain_attributes(modules[name])) if name in modules else set(values)
+        if missing:
+            raise ValueError(
+                f"model: {name!r} must have {', '.join(sorted(missing))}, found none; replay on the same architecture"
+            )
 
 
 def _parameter(root: nn.Module, name: str) -> nn.Parameter | None:
@@ -197,9 +239,9 @@ def merge_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
         >>> merge_cuts([one, two])[0].positions
         tensor([0, 2])
     """
-    merged: dict[tuple[str, Side], Cut] = {}
+    merged: dict[tuple[str, Side, int], Cut] = {}
     for cut in cuts:
-        key = (cut.target, cut.side)
+        key = (cut.target, cut.side, cut.dim)
         known = merged.get(key)
         positions = cut.positions if known is None else torch.cat([known.positions, cut.positions])
         merged[key] = dataclasses.replace(cut, positions=positions.unique())

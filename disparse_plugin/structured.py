@@ -3,8 +3,9 @@
 Needs ``pip install 'disparse-plugin[structured]'``. The names here are what there is to use:
 
 * :func:`remove_channels` - the common case in one call; :class:`RemovalReport` says what it did.
-* :func:`replay_removal` - the same removal on a freshly built model, from a small file.
 * :class:`DiSparseImportance` - an importance for every pruner of torch-pruning.
+* :func:`record_removal` - what any pruner of torch-pruning removes, as a small file; :func:`replay_removal` - the same
+  removal on a freshly built model, from that file or from that of a report.
 * :func:`channel_parameters` - what to score for it; :func:`attention_heads` and :func:`sync_attention` - what a pruner
   must know before, and what attention layers must be told after its step.
 """
@@ -13,15 +14,18 @@ from .channel_groups import channel_parameters
 from .importance import DiSparseImportance
 from .removal import remove_channels
 from .removal_plan import RemovalPlan, replay_removal, sync_attention
+from .removal_recording import RemovalRecording, record_removal
 from .removal_report import RemovalReport
 from .torch_pruning_graph import attention_heads
 
 __all__ = [
     "DiSparseImportance",
     "RemovalPlan",
+    "RemovalRecording",
     "RemovalReport",
     "attention_heads",
     "channel_parameters",
+    "record_removal",
     "remove_channels",
     "replay_removal",
     "sync_attention",

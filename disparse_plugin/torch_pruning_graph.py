@@ -1,15 +1,12 @@
 """Reading torch-pruning's dependency graph safely.
 
-With :mod:`disparse_plugin.torch_pruning_pruner` this is the only place that touches the inside of torch-pruning (1.6),
-and where its defects in tracing are worked round. What leaves this file are :class:`ChannelGroup` objects, or the
-reason why a layer's channels are left alone.
+Its defects in tracing are worked round here; its private parts are in :mod:`disparse_plugin.torch_pruning_inside`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,82 +14,12 @@ from torch import nn
 
 from .channel_groups import channel_parameters
 from .parameters import ParameterKey, qualified_names, unwrap
-
-try:
-    import torch_pruning  # type: ignore[import-untyped]
-    from torch_pruning.dependency import graph as tp_graph  # type: ignore[import-untyped]
-    from torch_pruning.dependency import index_mapping as tp_index_mapping
-except ImportError as missing:
-    raise ImportError(
-        "disparse_plugin.structured needs torch-pruning; install it with: pip install 'disparse-plugin[structured]'"
-    ) from missing
-
-tp: Any = torch_pruning
+from .torch_pruning_inside import bounded, cut_parameter, tp
 
 # What torch-pruning raises on architectures that it cannot map.
 TRACE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
-# A sane group visits one side of one layer once per connection. A walk that goes round in circles exceeds these.
-MAX_VISITS_PER_LAYER = 96
-MAX_ITEMS = 4000
-MAX_INDICES = 400_000
-
 ROOT_TYPES = (nn.modules.conv._ConvNd, nn.Linear)
-
-
-class GroupTooLargeError(RuntimeError):
-    """The walk through the dependency graph does not end."""
-
-
-class _BoundedGroup(tp_graph.Group):  # type: ignore[misc]
-    """A group that raises where torch-pruning's walk would go round for ever."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._visits: dict[Any, int] = {}
-        self._indices = 0
-        self.ties: list[tuple[int, int]] = []
-
-    def add_dep(self, dep: Any, idxs: Any) -> None:
-        key = (dep.target, dep.handler)
-        self._visits[key] = self._visits.get(key, 0) + 1
-        self._indices += len(idxs)
-        if self._visits[key] > MAX_VISITS_PER_LAYER or len(self) > MAX_ITEMS or self._indices > MAX_INDICES:
-            raise GroupTooLargeError("torch-pruning's walk through the graph does not end")
-        super().add_dep(dep, idxs)
-
-    def add_and_merge(self, dep: Any, idxs: Any) -> None:
-        """Merge as torch-pruning does, and note which channels claim the same position: they can only go together."""
-        for other, known in self.items:
-            if other.target == dep.target and other.handler == dep.handler:
-                owner = {index.idx: index.root_idx for index in known}
-                self.ties += [(owner[i.idx], i.root_idx) for i in idxs if owner.get(i.idx, i.root_idx) != i.root_idx]
-        super().add_and_merge(dep, idxs)
-
-
-@contextlib.contextmanager
-def bounded() -> Iterator[None]:
-    """Make every walk through a dependency graph end, by an error if need be."""
-    with _swapped(tp_graph, "Group", _BoundedGroup):
-        yield
-
-
-@contextlib.contextmanager
-def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
-
-
-@contextlib.contextmanager
-def unchanging(graph: Any) -> Iterator[None]:
-    """Compute the index maps of a graph once instead of before every group; for as long as nothing is pruned."""
-    tp_index_mapping.update_index_mapping(graph)
-    with bounded(), _swapped(tp_index_mapping, "update_index_mapping", lambda _: None):
-        yield
 
 
 class SortedLayerNormPruner(tp.function.LayernormPruner):  # type: ignore[misc]
@@ -110,7 +37,7 @@ class SortedLayerNormPruner(tp.function.LayernormPruner):  # type: ignore[misc]
         for name in ("weight", "bias"):
             parameter = layer._parameters.get(name)
             if parameter is not None:
-                setattr(layer, name, self._prune_parameter_and_grad(parameter, keep, parameter.dim() - 1))
+                setattr(layer, name, cut_parameter(self, parameter, keep, parameter.dim() - 1))
         layer.normalized_shape = (*shape[:-1], len(keep))
         return layer
 

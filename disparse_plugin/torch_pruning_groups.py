@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .channel_groups import ChannelGroup, Follower, Side, is_depthwise
-from .torch_pruning_graph import ROOT_TYPES, TRACE_ERRORS, module_names, one_line, tp, unchanging
+from .torch_pruning_graph import ROOT_TYPES, TRACE_ERRORS, module_names, one_line
+from .torch_pruning_inside import parameter_name, tp, unchanging
 
 
 class UnusableGroupError(ValueError):
@@ -186,7 +187,7 @@ def _follower(graph: Any, item: Any, names: Mapping[nn.Module, str]) -> Follower
     if None in channels:
         raise UnusableGroupError("its channels are repeated (grouped-query attention)")
     if isinstance(node.module, nn.Parameter):
-        name, side, dim = graph._param_to_name[node.module], "parameter", node.pruning_dim
+        name, side, dim = parameter_name(graph, node.module), "parameter", node.pruning_dim
     else:
         name, dim = names[node.module], -1
         side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"

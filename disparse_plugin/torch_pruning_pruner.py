@@ -1,6 +1,6 @@
 """Talking to torch-pruning's own pruners (1.6): which groups they rank together, and how many channels they take.
 
-The other half of what touches the inside of torch-pruning; see :mod:`disparse_plugin.torch_pruning_graph`.
+What they do not tell in public is read through :mod:`disparse_plugin.torch_pruning_inside`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from typing import Any
 from torch import nn
 
 from .channel_groups import ChannelGroup
-from .torch_pruning_graph import (
-    TRACE_ERRORS,
-    attention_heads,
-    bounded,
-    fix_layer_norms,
-    module_names,
-    tp,
-)
+from .torch_pruning_graph import TRACE_ERRORS, attention_heads, fix_layer_norms, module_names
 from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
+from .torch_pruning_inside import (
+    attention_of,
+    attention_root,
+    bounded,
+    fold_count,
+    graph_of,
+    initial_counts,
+    is_ranked,
+    module_name,
+    rounded_count,
+    tp,
+    user_scope,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +55,7 @@ class RankedGroup:
 
 def root_of(group: Any) -> tuple[nn.Module, bool]:
     """Identify a group by its root layer and whether outputs of it are counted."""
-    return group[0].dep.target.module, group._DG.is_out_channel_pruning_fn(group[0].dep.handler)
+    return group[0].dep.target.module, graph_of(group).is_out_channel_pruning_fn(group[0].dep.handler)
 
 
 def prepare(pruner: Any) -> dict[str, str]:
@@ -70,6 +76,11 @@ def prepare(pruner: Any) -> dict[str, str]:
         )
     if max(pruner.per_step_pruning_ratio) >= 1 or max(pruner.per_step_head_pruning_ratio) >= 1:
         raise ValueError("pruner: the pruning ratios must be below 1, found 1; a layer cannot lose all its channels")
+    if pruner.prune_num_heads and pruner.head_pruning_ratio > 0 and not pruner.pruning_ratio:
+        raise ValueError(
+            "pruning_ratio: must be above 0 for heads to go, found 0; torch-pruning looks at heads only where it "
+            "removes channels, so use a small ratio, and prune_head_dims=False to keep the width of the heads"
+        )
     fix_layer_norms(pruner.DG)
     inside = set(pruner.model.modules())
     for attribute in ("in_channel_groups", "out_channel_groups", "num_heads"):
@@ -83,22 +94,49 @@ def prepare(pruner: Any) -> dict[str, str]:
     for (module, side), count in block_counts(pruner.DG).items():
         if isinstance(module, nn.MultiheadAttention):
             (pruner.out_channel_groups if side == "out" else pruner.in_channel_groups)[module] = count
+    _visit_attention_outputs_last(pruner)
     skipped = _ignore_unusable(pruner)
+    if pruner.current_step == 0:
+        pruner.initial_total_heads = _heads_that_may_go(pruner)
     pruner.update_regularizer()
     return skipped
 
 
+def _visit_attention_outputs_last(pruner: Any) -> None:
+    """Let another layer be the root of the groups that outputs of attentions are in, if there is one.
+
+    torch-pruning counts an attention in the inputs of its output layer. In local pruning it files groups under the name
+    of their root, so the group of that layer's outputs would be filed in the same place, and one of the two be lost.
+    """
+    nodes = pruner.DG.module2node
+    with bounded():
+        for qkv in [layer for layer in pruner.num_heads if layer in nodes]:
+            try:
+                group = pruner.DG.get_pruning_group(qkv, tp.prune_linear_out_channels, list(range(qkv.out_features)))
+                inner = attention_root(pruner, group)
+            except TRACE_ERRORS:
+                continue
+            if inner is not None:
+                module = root_of(inner)[0]
+                nodes[module] = nodes.pop(module)
+
+
 def _ignore_unusable(pruner: Any) -> dict[str, str]:
     skipped: dict[str, str] = {}
+    local = not pruner.global_pruning
+    filed = set[str]()
     names = module_names(pruner.model)
     with bounded():
         for group in list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)):
             root = group[0].dep.target.module
             try:
                 ranked = _ranked(pruner, group)
-                whole_heads = pruner.prune_num_heads and pruner._is_atten_group(group)[0]
+                whole_heads = pruner.prune_num_heads and attention_of(pruner, group)
                 if ranked is None or (ranked.keep >= ranked.channels.num_units and not whole_heads):
                     raise UnusableGroupError("has no unit to spare")
+                if local and ranked.scope in filed and user_scope(pruner, group) is None:
+                    raise UnusableGroupError("torch-pruning would confuse it with its attention; prune globally")
+                filed.add(ranked.scope)
             except UnusableGroupError as error:
                 skipped[names[root]] = str(error)
             except TRACE_ERRORS as error:
@@ -108,21 +146,32 @@ def _ignore_unusable(pruner: Any) -> dict[str, str]:
     return skipped
 
 
+def _heads_that_may_go(pruner: Any) -> int:
+    """Count the heads of the attentions that are left, as torch-pruning does of those that it was told of."""
+    total, default = 0, pruner.per_step_head_pruning_ratio
+    with bounded():
+        for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types):
+            layers = attention_of(pruner, group)
+            if layers and pruner.head_pruning_ratio_dict.get(layers[0], default)[-1] > 0:
+                total += pruner.num_heads[layers[0]]
+    return total
+
+
 def ranked_groups(pruner: Any) -> list[RankedGroup]:
     """List the groups that a pruner will rank in its present step, as ``BasePruner._prune`` does."""
     groups = [
         _ranked(pruner, group)
         for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types)
-        if pruner._check_pruning_ratio(group)
+        if is_ranked(pruner, group)
     ]
     return [group for group in groups if group is not None]
 
 
 def _ranked(pruner: Any, group: Any) -> RankedGroup | None:
     graph, heads = pruner.DG, 0
-    is_attention, layers = pruner._is_atten_group(group)
-    if is_attention:
-        group = pruner._downstream_node_as_root_if_attention(group)
+    layers = attention_of(pruner, group)
+    if layers:
+        group = attention_root(pruner, group)
         if group is None:
             return None
         counts = {pruner.num_heads[layer] for layer in layers}
@@ -130,11 +179,11 @@ def _ranked(pruner: Any, group: Any) -> RankedGroup | None:
             if len(counts) > 1:
                 raise UnusableGroupError("query and key have different numbers of heads")
             heads = counts.pop()
-    folds = pruner._get_channel_groups(group)
+    folds = fold_count(pruner, group)
     size = len(group[0].idxs)
     channels = read_group(graph, group, size, module_names(pruner.model), {}, folds=folds)
     keep = _keep(pruner, group, channels.num_units, folds)
-    if is_attention and not pruner.prune_head_dims:
+    if layers and not pruner.prune_head_dims:
         keep = channels.num_units
     return RankedGroup(channels, group, root_of(group), _scope(pruner, group), folds, keep, heads)
 
@@ -148,23 +197,19 @@ def _keep(pruner: Any, group: Any, units: int, folds: int) -> int:
         return int(min(limit, units))
     # torch-pruning rounds the layer's channels with the count of units; the result must leave `limit` of them.
     channels = pruner.DG.get_out_channels(module) if out else pruner.DG.get_in_channels(module)
-    free = [n for n in range(1, units) if pruner._round_to(n, channels, pruner.round_to) <= units - limit]
+    free = [n for n in range(1, units) if rounded_count(pruner, n, channels) <= units - limit]
     return int(units - max(free, default=0))
 
 
 def _scope(pruner: Any, group: Any) -> str:
-    graph = pruner.DG
-    for dep, _ in group:
-        for module, function in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
-            if module in pruner._layer_to_scope and graph.is_out_channel_pruning_fn(function):
-                name, scope = pruner._layer_to_scope[module]
-                if len(scope) > 0:
-                    return str(name)
+    graph, chosen = pruner.DG, user_scope(pruner, group)
+    if chosen is not None:
+        return chosen[1]
     if pruner.isomorphic:
         return "Isomorphic_" + "".join(_pattern(graph, dep) for dep, _ in group)
     if pruner.global_pruning:
         return "DEFAULT_SCOPE"
-    return str(graph._module2name[group[0][0].source.module])
+    return module_name(graph, group[0][0].source.module)
 
 
 def _pattern(graph: Any, dep: Any) -> str:
@@ -174,11 +219,9 @@ def _pattern(graph: Any, dep: Any) -> str:
 
 def target_ratio(pruner: Any, members: Sequence[RankedGroup]) -> float:
     """Return the ratio that a pruner applies to a scope in its present step."""
-    graph, first = pruner.DG, members[0]
-    for dep, _ in first.group:
-        for module, function in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
-            if module in pruner._layer_to_scope and graph.is_out_channel_pruning_fn(function):
-                return float(pruner.get_target_pruning_ratio(module, step=pruner.current_step))
+    chosen = user_scope(pruner, members[0].group)
+    if chosen is not None:
+        return float(pruner.get_target_pruning_ratio(chosen[0], step=pruner.current_step))
     return float(pruner.per_step_pruning_ratio[pruner.current_step])
 
 
@@ -198,12 +241,13 @@ def limit_counts(pruner: Any, scope: str, members: Sequence[RankedGroup], initia
     free = sum(max(0, member.channels.num_units - member.keep) for member in members)
     if any(member.heads for member in members):
         free = max(free, 1)  # with nothing to take, torch-pruning would not look at the heads either
-    first = initial.setdefault(scope, pruner._scope_initial_channels.get(scope, present))
+    counts = initial_counts(pruner)
+    first = initial.setdefault(scope, int(counts.get(scope, present)))
     kept = 1 - target_ratio(pruner, members)
     if present - int(first * kept) > free:
-        pruner._scope_initial_channels[scope] = (present - free + 0.5) / kept
+        counts[scope] = (present - free + 0.5) / kept
     else:
-        pruner._scope_initial_channels[scope] = first
+        counts[scope] = first
 
 
 def heads_to_remove(pruner: Any, members: Sequence[RankedGroup]) -> int:
@@ -213,7 +257,7 @@ def heads_to_remove(pruner: Any, members: Sequence[RankedGroup]) -> int:
         ValueError: If a layer would lose all its heads.
     """
     if not pruner.global_pruning:
-        layers = pruner._is_atten_group(members[0].group)[1]
+        layers = attention_of(pruner, members[0].group)
         count = math.ceil(pruner.get_target_head_pruning_ratio(layers[0]) * members[0].heads)
         if count >= members[0].heads:
             raise ValueError(
@@ -225,6 +269,10 @@ def heads_to_remove(pruner: Any, members: Sequence[RankedGroup]) -> int:
     ratio = pruner.per_step_head_pruning_ratio[pruner.current_step]
     count = total - int(pruner.initial_total_heads * (1 - ratio))
     free = total - len(members)
+    if count <= 0:  # torch-pruning would fail for want of a threshold
+        for ratios in (pruner.per_step_head_pruning_ratio, *pruner.head_pruning_ratio_dict.values()):
+            ratios[pruner.current_step] = 0
+        return 0
     if count > free:
         pruner.initial_total_heads = (total - free + 0.5) / (1 - ratio)
     return int(min(count, free))

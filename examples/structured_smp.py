@@ -7,8 +7,8 @@ An SMP model with a mask and a label head, made smaller, saved without pickle, a
     python examples/structured_smp.py
     python examples/structured_smp.py --arch FPN --encoder mobilenet_v2 --amount 0.5
 
-Synthetic pictures of a bright square or disc: where is it (mask), and which of the two is it (label). The lines marked
-``# <-`` are what is new in the training code.
+Synthetic pictures of a striped disc under noise: where is it (mask), and in which of four directions do the stripes run
+(label). The lines marked ``# <-`` are what is new in the training code.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def pictures(count: int, seed: int) -> Batch:
-    """Return noisy pictures, their masks, and 0 for a square or 1 for a disc."""
+    """Return noisy pictures, their masks, and which multiple of 45 degrees the stripes are turned by."""
     generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(2, (count,), generator=generator)
+    labels = torch.randint(4, (count,), generator=generator)
     centres = torch.randint(16, SIZE - 16, (count, 2, 1, 1), generator=generator)
     radii = torch.randint(8, 15, (count, 1, 1), generator=generator)
     grid = torch.stack(torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij"))
-    offset = (grid[None] - centres).float()
-    square, disc = offset.abs().amax(1) < radii, offset.square().sum(1).sqrt() < radii
-    masks = torch.where(labels[:, None, None] == 1, disc, square).float()[:, None]
-    return masks.repeat(1, 3, 1, 1) + 0.3 * torch.randn(count, 3, SIZE, SIZE, generator=generator), masks, labels
+    rows, columns = (grid[None] - centres).float().unbind(1)
+    masks = ((rows**2 + columns**2).sqrt() < radii).float()
+    angles = labels.view(-1, 1, 1) * torch.pi / 4
+    stripes = torch.sin(1.2 * (rows * angles.cos() + columns * angles.sin())).sign()
+    x = (masks * (0.5 + 0.5 * stripes))[:, None].repeat(1, 3, 1, 1)
+    return x + 0.3 * torch.randn(x.shape, generator=generator), masks[:, None], labels
 
 
 def build(arch: str, encoder: str) -> nn.Module:
     """Build the model at its full size."""
-    return getattr(smp, arch)(encoder, encoder_weights=None, classes=1, aux_params={"classes": 2})
+    return getattr(smp, arch)(encoder, encoder_weights=None, classes=1, aux_params={"classes": 4})
 
 
 def losses(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -83,10 +85,10 @@ def main() -> None:
     parser.add_argument("--arch", default="Unet")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--amount", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     options = parser.parse_args()
     torch.manual_seed(0)
-    data, test = pictures(256, seed=1), pictures(64, seed=2)
+    data, test = pictures(1024, seed=1), pictures(128, seed=2)
     model = build(options.arch, options.encoder)
     train(model, data, options.steps)
     rows = [("dense", *metrics(model, test))]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
+
+from disparse_plugin.structured import DiSparseImportance
 
 INPUT = (2, 3, 16, 16)
 
@@ -104,6 +108,41 @@ class TwoTaskTransformer(nn.Module):
         return {"dense": self.dense_out(tokens), "label": self.label_out(tokens.mean(1))}
 
 
+class SeparateAttention(nn.Module):
+    """An attention with a Linear each for query, key and value, and maybe fewer heads of keys than of queries."""
+
+    def __init__(self, width: int, heads: int, key_heads: int) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.head_dim = heads, key_heads, width // heads
+        self.q, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.k, self.v = (nn.Linear(width, key_heads * self.head_dim) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        q = self.q(x).view(batch, tokens, self.heads, -1).transpose(1, 2)
+        k, v = (layer(x).view(batch, tokens, self.key_heads, -1).transpose(1, 2) for layer in (self.k, self.v))
+        if self.key_heads != self.heads:
+            k, v = (value.repeat_interleave(self.heads // self.key_heads, 1) for value in (k, v))
+        weights = (q @ k.transpose(-2, -1) * self.head_dim**-0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class SeparateTransformer(nn.Module):
+    """Patches, one such attention, two heads."""
+
+    def __init__(self, heads: int = 4, key_heads: int = 4) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 32, 4, stride=4)
+        self.attn = SeparateAttention(32, heads, key_heads)
+        self.norm = nn.LayerNorm(32)
+        self.dense_out, self.label_out = nn.Linear(32, 4), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        tokens = self.patch(x).flatten(2).transpose(1, 2)
+        tokens = self.norm(tokens + self.attn(tokens))
+        return {"dense": self.dense_out(tokens), "label": self.label_out(tokens.mean(1))}
+
+
 def build(kind: str, seed: int = 0) -> nn.Module:
     """Make a network of a kind, with every norm off its initial values."""
     torch.manual_seed(seed)
@@ -115,6 +154,8 @@ def build(kind: str, seed: int = 0) -> nn.Module:
         "groupnorm": lambda: TwoTasks(lambda width: nn.GroupNorm(4, width)),
         "instancenorm": lambda: TwoTasks(lambda width: nn.InstanceNorm2d(width, affine=True)),
         "transformer": lambda: TwoTaskTransformer(),
+        "separate": lambda: SeparateTransformer(),
+        "grouped-query": lambda: SeparateTransformer(key_heads=2),
     }[kind]()
     return randomized(model)
 
@@ -153,3 +194,13 @@ def deviation(first: nn.Module, second: nn.Module) -> float:
     """Return the largest difference between the outputs of two networks, relative to the size of the outputs."""
     pairs = zip(outputs_of(first), outputs_of(second), strict=True)
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
+
+def make_pruner(model: nn.Module, *, cls: Any = tp.pruner.BasePruner, options: Any = None, **arguments: Any) -> Any:
+    """Make an importance that scores afresh, and a pruner to which it is attached."""
+    importance = DiSparseImportance(**{"rescore": (losses, batches()), **(options or {})})
+    arguments = {"pruning_ratio": 0.5, "global_pruning": True, **arguments}
+    ignored = [model.dense_out, model.label_out, *arguments.pop("ignored_layers", [])]
+    pruner = cls(model, (batches()[0],), importance=importance, ignored_layers=ignored, **arguments)
+    importance.attach(pruner)
+    return pruner

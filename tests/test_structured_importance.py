@@ -15,7 +15,7 @@ from disparse_plugin import score_tasks
 from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import DiSparseImportance, channel_parameters, sync_attention
 
-from structured_models import TwoTasks, batches, build, deviation, losses
+from structured_models import TwoTasks, batches, build, deviation, losses, make_pruner
 from structured_oracle import cuts_of, kept_units
 
 KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "instancenorm", "transformer"]
@@ -28,16 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def make(model: nn.Module, *, cls: Any = tp.pruner.BasePruner, options: Any = None, **arguments: Any) -> Any:
-    """Make an importance that scores afresh, and a pruner to which it is attached."""
-    importance = DiSparseImportance(**{"rescore": (losses, batches()), **(options or {})})
-    arguments = {"pruning_ratio": 0.5, "global_pruning": True, **arguments}
-    ignored = [model.dense_out, model.label_out, *arguments.pop("ignored_layers", [])]
-    pruner = cls(model, (batches()[0],), importance=importance, ignored_layers=ignored, **arguments)
-    importance.attach(pruner)
-    return pruner
 
 
 def prune(pruner: Any) -> nn.Module:
@@ -56,7 +46,7 @@ def prune(pruner: Any) -> nn.Module:
 @pytest.mark.parametrize("kind", KINDS)
 def test_removing_equals_masking(kind: str, everywhere: bool, ratio: float) -> None:
     model = build(kind)
-    soft = prune(make(model, global_pruning=everywhere, pruning_ratio=ratio))
+    soft = prune(make_pruner(model, global_pruning=everywhere, pruning_ratio=ratio))
     assert deviation(soft, model) < 1e-5
     assert deviation(build(kind), model) > 1e-3  # something did happen
 
@@ -80,7 +70,7 @@ def test_masking_is_what_it_says() -> None:
 @pytest.mark.parametrize("kind", ["batchnorm", "depthwise", "transformer"])
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8])
 def test_the_ratio_is_met_exactly(kind: str, ratio: float) -> None:
-    pruner = make(build(kind), pruning_ratio=ratio)
+    pruner = make_pruner(build(kind), pruning_ratio=ratio)
     before = kept_units(pruner)
     gone = sum(len(group[0].idxs) // pruner._get_channel_groups(group) for group in pruner.step(interactive=True))
     assert gone == before - int(before * (1 - ratio))
@@ -90,7 +80,7 @@ def test_the_ratio_is_met_exactly(kind: str, ratio: float) -> None:
 def test_no_layer_is_given_up_or_emptied(kind: str) -> None:
     """At 97 % torch-pruning alone leaves whole layers intact, because they would be emptied."""
     model = build(kind)
-    pruner = make(model, pruning_ratio=0.97)
+    pruner = make_pruner(model, pruning_ratio=0.97)
     before = dict(pruner.layer_init_out_ch)
     pruner.step()
     outs = {m: pruner.DG.get_out_channels(m) for m in before if isinstance(m, nn.Conv2d | nn.Linear)}
@@ -99,7 +89,7 @@ def test_no_layer_is_given_up_or_emptied(kind: str) -> None:
 
 
 def test_max_pruning_ratio_holds_in_one_shot() -> None:
-    pruner = make(build("batchnorm"), pruning_ratio=0.6, max_pruning_ratio=0.7)
+    pruner = make_pruner(build("batchnorm"), pruning_ratio=0.6, max_pruning_ratio=0.7)
     before = dict(pruner.layer_init_out_ch)
     pruner.step()
     shares = [pruner.DG.get_out_channels(m) / n for m, n in before.items() if isinstance(m, nn.Conv2d)]
@@ -110,7 +100,7 @@ def test_max_pruning_ratio_holds_in_one_shot() -> None:
 def test_only_channels_that_all_their_tasks_rank_low_go() -> None:
     """Unanimity, written out: per task, percentiles over all channels it reaches; the cut is one line through them."""
     model = build("batchnorm")
-    pruner = make(model, pruning_ratio=0.4)
+    pruner = make_pruner(model, pruning_ratio=0.4)
     groups = list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types))
     raw = [pruner.importance.task_scores(group) for group in groups]
     ranked: list[dict[str, np.ndarray]] = [{} for _ in groups]
@@ -139,7 +129,7 @@ def test_a_private_head_is_judged_by_its_own_task() -> None:
         return {"dense": out["dense"], "label": 1e6 * out["label"]}
 
     model = build("batchnorm")
-    pruner = make(model)
+    pruner = make_pruner(model)
     groups = list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types))
     tasks = {
         dep.target.name.split()[0]: set(pruner.importance.task_scores(group))
@@ -151,7 +141,7 @@ def test_a_private_head_is_judged_by_its_own_task() -> None:
     assert tasks["hidden"] == {"label"}
     assert tasks["stem"] == {"dense", "label"}
     chosen = [sorted(g[0].idxs) for g in pruner.step(interactive=True)]
-    scaled = make(build("batchnorm"), options={"rescore": (other_scale, batches())})
+    scaled = make_pruner(build("batchnorm"), options={"rescore": (other_scale, batches())})
     assert [sorted(g[0].idxs) for g in scaled.step(interactive=True)] == chosen
 
 
@@ -186,7 +176,7 @@ def test_iterative_steps_score_afresh_and_reach_the_ratio() -> None:
         return losses(model, batch)
 
     model = build("batchnorm")
-    pruner = make(model, options={"rescore": (counted, batches(1))}, iterative_steps=3, pruning_ratio=0.6)
+    pruner = make_pruner(model, options={"rescore": (counted, batches(1))}, iterative_steps=3, pruning_ratio=0.6)
     before = kept_units(pruner)
     for _ in range(3):
         soft = prune(pruner)
@@ -199,7 +189,7 @@ def test_iterative_steps_score_afresh_and_reach_the_ratio() -> None:
 def test_stale_scores_are_an_error_and_leave_the_model_whole() -> None:
     model = build("batchnorm")
     scores = score_tasks(model, losses, batches(), parameters=channel_parameters(model))
-    pruner = make(model, options={"rescore": None, "scores": scores}, iterative_steps=2)
+    pruner = make_pruner(model, options={"rescore": None, "scores": scores}, iterative_steps=2)
     pruner.step()
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match="stale"):
@@ -213,7 +203,7 @@ def test_stale_scores_are_an_error_and_leave_the_model_whole() -> None:
 @pytest.mark.parametrize("kind", ["upsampled", "transformer"])
 def test_every_pruner_of_torch_pruning(cls: Any, kind: str) -> None:
     model = build(kind)
-    pruner = make(model, cls=cls)
+    pruner = make_pruner(model, cls=cls)
     before = kept_units(pruner)
     if hasattr(pruner, "update_reg"):
         pruner.update_reg()
@@ -240,7 +230,7 @@ def test_every_pruner_of_torch_pruning(cls: Any, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["batchnorm", "grouped", "groupnorm", "transformer"])
 def test_options_of_the_pruner(kind: str, arguments: dict[str, Any]) -> None:
     model = build(kind)
-    pruner = make(model, **arguments)
+    pruner = make_pruner(model, **arguments)
     before = kept_units(pruner)
     soft = prune(pruner)
     assert kept_units(pruner) < before
@@ -255,7 +245,7 @@ def test_options_of_the_pruner(kind: str, arguments: dict[str, Any]) -> None:
 def test_pruning_ratio_dict_and_ignored_layers() -> None:
     model = build("batchnorm")
     block = model.blocks[0]
-    pruner = make(
+    pruner = make_pruner(
         model,
         pruning_ratio_dict={block.conv1: 0.75, (model.hidden, model.dense): 0.25},
         ignored_layers=[model.blocks[1].conv2],
@@ -267,42 +257,9 @@ def test_pruning_ratio_dict_and_ignored_layers() -> None:
     assert deviation(soft, model) < 1e-5
 
 
-@pytest.mark.parametrize("everywhere", [True, False], ids=["global", "local"])
-@pytest.mark.parametrize("dims", [True, False], ids=["dims", "heads only"])
-def test_whole_heads(everywhere: bool, dims: bool) -> None:
-    model = build("transformer")
-    qkv = {block.attn.qkv: 4 for block in model.blocks}
-    pruner = make(
-        model,
-        num_heads=qkv,
-        prune_num_heads=True,
-        prune_head_dims=dims,
-        head_pruning_ratio=0.5,
-        global_pruning=everywhere,
-        pruning_ratio=0.25,
-    )
-    pruner.step()
-    sync_attention(pruner.num_heads, model)
-    heads = [block.attn.num_heads for block in model.blocks]
-    assert sum(heads) == 4
-    assert min(heads) >= 1
-    widths = [block.attn.qkv.out_features // 3 // count for block, count in zip(model.blocks, heads, strict=True)]
-    assert all(width == 8 for width in widths) if not dims else max(widths) <= 8
-    assert model(batches()[0])["label"].shape == (2, 5)
-
-
-def test_no_head_is_spared_by_refusing() -> None:
-    model = build("transformer")
-    qkv = {block.attn.qkv: 4 for block in model.blocks}
-    pruner = make(model, num_heads=qkv, prune_num_heads=True, head_pruning_ratio=0.9, global_pruning=False)
-    with pytest.raises(ValueError, match="head_pruning_ratio"):
-        pruner.step()
-    assert model.blocks[0].attn.qkv.out_features == 96
-
-
 def test_unwrapped_parameters_follow() -> None:
     model = build("transformer")
-    pruner = make(model, unwrapped_parameters=[(model.position, 2)])
+    pruner = make_pruner(model, unwrapped_parameters=[(model.position, 2)])
     prune(pruner)
     assert model.position.shape == (1, 16, model.patch.out_channels)
     assert model.patch.out_channels < 32
@@ -322,55 +279,13 @@ def test_without_attaching() -> None:
     assert deviation(soft, model) < 1e-5
 
 
-BASES = {
-    "taylor": lambda: tp.importance.GroupTaylorImportance(),
-    "hessian": lambda: tp.importance.GroupHessianImportance(),
-    "magnitude": lambda: tp.importance.GroupMagnitudeImportance(),
-    "lamp": lambda: tp.importance.LAMPImportance(),
-}
-
-
-@pytest.mark.parametrize("base", list(BASES))
-@pytest.mark.parametrize("kind", ["batchnorm", "grouped", "transformer"])
-def test_any_importance_as_the_criterion(base: str, kind: str) -> None:
-    model = build(kind)
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 7.0)
-    pruner = make(model, options={"base": BASES[base]()})
-    before = kept_units(pruner)
-    groups = list(pruner.step(interactive=True))
-    assert all(bool((p.grad == 7.0).all()) for p in model.parameters())
-    soft = masked_copy(model, cuts_of(pruner, groups))
-    for group in groups:
-        group.prune()
-    sync_attention(pruner.num_heads, model)
-    assert deviation(soft, model) < 1e-5
-    assert abs(kept_units(pruner) / before - 0.5) * before <= 1
-
-
-def test_hessian_as_the_criterion_sees_every_batch() -> None:
-    """torch-pruning's own accumulation keeps the last batch only."""
-    model = build("batchnorm")
-    first, second = batches(2)
-    found = {}
-    for name, data in {"both": [first, second], "swapped": [second, first], "last": [second]}.items():
-        importance = DiSparseImportance(
-            rescore=(losses, data), base=tp.importance.GroupHessianImportance(normalizer=None)
-        )
-        graph = tp.DependencyGraph().build_dependency(model, (first,))
-        group = next(g for g in graph.get_all_groups() if any(dep.target.module is model.stem for dep, _ in g))
-        found[name] = importance.task_scores(group)["label"]
-    torch.testing.assert_close(found["both"], found["swapped"])
-    assert not torch.allclose(found["both"], found["last"], rtol=1e-2)
-
-
 def test_groups_that_no_task_reaches_are_left_alone() -> None:
     def only_label(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"label": model(batch)["label"].square().mean()}
 
     model = build("batchnorm")
     with pytest.warns(UserWarning, match="reached by no task"):
-        pruner = make(model, options={"rescore": (only_label, batches(1))}, cls=tp.pruner.GroupNormPruner)
+        pruner = make_pruner(model, options={"rescore": (only_label, batches(1))}, cls=tp.pruner.GroupNormPruner)
     with pytest.warns(UserWarning, match="reached by no task"):
         pruner.step()
     assert model.dense[0].out_channels == 16
@@ -396,12 +311,12 @@ def test_bad_options(arguments: dict[str, Any], words: str) -> None:
 
 def test_settings_of_a_pruner_that_cannot_work() -> None:
     with pytest.raises(ValueError, match="isomorphic"):
-        make(build("batchnorm"), isomorphic=True, global_pruning=False)
+        make_pruner(build("batchnorm"), isomorphic=True, global_pruning=False)
     with pytest.raises(ValueError, match="below 1"):
-        make(build("batchnorm"), pruning_ratio=1.0)
+        make_pruner(build("batchnorm"), pruning_ratio=1.0)
     importance = DiSparseImportance(rescore=(losses, batches()))
     with pytest.raises(ValueError, match="this importance"):
-        importance.attach(make(build("batchnorm")))
+        importance.attach(make_pruner(build("batchnorm")))
 
 
 def test_scores_that_are_not_finite_stop_the_step() -> None:
@@ -409,7 +324,7 @@ def test_scores_that_are_not_finite_stop_the_step() -> None:
         return {**losses(model, batch), "label": model(batch)["label"].mean() * torch.nan}
 
     model = build("batchnorm")
-    pruner = make(model, options={"rescore": (broken, batches(1))})
+    pruner = make_pruner(model, options={"rescore": (broken, batches(1))})
     with pytest.raises(ValueError, match="finite"):
         pruner.step()
     assert model.stem.out_channels == TwoTasks().stem.out_channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,14 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from disparse_plugin.soft_removal import masked_copy
-from disparse_plugin.structured import DiSparseImportance, remove_channels, sync_attention
+from disparse_plugin.structured import (
+    DiSparseImportance,
+    attention_heads,
+    record_removal,
+    remove_channels,
+    replay_removal,
+    sync_attention,
+)
 
 from structured_models import randomized
 from structured_oracle import cuts_of
@@ -65,6 +73,25 @@ def built(name: str) -> nn.Module:
     return randomized(model)
 
 
+def output_layers(model: Any) -> list[nn.Module]:
+    return (
+        [model.a, model.b, model.c]
+        if isinstance(model, ThreeHeads)
+        else [model.segmentation_head, model.classification_head]
+    )
+
+
+def attached(model: nn.Module, **options: Any) -> Any:
+    """Make a pruner of torch-pruning with our importance, which scores afresh before each step."""
+    importance = DiSparseImportance(rescore=(losses, [picture()]))
+    heads = output_layers(model)
+    pruner = tp.pruner.BasePruner(
+        model, (picture(),), importance=importance, global_pruning=True, ignored_layers=heads, **options
+    )
+    importance.attach(pruner)
+    return pruner
+
+
 @pytest.mark.parametrize("name", [n if n in FIRST else pytest.param(n, marks=pytest.mark.slow) for n in [*TIMM, *SMP]])
 def test_remove_channels(name: str) -> None:
     model = built(name)
@@ -80,20 +107,39 @@ def test_remove_channels(name: str) -> None:
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 0.9])
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "vit_tiny_patch16_224"])
 def test_a_pruner_of_torch_pruning(name: str, ratio: float) -> None:
-    model: Any = built(name)
-    importance = DiSparseImportance(rescore=(losses, [picture()]))
-    pruner = tp.pruner.BasePruner(
-        model,
-        (picture(),),
-        importance=importance,
-        global_pruning=True,
-        pruning_ratio=ratio,
-        ignored_layers=[model.a, model.b, model.c],
-    )
-    importance.attach(pruner)
+    model = built(name)
+    pruner = attached(model, pruning_ratio=ratio)
     groups = list(pruner.step(interactive=True))
     soft = masked_copy(model, cuts_of(pruner, groups))
     for group in groups:
         group.prune()
     sync_attention(pruner.num_heads, model)
     assert difference(soft, model) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "Unet"])
+def test_a_recorded_removal_is_replayed(name: str, tmp_path: Path) -> None:
+    """Two steps with training in between; the ViT loses whole heads too."""
+    model, path = built(name), tmp_path / "removal.safetensors"
+    heads = attention_heads(model)
+    full, before = copy.deepcopy(model), sum(heads.values())
+    whole = {"prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 0.4} if heads else {}
+    pruner = attached(model, pruning_ratio=0.5, iterative_steps=2, num_heads=heads, **whole)
+    recording = record_removal(pruner)
+    for _ in range(2):
+        pruner.step()
+        sync_attention(pruner.num_heads, model)
+    assert sum(pruner.num_heads.values()) == (before - int(0.4 * before) - 1 if heads else 0)
+    assert difference(masked_copy(full, recording.plan.cuts), model) < 1e-4
+    sum(losses(model.train(), picture()).values()).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 1e-3 * (0 if parameter.grad is None else parameter.grad)
+    recording.save(path)
+    fresh = built(name)
+    replay_removal(fresh, path)
+    fresh.load_state_dict(model.state_dict())
+    assert difference(model, fresh) == 0
+    assert difference(full, model) > 1e-3

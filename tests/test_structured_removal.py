@@ -139,13 +139,22 @@ def test_export(kind: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_onnx(tmp_path: Path) -> None:
-    pytest.importorskip("onnx", reason="needs the onnx package")
-    pytest.importorskip("onnxscript", reason="needs the onnxscript package")
-    model = build("batchnorm")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("kind", ["batchnorm", "transformer"])
+def test_onnx(kind: str, tmp_path: Path) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"needs {package}, of the extra 'clients'")
+    import onnxruntime
+
+    model = build(kind)
     remove(model)
-    torch.onnx.export(model, (batches()[0],), tmp_path / "model.onnx")
-    assert (tmp_path / "model.onnx").exists()
+    x = batches(1, seed=5)[0]
+    torch.onnx.export(model, (x,), tmp_path / "model.onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    found = session.run(None, {entry.name: x.numpy()})
+    for ours, theirs in zip(outputs_of(model), found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,164 @@
+"""All that the library uses of torch-pruning (1.6) beyond its documented names.
+
+Private attributes, and the two functions that are replaced while a graph is walked. When torch-pruning changes, this is
+the file to look at; every other file of this package goes through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+try:
+    import torch_pruning  # type: ignore[import-untyped]
+    from torch_pruning.dependency import graph as tp_graph  # type: ignore[import-untyped]
+    from torch_pruning.dependency import index_mapping as tp_index_mapping
+except ImportError as missing:
+    raise ImportError(
+        "disparse_plugin.structured needs torch-pruning; install it with: pip install 'disparse-plugin[structured]'"
+    ) from missing
+
+tp: Any = torch_pruning
+
+# A sane group visits one side of one layer once per connection. A walk that goes round in circles exceeds these.
+MAX_VISITS_PER_LAYER = 96
+MAX_ITEMS = 4000
+MAX_INDICES = 400_000
+
+
+class GroupTooLargeError(RuntimeError):
+    """The walk through the dependency graph does not end."""
+
+
+class _BoundedGroup(tp_graph.Group):  # type: ignore[misc]
+    """A group that raises where torch-pruning's walk would go round for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._visits: dict[Any, int] = {}
+        self._indices = 0
+        self.ties: list[tuple[int, int]] = []
+
+    def add_dep(self, dep: Any, idxs: Any) -> None:
+        key = (dep.target, dep.handler)
+        self._visits[key] = self._visits.get(key, 0) + 1
+        self._indices += len(idxs)
+        if self._visits[key] > MAX_VISITS_PER_LAYER or len(self) > MAX_ITEMS or self._indices > MAX_INDICES:
+            raise GroupTooLargeError("torch-pruning's walk through the graph does not end")
+        super().add_dep(dep, idxs)
+
+    def add_and_merge(self, dep: Any, idxs: Any) -> None:
+        """Merge as torch-pruning does, and note which channels claim the same position: they can only go together."""
+        for other, known in self.items:
+            if other.target == dep.target and other.handler == dep.handler:
+                owner = {index.idx: index.root_idx for index in known}
+                self.ties += [(owner[i.idx], i.root_idx) for i in idxs if owner.get(i.idx, i.root_idx) != i.root_idx]
+        super().add_and_merge(dep, idxs)
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Make every walk through a dependency graph end, by an error if need be."""
+    with _swapped(tp_graph, "Group", _BoundedGroup):
+        yield
+
+
+@contextlib.contextmanager
+def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextlib.contextmanager
+def unchanging(graph: Any) -> Iterator[None]:
+    """Compute the index maps of a graph once instead of before every group; for as long as nothing is pruned."""
+    tp_index_mapping.update_index_mapping(graph)
+    with bounded(), _swapped(tp_index_mapping, "update_index_mapping", lambda _: None):
+        yield
+
+
+def graph_of(group: Any) -> Any:
+    """Return the dependency graph that a group was read from."""
+    return group._DG
+
+
+def group_like(group: Any) -> Any:
+    """Make an empty group of the same graph."""
+    empty = tp.dependency.Group()
+    empty._DG = group._DG
+    return empty
+
+
+def parameter_name(graph: Any, parameter: nn.Parameter) -> str:
+    """Return the qualified name of a bare parameter in a graph."""
+    return str(graph._param_to_name[parameter])
+
+
+def module_name(graph: Any, module: nn.Module) -> str:
+    """Return the name by which a graph shows a module; operations have one too."""
+    return str(graph._module2name[module])
+
+
+def attention_of(pruner: Any, group: Any) -> list[nn.Module]:
+    """Return the query-key-value layers of a group that is an attention; none if it is not."""
+    is_attention, layers = pruner._is_atten_group(group)
+    return list(layers) if is_attention else []
+
+
+def attention_root(pruner: Any, group: Any) -> Any:
+    """Return an attention's group counted in the inputs of its output layer; None if there is no such layer."""
+    return pruner._downstream_node_as_root_if_attention(group)
+
+
+def fold_count(pruner: Any, group: Any) -> int:
+    """Return over how many equal blocks a pruner averages the importance of a group."""
+    return int(pruner._get_channel_groups(group))
+
+
+def is_ranked(pruner: Any, group: Any) -> bool:
+    """Tell whether a pruner looks at a group in its present step, or has taken enough of it."""
+    return bool(pruner._check_pruning_ratio(group))
+
+
+def rounded_count(pruner: Any, count: int, channels: int) -> int:
+    """Return how many channels a pruner makes of ``count`` so that its ``round_to`` holds."""
+    return int(pruner._round_to(count, channels, pruner.round_to))
+
+
+def user_scope(pruner: Any, group: Any) -> tuple[nn.Module, str] | None:
+    """Return the layer of a group that ``pruning_ratio_dict`` lists, with the name of its scope."""
+    for dep, _ in group:
+        for module, function in ((dep.source.module, dep.trigger), (dep.target.module, dep.handler)):
+            if module in pruner._layer_to_scope and pruner.DG.is_out_channel_pruning_fn(function):
+                name, members = pruner._layer_to_scope[module]
+                if len(members) > 0:
+                    return module, str(name)
+    return None
+
+
+def initial_counts(pruner: Any) -> dict[str, float]:
+    """Return the sizes that a pruner remembers of its scopes, to be changed in place."""
+    counts: dict[str, float] = pruner._scope_initial_channels
+    return counts
+
+
+def cut_parameter(pruner: Any, parameter: nn.Parameter, keep: list[int], dim: int) -> nn.Parameter:
+    """Keep some positions of a parameter, and of its gradient, as the layer pruners of torch-pruning do."""
+    return pruner._prune_parameter_and_grad(parameter, keep, dim)  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def unnormalized(base: Any) -> Iterator[Any]:
+    """Take the normalisation away from an importance of torch-pruning for a while, and give it as a function."""
+    normalizer, base.normalizer = base.normalizer, None
+    try:
+        yield lambda values: base._normalize(values, normalizer)
+    finally:
+        base.normalizer = normalizer
