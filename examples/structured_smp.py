@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--arch", default="Unet")
     parser.add_argument("--encoder", default="resnet18")
     parser.add_argument("--amount", type=float, default=0.5)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=120)
     options = parser.parse_args()
     torch.manual_seed(0)
     data, test = pictures(1024, seed=1), pictures(128, seed=2)
