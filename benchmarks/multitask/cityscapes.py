@@ -75,9 +75,7 @@ def cityscapes(
     return Problem(
         "cityscapes",
         made,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         shape=(3, crop, crop),
         facts=facts,
     )

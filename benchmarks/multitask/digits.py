@@ -86,9 +86,7 @@ def digits(
     return Problem(
         mix,
         tasks,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         shape=(1, size, size),
         facts=facts,
     )

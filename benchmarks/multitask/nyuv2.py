@@ -75,9 +75,7 @@ def nyuv2(
     return Problem(
         "nyuv2",
         made,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         shape=(3, crop, crop),
         facts=facts,
     )

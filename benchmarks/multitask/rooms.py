@@ -76,9 +76,7 @@ def rooms(
     return Problem(
         f"rooms{size}",
         made,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         shape=(3, size, size),
         note=NOTE,
         facts=facts,

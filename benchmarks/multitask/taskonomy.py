@@ -96,9 +96,7 @@ def taskonomy(
     return Problem(
         "taskonomy",
         made,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         shape=(3, crop, crop),
         facts=facts,
     )

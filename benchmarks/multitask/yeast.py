@@ -63,9 +63,7 @@ def yeast(root: str | Path, *, seed: int = 0) -> Problem:
     return Problem(
         "yeast",
         tasks,
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
+        **splits,
         shape=(FEATURES,),
         facts=facts,
     )
