@@ -126,14 +126,17 @@ def section(results: Sequence[Result]) -> Iterator[str]:
     """The README's section, in paragraphs."""
     yield BEGIN
     for result in results:
-        yield f"**{result.name}.** {setting_in_words(result)} Change of the task that lost most, in %:"
-        yield tables.by_amount(result.summary, "worst")
-        found = [*twins(result.summary)]
-        if found:
-            yield f"Against the same method on the summed loss: {tally(found)}."
-        found = [*baselines(result.summary)]
-        if found:
-            yield f"Against the baseline of the same family that is best by validation: {tally(found)}."
+        yield f"**{result.name}.** {setting_in_words(result)}"
+        for title, found in (
+            ("the same method on the summed loss", [*twins(result.summary)]),
+            ("the baseline of the family that is best by validation", [*baselines(result.summary)]),
+        ):
+            if found:
+                yield f"Each task's own scores against {title}: {tally(found)}."
+        for title, what in (("Delta_m, the mean change over the tasks", "mean"), ("The task that lost most", "worst")):
+            yield f"<details><summary>{title}, in % of the dense network</summary>"
+            yield tables.by_amount(result.summary, what)
+            yield "</details>"
     yield END
 
 
