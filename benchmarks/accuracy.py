@@ -5,7 +5,7 @@ ticket takes more; the table says how many), with a learning rate chosen for it 
 reported. The test split is measured once per run. Each run is written as a line of JSON when it is done: call again
 with the same arguments to go on after an interruption.
 
-    python benchmarks/fetch_data.py data
+    python benchmarks/fetch_data.py --root data
     python benchmarks/accuracy.py --data fashion-mnist --root data --seeds 5
     python benchmarks/accuracy.py --data fashion-mnist --root data --seeds 5 --weights 1 20
     python benchmarks/accuracy_tables.py  # tables and plots of all that is there
