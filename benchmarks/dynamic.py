@@ -27,7 +27,6 @@ from torch import nn
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler
-
 from paper_network import NYU_V2, DenseBatch, PaperNetwork, random_batches, task_losses
 
 WAYS = ("plain", "static", "dynamic")

@@ -8,7 +8,6 @@ from torch.nn.utils import prune
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler
-
 from networks import TwoHeads, digit_batches, digit_losses
 
 

@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import TaskScores
-
 from oracle import Layout
 
 TIED = st.integers(0, 3).map(float)

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.lightning import DiSparsePruning, match_masks
-
 from dynamic_runs import masks_of
 from networks import PartlyShared, square_losses, vectors
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from disparse_plugin import accumulate, score_tasks
 from disparse_plugin.criteria import Criterion
-
 from networks import TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
 

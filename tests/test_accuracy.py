@@ -18,11 +18,10 @@ pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[b
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from disparse_plugin.masks import masks_of
-
 import accuracy
 import accuracy_tables
 from data_files import write_arrays
+from disparse_plugin.masks import masks_of
 from multitask import settings
 from multitask.bench import Bench, Budget, Course, Setting, batch_order
 from multitask.methods import METHODS, counts

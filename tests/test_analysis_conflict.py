@@ -9,7 +9,6 @@ from torch.nn.utils import prune
 
 from disparse_plugin import score_tasks
 from disparse_plugin.analysis import GradientConflict
-
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
 

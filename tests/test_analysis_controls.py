@@ -22,7 +22,6 @@ from disparse_plugin.analysis import (
     task_overlap,
 )
 from disparse_plugin.change_point import find_drop
-
 from layouts import build
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses
 

@@ -23,7 +23,6 @@ from disparse_plugin.analysis import (
     plot_matrix,
     task_overlap,
 )
-
 from layouts import build
 from networks import TwoHeads, digit_batches, digit_losses
 

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disparse_plugin import arbiters, at_least, criteria, layer_adaptive, score_tasks
-
 from networks import TwoHeads, digit_batches, digit_losses
 from oracle import ARBITERS, lamp, ordered_positions
 

@@ -10,7 +10,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.utils import parametrizations, prune
 
 from disparse_plugin import TaskScores, disparse_static, prunable_parameters, score_tasks
-
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
 BATCHES = digit_batches(3)

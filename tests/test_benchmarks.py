@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from disparse_plugin import prunable_parameters, score_tasks
-
 import scoring
+from disparse_plugin import prunable_parameters, score_tasks
 from paper_network import NYU_V2, TASK_SETS, TASKONOMY, PaperNetwork, random_batches, task_losses
 from scoring_variants import Meter, authors_masks, authors_scores, count_weights, parse, run
 

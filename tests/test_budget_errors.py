@@ -6,7 +6,6 @@ from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import DiSparseStatic, TaskScores, disparse_static, score_tasks
-
 from networks import Snapshot, square_losses, vectors
 
 WRONG = {

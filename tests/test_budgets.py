@@ -19,7 +19,6 @@ from disparse_plugin import (
 )
 from disparse_plugin.agreement import agreement
 from disparse_plugin.sparsity import sparsity_report
-
 from layouts import build, kept_entries, layouts, oracle, prune_places
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from oracle import ARBITERS

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from disparse_plugin import score_tasks
-
 from distributed_worker import (
     STEPS,
     gradually,

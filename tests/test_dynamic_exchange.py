@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from disparse_plugin import at_least
 from disparse_plugin.highest import SMALLEST, highest
 from disparse_plugin.sparse_training import DiSparseScheduler, joint
-
 from dynamic_runs import alive_places, frozen_steps, given_losses, masked_model
 from oracle import ARBITERS, Layout, ordered_positions
 

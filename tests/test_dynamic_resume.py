@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from disparse_plugin.sparse_training import DiSparseScheduler, load_checkpoint, save_checkpoint
-
 from dynamic_runs import Run, masks_of
 from networks import TwoHeads, digit_losses
 

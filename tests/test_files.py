@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from disparse_plugin import TaskScores, score_tasks
-
 from networks import TwoHeads, digit_batches, digit_losses
 
 

@@ -11,7 +11,6 @@ from torch.nn.utils import prune
 from disparse_plugin import disparse_static, prunable_parameters, score_tasks
 from disparse_plugin.masks import attach_masks, clone_pruned, fold, masks_of, sparsity_report
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
-
 from networks import Around, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from pruning_cases import METHODS, each_method, pruning_hooks
 

@@ -16,7 +16,6 @@ from torchmetrics import MeanMetric
 from disparse_plugin import DiSparseStatic, score_tasks
 from disparse_plugin.lightning import DiSparsePruning
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
-
 from dynamic_runs import alive_count
 from lightning_runs import BATCHES, MODES, FourTasks, Sparsities, equal, fit, half, keys, loader, pruning, sparsity
 from networks import square_losses, vectors

@@ -22,7 +22,6 @@ from disparse_plugin.masks import (
     save_masks,
     sparsity_report,
 )
-
 from layouts import build, kept_entries, layouts, oracle
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 

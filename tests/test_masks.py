@@ -8,7 +8,6 @@ from torch.nn.utils import prune
 
 from disparse_plugin import DiSparseStatic, TaskScores, at_least, cut, prunable_parameters, score_tasks
 from disparse_plugin.agreement import agreement
-
 from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
 from networks import TwoHeads, digit_batches, digit_losses
 from oracle import ARBITERS

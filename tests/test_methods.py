@@ -16,7 +16,6 @@ from disparse_plugin import (
     prunable_parameters,
     score_tasks,
 )
-
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses
 
 METHODS = [DiSparseStatic, DiSparsePretrained]

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from disparse_plugin import DiSparsePretrained, disparse_pretrained, layer_adaptive, prunable_parameters, score_tasks
-
 from networks import Snapshot
 
 timm = pytest.importorskip("timm", reason="needs timm: pip install 'disparse-plugin[examples]'")

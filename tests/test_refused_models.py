@@ -13,7 +13,6 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from disparse_plugin import disparse_static, score_tasks
 from disparse_plugin.masks import attach_masks, fold, masks_of, sparsity_report
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
-
 from networks import Around, square_losses, vectors
 from pruning_cases import METHODS, each_method
 

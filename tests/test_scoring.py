@@ -11,7 +11,6 @@ from torch.nn.utils import prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from disparse_plugin import TaskScores, layer_adaptive, prunable_parameters, score_tasks
-
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from oracle import lamp
 

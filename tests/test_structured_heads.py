@@ -12,7 +12,6 @@ from torch import nn
 
 from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import record_removal, sync_attention
-
 from structured_models import batches, build, deviation, make_pruner
 
 SETTINGS: dict[str, Any] = {"prune_num_heads": True, "head_pruning_ratio": 0.5, "pruning_ratio": 0.25}

@@ -20,7 +20,6 @@ from disparse_plugin.structured import (
     replay_removal,
     sync_attention,
 )
-
 from structured_models import randomized
 from structured_oracle import cuts_of
 

@@ -9,7 +9,6 @@ from torch.nn.utils import prune
 
 from disparse_plugin import DiSparsePretrained, DiSparseSemiStructured, DiSparseStatic, DiSparseStructured, TaskScores
 from disparse_plugin.sparse_training import DiSparseDynamic
-
 from networks import TwoHeads, digit_batches
 from pruning_cases import CLASSES, METHODS, each_method, pruning_hooks
 

@@ -8,8 +8,9 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .problem import Problem
 from paper_network import PaperNetwork
+
+from .problem import Problem
 
 
 class Heads(nn.ModuleDict):

@@ -12,7 +12,6 @@ import torch
 
 from disparse_plugin import DiSparseStatic, score_tasks
 from disparse_plugin.masks import masks_of
-
 from networks import TwoHeads, digit_batches, digit_losses
 
 AMOUNT = 0.6

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from client_runs import client, our_callback
 from disparse_plugin import prunable_parameters
 from disparse_plugin.masks import masks_of
-
-from client_runs import client, our_callback
 from networks import PartlyShared, square_losses, vectors
 
 EXAMPLES, SIZE = 16, 4

@@ -5,10 +5,9 @@ import torch
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
+from client_runs import client, masked, masks_by_name, outputs, same, zeros
 from disparse_plugin.masks import fold, masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler
-
-from client_runs import client, masked, masks_by_name, outputs, same, zeros
 from networks import TwoHeads, digit_batches, digit_losses
 
 pytestmark = pytest.mark.clients

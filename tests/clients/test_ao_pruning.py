@@ -5,10 +5,9 @@ import copy
 import pytest
 import torch
 
+from client_runs import AMOUNT, client, masked, masks_by_name, outputs, same, scored, zeros
 from disparse_plugin import score_tasks
 from disparse_plugin.masks import clone_pruned, fold, masks_of
-
-from client_runs import AMOUNT, client, masked, masks_by_name, outputs, same, scored, zeros
 from networks import TwoHeads, digit_batches, digit_losses
 
 pytestmark = pytest.mark.clients

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from client_runs import client, effective, images, masked, masks_by_name, outputs, same, zeros
 from disparse_plugin import prunable_parameters
 from disparse_plugin.masks import apply_masks, attach_masks, masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler
-
-from client_runs import client, effective, images, masked, masks_by_name, outputs, same, zeros
 from networks import TwoHeads, digit_batches, digit_losses
 
 pytestmark = pytest.mark.clients

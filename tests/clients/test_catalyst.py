@@ -3,9 +3,8 @@
 import pytest
 from torch.nn.utils import prune
 
-from disparse_plugin import DiSparseStatic, DiSparseStructured
-
 from client_runs import AMOUNT, client, masked, outputs, same, scored, zeros
+from disparse_plugin import DiSparseStatic, DiSparseStructured
 
 pytestmark = pytest.mark.clients
 

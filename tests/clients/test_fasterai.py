@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from disparse_plugin.masks import attach_masks, masks_of
-
 from client_runs import AMOUNT, client, images, masked, outputs, same, scored, zeros
+from disparse_plugin.masks import attach_masks, masks_of
 from networks import TwoHeads
 
 pytestmark = pytest.mark.clients

@@ -8,11 +8,10 @@ from safetensors.torch import load_file
 from torch.nn.utils import prune
 from torch.utils.data import IterableDataset
 
+from client_runs import HERE, client, our_callback, python, same
 from disparse_plugin import score_tasks
 from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
-
-from client_runs import HERE, client, our_callback, python, same
 from dynamic_runs import alive_count
 from hf_runs import (
     EXAMPLES,

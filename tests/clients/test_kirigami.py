@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from disparse_plugin.masks import fold
-
 from client_runs import client, images, masked, outputs, scored
+from disparse_plugin.masks import fold
 from networks import TwoHeads
 
 pytestmark = pytest.mark.clients

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from disparse_plugin.masks import fold
-
 from client_runs import client, images, masked, outputs
+from disparse_plugin.masks import fold
 
 pytestmark = [
     pytest.mark.clients,

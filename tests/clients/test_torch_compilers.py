@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch.nn.utils import prune
 
+from client_runs import images, masked, masks_by_name, outputs, same, zeros
 from disparse_plugin.masks import fold
 from disparse_plugin.sparse_training import DiSparseScheduler
-
-from client_runs import images, masked, masks_by_name, outputs, same, zeros
 from networks import TwoHeads, digit_batches, digit_losses
 
 pytestmark = pytest.mark.clients

@@ -4,9 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_model
 
-from disparse_plugin.masks import fold, sparsity_report
-
 from client_runs import images, masked, masks_by_name, outputs, same, zeros
+from disparse_plugin.masks import fold, sparsity_report
 from networks import TwoHeads
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")]
