@@ -20,7 +20,7 @@ from .yeast import yeast
 
 DIGITS = Budget(train=300, tune=100, batch_size=64, scored=20, rates=(0.03, 0.1, 0.3))
 YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
-ROOMS = Budget(train=600, tune=200, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-4)
+ROOMS = Budget(train=300, tune=100, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-4)
 
 
 def _as_the_paper(setup: PaperSetup) -> Budget:
