@@ -94,7 +94,7 @@ class RemovalPlan:
         with torch.no_grad():
             for cut, layer, pruner in steps:
                 _cut(root, cut, layer, pruner)
-        changed = {layer for _, layer, _ in steps}
+        changed = {layer for cut, layer, _ in steps if cut.side == "out"}
         told = {child for name in self.attributes for child in modules[name].children()}
         sync_attention({qkv: count for qkv, count in heads.items() if qkv in changed and qkv not in told}, root)
         for name, values in self.attributes.items():

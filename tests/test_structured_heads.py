@@ -11,7 +11,7 @@ import torch_pruning as tp
 from torch import nn
 
 from disparse_plugin.soft_removal import masked_copy
-from disparse_plugin.structured import record_removal, sync_attention
+from disparse_plugin.structured import attention_heads, record_removal, remove_channels, sync_attention
 from structured_models import batches, build, deviation, make_pruner
 
 SETTINGS: dict[str, Any] = {"prune_num_heads": True, "head_pruning_ratio": 0.5, "pruning_ratio": 0.25}
@@ -166,3 +166,54 @@ def test_fewer_keys_than_queries_are_left_alone() -> None:
     alone.attn.heads, alone.attn.key_heads = counts[alone.attn.q], counts[alone.attn.k]
     with pytest.raises(RuntimeError):  # why we leave it alone
         alone(batches()[0])
+
+
+class UnlikeAttention(nn.Module):
+    """Attention with values wider than queries and keys, as in EfficientFormer, and a scale of its own."""
+
+    def __init__(self, width, heads, key_dim, value_dim, scale):
+        super().__init__()
+        self.num_heads, self.key_dim, self.value_dim, self.scale = heads, key_dim, value_dim, scale
+        self.qkv = nn.Linear(width, heads * (2 * key_dim + value_dim))
+        self.proj = nn.Linear(heads * value_dim, width)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        parts = self.qkv(x).view(batch, length, self.num_heads, -1).transpose(1, 2)
+        query, key, value = parts.split([self.key_dim, self.key_dim, self.value_dim], dim=-1)
+        mixed = ((query @ key.transpose(-2, -1)) * self.scale).softmax(-1) @ value
+        return x + self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Tokens(nn.Module):
+    """Tokens, one attention layer, and two heads."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.embed, self.attention = nn.Linear(6, 12), attention
+        self.a, self.b = nn.Linear(12, 3), nn.Linear(12, 2)
+
+    def forward(self, x):
+        features = self.attention(self.embed(x))
+        return self.a(features), self.b(features)
+
+
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(2, 8), (4, 4)], ids=["unlike widths", "a scale of its own"])
+def test_attention_that_loses_only_inputs_keeps_its_scale(key_dim, value_dim):
+    torch.manual_seed(0)
+    model = Tokens(UnlikeAttention(12, 2, key_dim, value_dim, scale=0.37)).eval()
+    x = torch.randn(4, 5, 6)
+    ignored = [model.attention.qkv]
+    report = remove_channels(model, square_sums, [x], x, amount=0.5, ignored_layers=ignored)
+    assert model.attention.scale == 0.37
+    assert model.embed.out_features < 12
+    assert report.deviation < 1e-5
+
+
+def square_sums(model, x):
+    return {str(task): output.square().mean() for task, output in enumerate(model(x))}
+
+
+def test_only_attention_of_three_like_parts_is_known_as_such():
+    like, unlike = UnlikeAttention(12, 2, 4, 4, 0.5), UnlikeAttention(12, 2, 2, 8, 0.5)
+    assert attention_heads(nn.ModuleList([like, unlike])) == {like.qkv: 2}
