@@ -16,7 +16,7 @@ from typing import Any
 from multitask import curves, tables
 from multitask.runs import Store
 from multitask.summary import Summary
-from multitask.verdict import Comparison, baselines, tally, twins
+from multitask.verdict import Comparison, baselines, budgets, tally, twins
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- accuracy: begin, written by benchmarks/accuracy_tables.py -->", "<!-- accuracy: end -->"
@@ -86,6 +86,9 @@ def page(results: Sequence[Result]) -> Iterator[str]:
         yield from compared([*twins(result.summary)])
         yield "### Against the best baseline of the family"
         yield from compared([*baselines(result.summary)])
+        if found := [*budgets(result.summary)]:
+            yield "### Floors and budgets per part against none"
+            yield from compared(found)
         for amount in result.summary.amounts:
             yield f"<details><summary>All about {tables.percent(amount)}</summary>"
             yield tables.details(result.summary, amount)
@@ -133,6 +136,8 @@ def section(results: Sequence[Result]) -> Iterator[str]:
         ):
             if found:
                 yield f"Each task's own scores against {title}: {tally(found)}."
+        if found := [*budgets(result.summary)]:
+            yield f"A floor, or a budget per part, against none: {tally(found)}."
         for title, what in (("Delta_m, the mean change over the tasks", "mean"), ("The task that lost most", "worst")):
             yield f"<details><summary>{title}, in % of the dense network</summary>"
             yield tables.by_amount(result.summary, what)

@@ -127,6 +127,12 @@ def test_twins_see_the_sum_and_differ_in_nothing_else() -> None:
             assert not METHODS[method.twin].ours
 
 
+def test_budgets_are_compared_with_a_method_of_the_same_family() -> None:
+    pairs = [(method, METHODS[method.without]) for method in METHODS.values() if method.without]
+    assert pairs
+    assert all(method.family == without.family and without.ours for method, without in pairs)
+
+
 def test_loss_weights_change_the_joint_masks_and_not_those_by_agreement() -> None:
     def kept(name: str, weights: tuple[float, float]) -> Tensor:
         problem = made_up()

@@ -51,6 +51,7 @@ class Method:
     steps: Callable[[Bench], int]  # optimizer steps, the dense training included
     ours: bool = False  # looks at the tasks one by one
     twin: str = ""  # the method that differs in seeing the weighted sum of the losses, and in nothing else
+    without: str = ""  # the method that differs in having no floor and no budget per part, and in nothing else
 
 
 def scored(method: Callable[..., Any], seen: Seen, **options: Any) -> Cut:
@@ -216,9 +217,24 @@ def _one_shot_methods() -> Iterator[Method]:
     yield make("Taylor, mean arbiter", trained("tasks", criterion="taylor", arbiter="mean"), ours=True)
     yield make("adaptive, mean arbiter", trained("tasks", criterion=adaptive, arbiter="mean"), ours=True)
     yield make("adaptive, any arbiter", trained("tasks", criterion=adaptive, arbiter="any"), ours=True)
-    yield make("DiSparse Taylor, floor", with_floor(disparse_pretrained, criterion="taylor"), ours=True)
-    yield make("DiSparse Taylor, by part", by_part(disparse_pretrained, criterion="taylor"), ours=True)
-    yield make("DiSparse adaptive, by part", by_part(disparse_pretrained, criterion=adaptive), ours=True)
+    yield make(
+        "DiSparse Taylor, floor",
+        with_floor(disparse_pretrained, criterion="taylor"),
+        ours=True,
+        without="DiSparse Taylor",
+    )
+    yield make(
+        "DiSparse Taylor, by part",
+        by_part(disparse_pretrained, criterion="taylor"),
+        ours=True,
+        without="DiSparse Taylor",
+    )
+    yield make(
+        "DiSparse adaptive, by part",
+        by_part(disparse_pretrained, criterion=adaptive),
+        ours=True,
+        without="DiSparse adaptive",
+    )
 
 
 def _iterative_methods() -> Iterator[Method]:
@@ -239,8 +255,12 @@ def _methods_at_the_start() -> Iterator[Method]:
     yield make("SNIP", initial("sum", criterion="snip"))
     yield make("adaptive SNIP, joint", initial("sum", criterion=adaptive))
     yield make("DiSparse static", initial("tasks", criterion="snip"), ours=True, twin="SNIP")
-    yield make("DiSparse static, floor", with_floor(disparse_static, criterion="snip"), ours=True)
-    yield make("DiSparse static, by part", by_part(disparse_static, criterion="snip"), ours=True)
+    yield make(
+        "DiSparse static, floor", with_floor(disparse_static, criterion="snip"), ours=True, without="DiSparse static"
+    )
+    yield make(
+        "DiSparse static, by part", by_part(disparse_static, criterion="snip"), ours=True, without="DiSparse static"
+    )
     yield make("DiSparse static adaptive", initial("tasks", criterion=adaptive), ours=True, twin="adaptive SNIP, joint")
 
 

@@ -35,6 +35,13 @@ def twins(summary: Summary) -> Iterator[Comparison]:
             yield from _compare(summary, method.name, lambda _, twin=method.twin: twin)
 
 
+def budgets(summary: Summary) -> Iterator[Comparison]:
+    """Compare every method that has a floor or a budget per part with the same one that has none."""
+    for method in summary.methods:
+        if method.without:
+            yield from _compare(summary, method.name, lambda _, base=method.without: base)
+
+
 def baselines(summary: Summary) -> Iterator[Comparison]:
     """Compare every method of ours with the baseline of its family that validation says is best at that amount."""
     for method in summary.methods:
