@@ -163,6 +163,7 @@ def table(results: list[dict[str, Any]], limits: dict[str, float]) -> str:
         n: importlib.metadata.version(n) for n in ("torch", "torch-pruning", "timm", "segmentation-models-pytorch")
     }
     works = sum("error" not in result["ours"] for result in results)
+    partly = sum(bool(result["ours"].get("alone")) for result in results)
     exact = sum(result["ours"].get("deviation", 1.0) <= TOLERANCE for result in results)
     others = sum("error" not in result["bare"] for result in results)
     lines = [
@@ -175,8 +176,8 @@ def table(results: list[dict[str, Any]], limits: dict[str, float]) -> str:
         f"{limits['ours']:.0f} s for `remove_channels` and {limits['bare']:.0f} s for torch-pruning alone.",
         "",
         f"Of {len(results)} rows, {works} work with `remove_channels` ({exact} of them equal to masking the same",
-        f"channels within {TOLERANCE:g}); torch-pruning alone leaves {others} in a state that runs, with no check of",
-        "its values.",
+        f"channels within {TOLERANCE:g}), {partly} of them partly; torch-pruning alone leaves {others} in a state that",
+        "runs, with no check of its values.",
         "",
         "`works, partly (x of y)`: some layers keep their channels, for the reason given, so that x of the channels of",
         "all inner layers went where y was asked for. `of groups` is the share of the channels of usable groups;",
