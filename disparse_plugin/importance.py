@@ -52,6 +52,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
 
     Example:
         >>> import torch, torch_pruning
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
         >>> importance = DiSparseImportance(rescore=(losses, [torch.randn(8, 4)]))
