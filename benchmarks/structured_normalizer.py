@@ -1,6 +1,6 @@
 """Which ``normalizer`` should channel scores have? Two unlike models, equal MACs, equal fine-tuning, ratios in one run.
 
-    python benchmarks/structured_normalizer.py               # three seeds, six to seven minutes on one core
+    python benchmarks/structured_normalizer.py               # three seeds, about a quarter of an hour on a busy machine
     python benchmarks/structured_normalizer.py --seeds 1
 
 The data are not those of ``benchmarks/structured.py``: scikit-learn's digits, scanned handwriting, several on a canvas.
