@@ -243,7 +243,11 @@ class TestRefusals:
         [
             ({"mode": "static", "amount": 1.5}, ValueError, "amount: a float must be a fraction"),
             ({"mode": "static", "stop_at": 9}, ValueError, "stop_at: must be left out with mode='static'"),
-            ({"mode": "static", "stop": 9}, ValueError, "stop: must be left out .* options of this mode are min_keep, num_batc"),
+            (
+                {"mode": "static", "stop": 9},
+                ValueError,
+                "stop: must be left out .* of this mode are min_keep, num_batc",
+            ),
             ({"mode": "dynamic", "losses": {"a": 1}}, TypeError, "losses: must be a function .* found dict"),
         ],
     )
