@@ -46,9 +46,13 @@ def prepare(options: argparse.Namespace) -> tuple[Setting, Problem, Store]:
 
 
 def work(options: argparse.Namespace, seed: int) -> int:
-    """Do one seed; called in a process of its own when there are several workers."""
+    """Do one seed in a process of its own."""
     torch.set_num_threads(options.threads)
-    setting, problem, store = prepare(options)
+    return do_seed(options, seed, *prepare(options))
+
+
+def do_seed(options: argparse.Namespace, seed: int, setting: Setting, problem: Problem, store: Store) -> int:
+    """Do what is missing of one seed, and return how many runs that were."""
     methods = [known_method(name) for name in options.methods]
     runs = run_seed(setting, problem, seed, methods, options.amounts, store, torch.device(options.device))
     count = 0
@@ -71,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         setting, problem, [known_method(name) for name in options.methods], store, torch.device(options.device)
     )
     if options.workers == 1:
-        count = sum(work(options, seed) for seed in options.seed_list)
+        count = sum(do_seed(options, seed, setting, problem, store) for seed in options.seed_list)
     else:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(options.workers, mp_context=context) as pool:

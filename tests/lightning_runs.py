@@ -8,19 +8,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 
+from callback_modes import EXCLUDED, MODES
 from disparse_plugin import prunable_parameters
 from disparse_plugin.lightning import DiSparsePruning, match_masks
 from dynamic_runs import masks_of
 from networks import PartlyShared, square_losses, vectors
 
 BATCHES = 4
-EXCLUDED = ["net.unused"]  # no task reaches it
-MODES = {
-    "static": {"num_batches": 3},
-    "pretrained": {"num_batches": 2, "start_at": 3},
-    "gradual": {"update_every": 2, "stop_at": 10},
-    "dynamic": {"update_every": 2, "stop_at": 12},
-}
 
 
 class FourTasks(LightningModule):

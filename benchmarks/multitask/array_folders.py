@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .disk import Augment, OnDisk, Sample
 from .files import require
-from .splits import carve
+from .problem import Problem, Task
+from .splits import carve, sizes
 from .tasks import IGNORE
 
 CHANNELS = {"depth": 1, "normals": 3}
@@ -100,6 +101,27 @@ def array_splits(
         "validation": OnDisk([names[i] for i in held.tolist()], readers[TRAIN]),
         "test": OnDisk(readers[TEST].names(), readers[TEST]),
     }
+
+
+def array_problem(
+    root: Path,
+    made: tuple[Task, ...],
+    folders: Mapping[str, str],
+    *,
+    title: str,
+    classes: int,
+    layout: str,
+    crop: int,
+    share: float,
+    seed: int,
+) -> Problem:
+    """Make a problem of such folders, called as ``root`` is; training pictures are augmented and cropped."""
+    splits = array_splits(root, folders, classes=classes, layout=layout, augment=Augment(crop), share=share, seed=seed)
+    facts = {
+        "source": f"{title} in MTAN's layout, {classes} classes",
+        "split": f"{sizes(splits)}; validation from the folder train by seed {seed}, test is the folder val",
+    }
+    return Problem(root.name, made, **splits, shape=(3, crop, crop), facts=facts)
 
 
 def _channels_first(array: npt.NDArray[np.generic]) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from disparse_plugin import score_tasks
+from disparse_plugin.budgets import part_of
 from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import joint
 
@@ -193,11 +194,6 @@ class Course:
             return one_cycle(self.step, self.steps)
         factor, every = self.bench.budget.step_decay
         return factor ** (self.step // every)
-
-
-def part_of(tasks: tuple[str, ...]) -> str:
-    """Name the part of a network that these tasks reach, as amounts per part want it."""
-    return tasks[0] if len(tasks) == 1 else "shared"
 
 
 def one_cycle(step: int, steps: int) -> float:

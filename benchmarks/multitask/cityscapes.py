@@ -17,11 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import tasks
-from .array_folders import TRAIN, array_splits
-from .disk import Augment
+from .array_folders import TRAIN, array_problem
 from .paper_setup import CITYSCAPES
 from .problem import Problem
-from .splits import sizes
 
 LAYOUT = "cityscapes/ holds train/ and val/, each with image/, label_19/, depth/ of 0.npy, 1.npy ...; see cityscapes.py"
 
@@ -59,23 +57,14 @@ def cityscapes(
     folder = Path(root) / "cityscapes"
     numbered = f"label_{classes}"
     labels = numbered if (folder / TRAIN / numbered).exists() else "label"
-    splits = array_splits(
+    return array_problem(
         folder,
+        made,
         {task: labels if task == "segmentation" else task for task in only},
+        title="Cityscapes",
         classes=classes,
         layout=LAYOUT,
-        augment=Augment(crop),
+        crop=crop,
         share=share,
         seed=seed,
-    )
-    facts = {
-        "source": f"Cityscapes in MTAN's layout, {classes} classes",
-        "split": f"{sizes(splits)}; validation from the folder train by seed {seed}, test is the folder val",
-    }
-    return Problem(
-        "cityscapes",
-        made,
-        **splits,
-        shape=(3, crop, crop),
-        facts=facts,
     )

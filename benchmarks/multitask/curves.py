@@ -61,8 +61,11 @@ def _value(summary: Summary, method: str, amount: float, panel: str) -> float:
 
 
 def _metric(summary: Summary, task: str, measured: dict[str, dict[str, float]]) -> float:
-    first = next(iter(next(each for each in summary.tasks if each.name == task).better))
-    return measured[task][first]
+    return measured[task][_first_metric(summary, task)]
+
+
+def _first_metric(summary: Summary, task: str) -> str:
+    return next(iter(next(each for each in summary.tasks if each.name == task).better))
 
 
 def _finish(ax: Axes, summary: Summary, panel: str) -> None:
@@ -76,5 +79,5 @@ def _finish(ax: Axes, summary: Summary, panel: str) -> None:
             mean(_metric(summary, panel, run.test) for run in summary.dense.values()), color="black", linewidth=0.8
         )
         ax.set_title(panel)
-        ax.set_ylabel(next(iter(next(each for each in summary.tasks if each.name == panel).better)))
+        ax.set_ylabel(_first_metric(summary, panel))
     ax.grid(alpha=0.3)

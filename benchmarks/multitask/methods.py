@@ -28,9 +28,10 @@ from disparse_plugin import (
     layer_adaptive,
     prunable_parameters,
 )
+from disparse_plugin.budgets import part_of
 from disparse_plugin.sparse_training import DiSparseScheduler, RewindPoint
 
-from .bench import Bench, Course, part_of
+from .bench import Bench, Course
 
 Seen: TypeAlias = Literal["tasks", "sum"]  # what the criterion sees: each task's loss, or their weighted sum
 Cut: TypeAlias = Callable[[Bench, nn.Module, float | int], None]  # prunes a network in place

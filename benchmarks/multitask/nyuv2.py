@@ -18,11 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import tasks
-from .array_folders import array_splits
-from .disk import Augment
+from .array_folders import array_problem
 from .paper_setup import NYU_V2
 from .problem import Problem
-from .splits import sizes
 
 LAYOUT = "nyuv2/ holds train/ and val/, each with image/, label/, normal/ and depth/ of 0.npy, 1.npy ...; see nyuv2.py"
 FOLDERS = {"segmentation": "label", "normals": "normal", "depth": "depth"}
@@ -59,23 +57,14 @@ def nyuv2(
     """
     kinds = {"segmentation": classes, "normals": 3, "depth": 1}
     made = tasks.dense(kinds, only, weights)
-    splits = array_splits(
+    return array_problem(
         Path(root) / "nyuv2",
+        made,
         {task: FOLDERS[task] for task in only},
+        title="NYU-v2",
         classes=classes,
         layout=LAYOUT,
-        augment=Augment(crop),
+        crop=crop,
         share=share,
         seed=seed,
-    )
-    facts = {
-        "source": f"NYU-v2 in MTAN's layout, {classes} classes",
-        "split": f"{sizes(splits)}; validation from the folder train by seed {seed}, test is the folder val",
-    }
-    return Problem(
-        "nyuv2",
-        made,
-        **splits,
-        shape=(3, crop, crop),
-        facts=facts,
     )

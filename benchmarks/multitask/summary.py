@@ -74,11 +74,13 @@ class Summary:
 
     def sparsity(self, method: str, amount: float) -> tuple[float, float]:
         """Return the mean sparsity of the shared weights, and the highest of any task's own, over the seeds."""
-        found = [run.sparsity for (name, at, _), run in self.runs.items() if (name, at) == (method, amount)]
+        found = [run.sparsity for run in self._runs(method, amount)]
         own = [max((share for part, share in parts.items() if part != "shared"), default=0.0) for parts in found]
         return mean(parts.get("shared", 0.0) for parts in found), mean(own)
 
     def emptied(self, method: str, amount: float) -> float:
         """Return how many weight tensors were left with nothing, a mean over the seeds."""
-        found = [len(run.emptied) for (name, at, _), run in self.runs.items() if (name, at) == (method, amount)]
-        return mean(found)
+        return mean(len(run.emptied) for run in self._runs(method, amount))
+
+    def _runs(self, method: str, amount: float) -> list[Run]:
+        return [run for (name, at, _), run in self.runs.items() if (name, at) == (method, amount)]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from .methods import METHODS
 from .relative import Interval
+from .runs import best_rate
 from .summary import Summary
 from .verdict import Comparison
 
@@ -98,9 +99,12 @@ def learning_rates(tried: dict[str, dict[str, float]]) -> str:
     rows = []
     for name in METHODS:
         if name in tried:
-            best = max(tried[name], key=lambda rate: tried[name][rate])
+            best = best_rate(tried[name])
             cells = [f"{tried[name][rate]:.1f}" if rate in tried[name] else "" for rate in rates]
             rows.append(
-                [name, *(f"**{cell}**" if rate == best else cell for rate, cell in zip(rates, cells, strict=True))]
+                [
+                    name,
+                    *(f"**{cell}**" if float(rate) == best else cell for rate, cell in zip(rates, cells, strict=True)),
+                ]
             )
     return markdown(["method", *rates], rows, len(rates))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from .methods import Method
 from .relative import Interval
 from .summary import Summary
 
@@ -30,16 +31,18 @@ def _word(interval: Interval) -> str:
 
 def twins(summary: Summary) -> Iterator[Comparison]:
     """Compare every method of ours with its twin on the summed loss."""
-    for method in summary.methods:
-        if method.twin:
-            yield from _compare(summary, method.name, lambda _, twin=method.twin: twin)
+    return _against(summary, lambda method: method.twin)
 
 
 def budgets(summary: Summary) -> Iterator[Comparison]:
     """Compare every method that has a floor or a budget per part with the same one that has none."""
+    return _against(summary, lambda method: method.without)
+
+
+def _against(summary: Summary, other: Callable[[Method], str]) -> Iterator[Comparison]:
     for method in summary.methods:
-        if method.without:
-            yield from _compare(summary, method.name, lambda _, base=method.without: base)
+        if name := other(method):
+            yield from _compare(summary, method.name, lambda _, name=name: name)
 
 
 def baselines(summary: Summary) -> Iterator[Comparison]:

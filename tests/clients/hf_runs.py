@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from callback_modes import EXCLUDED, MODES
 from client_runs import client, our_callback
 from disparse_plugin import prunable_parameters
 from disparse_plugin.masks import masks_of
@@ -16,13 +17,6 @@ from networks import PartlyShared, square_losses, vectors
 
 EXAMPLES, SIZE = 16, 4
 STEPS = EXAMPLES // SIZE  # of an epoch
-EXCLUDED = ["net.unused"]  # no task reaches it
-MODES = {
-    "static": {"num_batches": 3},
-    "pretrained": {"num_batches": 2, "start_at": 3},
-    "gradual": {"update_every": 2, "stop_at": 10},
-    "dynamic": {"update_every": 2, "stop_at": 12},
-}
 
 
 class FourTasks(nn.Module):
