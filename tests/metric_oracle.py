@@ -39,11 +39,13 @@ def normals(output, target):
 
 
 def edges(logits, target):
-    """F1 of the pixels with a positive logit."""
-    guess, truth = logits.ravel() > 0, target.ravel().astype(bool)
-    hits = np.sum(guess & truth)
-    precision, recall = hits / guess.sum(), hits / truth.sum()
-    return {"f1": 2 * precision * recall / (precision + recall)}
+    """Average precision, and the highest F1 of all thresholds."""
+    truth, scores = target.ravel().astype(bool), []
+    for threshold in set(logits.ravel().tolist()):
+        guess = logits.ravel() >= threshold
+        precision, recall = np.mean(truth[guess]), np.mean(guess[truth])
+        scores.append(2 * precision * recall / (precision + recall) if precision else 0.0)
+    return {"average_precision": binary(logits, target)["average_precision"], "f1": max(scores)}
 
 
 def keypoints(output, target):

@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import (
     BinaryAUROC,
     BinaryAveragePrecision,
-    BinaryF1Score,
+    BinaryPrecisionRecallCurve,
     MulticlassConfusionMatrix,
 )
 
@@ -45,12 +45,23 @@ class AUROC(BinaryAUROC):
         super().update(preds.flatten().double().sigmoid(), target.flatten().long())
 
 
-class EdgeF1(BinaryF1Score):
-    """F1 of the pixels whose logit is positive, over the whole split: 2 TP / (2 TP + FP + FN)."""
+class EdgeScores(BinaryPrecisionRecallCurve):
+    """Average precision of edge logits, and F1 at the threshold that is best for the whole split.
+
+    At a fixed threshold, F1 is stuck at 0 as long as a network gives no pixel of a rare class more than one half,
+    however well it ranks them. The best threshold of the split is the "optimal data-set scale" that edge detectors are
+    judged by (Arbelaez et al., TPAMI 2011), here without tolerance in position.
+    """
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add logits ``(batch, 1, h, w)`` and targets ``(batch, 1, height, width)`` of 0 and 1."""
-        super().update((resize(preds, target) > 0).long(), target.long())
+        super().update(resize(preds, target).double().sigmoid(), target.long())
+
+    def compute(self) -> dict[str, Tensor]:  # type: ignore[override]
+        """Return both scores, each a scalar."""
+        precision, recall, _ = super().compute()
+        f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+        return {"average_precision": (precision[:-1] * (recall[:-1] - recall[1:])).sum(), "f1": f1.max()}
 
 
 class SegmentationScores(MulticlassConfusionMatrix):

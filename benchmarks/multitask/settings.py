@@ -22,7 +22,7 @@ DIGITS = Budget(train=300, tune=100, batch_size=64, scored=20, rates=(0.03, 0.1,
 # For unequal loss weights: Adam trains the head of a task with a small weight as fast as the others.
 DIGITS_ADAM = Budget(train=500, tune=150, batch_size=64, scored=20, rates=(3e-3, 1e-2), optimizer="adamw", decay=1e-4)
 YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
-ROOMS = Budget(train=300, tune=100, batch_size=16, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-4)
+ROOMS = Budget(train=300, tune=100, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-4)
 
 
 def _as_the_paper(setup: PaperSetup) -> Budget:

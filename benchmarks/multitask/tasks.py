@@ -22,7 +22,7 @@ from .dense_metrics import (
     AUROC,
     AveragePrecision,
     DepthErrors,
-    EdgeF1,
+    EdgeScores,
     MapError,
     NormalAngles,
     SegmentationScores,
@@ -96,16 +96,16 @@ def normals(name: str, *, weight: float = 1.0) -> Task:
 
 
 def edges(name: str, *, weight: float = 1.0) -> Task:
-    """Edge or not per pixel, from one logit: binary cross-entropy and F1.
+    """Edge or not per pixel, from one logit: binary cross-entropy; average precision and best F1, see ``EdgeScores``.
 
     For edges that are real numbers (Taskonomy's), and for which the paper takes the absolute error, use
     :func:`keypoints`.
     """
 
     def metrics() -> MetricCollection:
-        return _collection(f1=EdgeF1())
+        return _collection(scores=EdgeScores())
 
-    return Task(name, 1, _edge_loss, metrics, {"f1": "higher"}, weight)
+    return Task(name, 1, _edge_loss, metrics, {"average_precision": "higher", "f1": "higher"}, weight)
 
 
 def keypoints(name: str, *, weight: float = 1.0) -> Task:
