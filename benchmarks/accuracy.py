@@ -6,8 +6,8 @@ reported. The test split is measured once per run. Each run is written as a line
 with the same arguments to go on after an interruption.
 
     python benchmarks/fetch_data.py --root data
-    python benchmarks/accuracy.py --data fashion-mnist --root data --seeds 5
-    python benchmarks/accuracy.py --data fashion-mnist --root data --seeds 5 --weights 1 20
+    python benchmarks/accuracy.py --data fashion+mnist --root data --seeds 5
+    python benchmarks/accuracy.py --data fashion+mnist --root data --seeds 5 --weights 1 20
     python benchmarks/accuracy_tables.py  # tables and plots of all that is there
 
 A run of its own takes seconds to a minute on one core; see the README for what the whole took.
@@ -91,7 +91,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the runs are written")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--amounts", type=float, nargs="+", default=AMOUNTS, help="total sparsities")
+    parser.add_argument(
+        "--amounts",
+        type=float,
+        nargs="+",
+        default=AMOUNTS,
+        help="total sparsities; methods that remove channels have their own",
+    )
     parser.add_argument("--methods", nargs="+", default=[*METHODS], metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--weights", type=float, nargs="+", help="relative weight of each task's loss in training")
     parser.add_argument("--device", default="cpu")

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from multitask import curves, tables
-from multitask.runs import Store
+from multitask.methods import DENSE, METHODS
+from multitask.runs import Run, Store
 from multitask.summary import Summary
 from multitask.verdict import Comparison, baselines, budgets, tally, twins
 
@@ -51,7 +52,9 @@ class Result:
 
     facts: dict[str, Any]
     rates: dict[str, dict[str, float]]
-    summary: Summary
+    runs: list[Run]
+    summary: Summary  # of the methods that prune weights
+    channels: Summary  # of those that remove whole channels
 
     @property
     def name(self) -> str:
@@ -64,11 +67,20 @@ def load(folder: Path) -> list[Result]:
     results = []
     for path in sorted(folder.glob("*/setting.json")):
         store = Store(folder, path.parent.name)
-        facts = store.setting_facts()
-        summary = Summary(store.runs(), [KnownTask(**task) for task in facts["tasks"]])
-        if summary.dense and summary.methods:
-            results.append(Result(facts, store.rates(), summary))
+        facts, runs = store.setting_facts(), store.runs()
+        tasks = [KnownTask(**task) for task in facts["tasks"]]
+        weights, channels = (
+            Summary([run for run in runs if run.method == DENSE.name or removes_channels(run) == asked], tasks)
+            for asked in (False, True)
+        )
+        if weights.dense and weights.methods:
+            results.append(Result(facts, store.rates(), runs, weights, channels))
     return results
+
+
+def removes_channels(run: Run) -> bool:
+    """Tell whether weights are gone in whole channels."""
+    return METHODS[run.method].family == "channels"
 
 
 def page(results: Sequence[Result]) -> Iterator[str]:
@@ -89,14 +101,34 @@ def page(results: Sequence[Result]) -> Iterator[str]:
         if found := [*budgets(result.summary)]:
             yield "### Floors and budgets per part against none"
             yield from compared(found)
-        for amount in result.summary.amounts:
-            yield f"<details><summary>All about {tables.percent(amount)}</summary>"
-            yield tables.details(result.summary, amount)
-            yield "</details>"
+        yield from all_about(result.summary)
+        if result.channels.methods:
+            yield from channels_page(result.channels)
         yield "<details><summary>The dense network, and the learning rates tried</summary>"
         yield tables.dense_metrics(result.summary)
         yield tables.learning_rates(result.rates)
         yield "</details>"
+
+
+def all_about(summary: Summary) -> Iterator[str]:
+    """Everything about each amount, folded away."""
+    for amount in summary.amounts:
+        yield f"<details><summary>All about {tables.percent(amount)}</summary>"
+        yield tables.details(summary, amount)
+        yield "</details>"
+
+
+def channels_page(summary: Summary) -> Iterator[str]:
+    """The part of a setting about whole channels."""
+    yield "### Whole channels"
+    yield "Removed from the trained network for good; the amount is of all parameters. Delta_m:"
+    yield tables.by_amount(summary, "mean")
+    yield "The task that lost most:"
+    yield tables.by_amount(summary, "worst")
+    yield "Each task's own scores against the summed loss, then against the best baseline; a floor against none."
+    for find in (twins, baselines, budgets):
+        yield from compared([*find(summary)])
+    yield from all_about(summary)
 
 
 def compared(found: Sequence[Comparison]) -> Iterator[str]:
@@ -108,19 +140,19 @@ def compared(found: Sequence[Comparison]) -> Iterator[str]:
 
 def setting_in_words(result: Result) -> str:
     """Say what was run."""
-    facts, summary = result.facts, result.summary
+    facts, runs = result.facts, result.runs
     budget, samples = facts["budget"], facts["samples"]
     weights = [task["weight"] for task in facts["tasks"]]
-    run = next(iter(summary.runs.values()))
-    hours = sum(each.seconds for each in summary.runs.values()) / 3600
+    hours = sum(run.seconds for run in runs) / 3600
     parts = [
         facts["note"],
         f"{len(facts['tasks'])} tasks, loss weights {':'.join(f'{weight / min(weights):g}' for weight in weights)};"
         if len(set(weights)) > 1
         else f"{len(facts['tasks'])} tasks;",
         f"{samples['train']} / {samples['validation']} / {samples['test']} samples to train, choose and test on;",
-        f"{run.weights} prunable weights; {budget['train']} + {budget['tune']} steps of {budget['batch_size']} samples",
-        f"({budget['optimizer']}); {len(summary.seeds)} seeds, {len(summary.runs)} runs, {hours:.1f} h of one core.",
+        f"{runs[0].weights} prunable weights; {budget['train']} + {budget['tune']} steps of",
+        f"{budget['batch_size']} samples ({budget['optimizer']});",
+        f"{len(result.summary.seeds)} seeds, {len(runs)} runs, {hours:.1f} h of one core.",
     ]
     return " ".join(part for part in parts if part)
 
@@ -138,9 +170,14 @@ def section(results: Sequence[Result]) -> Iterator[str]:
                 yield f"Each task's own scores against {title}: {tally(found)}."
         if found := [*budgets(result.summary)]:
             yield f"A floor, or a budget per part, against none: {tally(found)}."
+        if found := [*twins(result.channels)]:
+            yield f"Whole channels removed, each task's own scores against the summed loss: {tally(found)}."
         for title, what in (("Delta_m, the mean change over the tasks", "mean"), ("The task that lost most", "worst")):
             yield f"<details><summary>{title}, in % of the dense network</summary>"
             yield tables.by_amount(result.summary, what)
+            if result.channels.methods:
+                yield "Whole channels removed, amounts of all parameters:"
+                yield tables.by_amount(result.channels, what)
             yield "</details>"
     yield END
 

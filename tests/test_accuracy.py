@@ -24,9 +24,10 @@ from data_files import write_arrays
 from disparse_plugin.masks import masks_of
 from multitask import settings
 from multitask.bench import Bench, Budget, Course, Setting, batch_order
-from multitask.methods import METHODS, counts
+from multitask.methods import METHODS
 from multitask.networks import mlp
 from multitask.problem import Problem, Task
+from multitask.procedures import counts
 from multitask.relative import T95, Interval, changes, mean_change
 from multitask.runs import Store
 from multitask.tasks import normals, segmentation
@@ -77,13 +78,54 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.SETTINGS, "signs", SETTING)
 
 
+CHANNEL_METHODS = [method for method in METHODS.values() if method.family == "channels"]
+
+
 @pytest.mark.parametrize(
-    "method", [method for method in METHODS.values() if method.name != "dense"], ids=lambda m: m.name
+    "method",
+    [method for method in METHODS.values() if method.name != "dense" and method not in CHANNEL_METHODS],
+    ids=lambda m: m.name,
 )
 def test_every_method_prunes_exactly_what_is_asked(bench: Bench, method) -> None:
     found = bench.sparsity(method.procedure(bench, AMOUNT, 1e-2))
     allowed = len(bench.parts) if "by part" in method.name else 1  # each part is rounded on its own
     assert abs(found["pruned"] - AMOUNT * found["weights"]) <= allowed
+
+
+@pytest.mark.parametrize("method", CHANNEL_METHODS, ids=lambda m: m.name)
+def test_channels_are_gone_up_to_the_amount_and_outputs_stay(bench: Bench, method) -> None:
+    before = sum(parameter.numel() for parameter in bench.initial().parameters())
+    model = method.procedure(bench, AMOUNT, 1e-2)
+    after = sum(parameter.numel() for parameter in model.parameters())
+    unit = 256 + 1 + 2 * 32  # the largest there is: one of 128 features, with what makes it and what it feeds
+    assert (1 - AMOUNT) * before - 2 * unit < after <= (1 - AMOUNT) * before
+    assert {task: output.shape for task, output in model(bench.scored[0][0]).items()} == {
+        "left": (16, 2),
+        "right": (16, 2),
+    }
+    found = bench.sparsity(model)
+    biases = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 1)
+    assert found["weights"] - found["pruned"] == after - biases
+    assert not found["emptied"]
+
+
+def test_a_floor_leaves_every_layer_more_channels(bench: Bench) -> None:
+    def least(name: str) -> float:
+        pairs = zip(METHODS[name].procedure(bench, 0.97, 1e-2).parameters(), bench.initial().parameters(), strict=True)
+        return min(len(after) / len(before) for after, before in pairs)
+
+    assert least("DiSparse channels") < 0.75 * (1 - 0.97) ** 0.5 <= least("DiSparse channels, floor")
+
+
+def test_channels_have_amounts_of_their_own(tmp_path: Path, known: None) -> None:
+    accuracy.main(command(tmp_path / "runs", "--methods", "magnitude", "channels, Taylor, joint", "DiSparse channels"))
+    result = accuracy_tables.load(tmp_path / "runs")[0]
+    assert result.summary.amounts == [0.9, 0.98]
+    assert result.channels.amounts == [*METHODS["DiSparse channels"].amounts]
+    page = "\n\n".join(accuracy_tables.page([result]))
+    whole, channels = page.split("### Whole channels")
+    assert "| DiSparse channels |" not in whole.split("learning rates tried")[0]
+    assert str(result.channels.interval("DiSparse channels", 0.75, "worst")) in channels
 
 
 @pytest.mark.parametrize("name", ["DiSparse Taylor, by part", "DiSparse static, by part"])

@@ -146,11 +146,11 @@ class Bench:
         }
 
     def sparsity(self, model: nn.Module) -> dict[str, Any]:
-        """Count masked weights: in all, of the shared part and of each task's own, and the tensors left empty."""
-        masks = masks_of(model)
-        weights = dict(model.named_parameters())
-        sizes = {name: weights.get(name, weights.get(f"{name}_orig")).numel() for name in self.parts}
-        pruned = {name: int((~masks[name]).sum()) if name in masks else 0 for name in self.parts}
+        """Count weights masked or gone: in all, of the shared part and each task's own, and the tensors left empty."""
+        masks, weights = masks_of(model), dict(model.named_parameters())
+        sizes = {name: self._initial.get_parameter(name).numel() for name in self.parts}
+        left = {name: int(masks[name].sum()) if name in masks else weights[name].numel() for name in self.parts}
+        pruned = {name: size - left[name] for name, size in sizes.items()}
         members: dict[str, list[str]] = {}
         for name, tasks in self.parts.items():
             members.setdefault(part_of(tasks), []).append(name)

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import torch
 from torch import nn
 
 from .bench import Bench, Measured, Setting
-from .methods import DENSE, METHODS, Method
+from .methods import DENSE, METHODS, TUNED_AT, Method
 from .problem import Problem
 from .relative import mean_change
 
 TUNING_SEED = 1000  # never among the seeds that are reported
-TUNING_AMOUNT = 0.98
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def describe(setting: Setting, problem: Problem) -> dict[str, Any]:
         "facts": dict(problem.facts),
         "samples": {split: len(getattr(problem, split)) for split in ("train", "validation", "test")},
         "budget": asdict(setting.budget),
-        "tuned at": TUNING_AMOUNT,
+        "tuned at": TUNED_AT,
         "torch": torch.__version__,
     }
 
@@ -126,7 +124,7 @@ def choose_rates(
     reference = bench.measure(bench.dense(), problem.validation) if missing else {}
     for method in missing:
         measured = {
-            rate: bench.measure(bench.run(method.procedure, TUNING_AMOUNT, rate), problem.validation)
+            rate: bench.measure(bench.run(method.procedure, method.tuned_at, rate), problem.validation)
             for rate in _rates(setting, method)
         }
         tried[method.name] = _scores(problem, measured, reference)
@@ -149,9 +147,11 @@ def _scores(problem: Problem, measured: dict[float, Measured], reference: Measur
 
 
 def planned(methods: Iterable[Method], amounts: Sequence[float]) -> Iterator[tuple[Method, float]]:
-    """List what one seed runs: the dense network once, everything else at every amount."""
+    """List what one seed runs: the dense network once, everything else at every amount, or at those of its own."""
     yield DENSE, 0.0
-    yield from product([method for method in methods if method is not DENSE], amounts)
+    for method in methods:
+        if method is not DENSE:
+            yield from ((method, amount) for amount in method.amounts or amounts)
 
 
 def run_seed(

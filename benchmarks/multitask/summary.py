@@ -31,7 +31,7 @@ class Change:
 
 
 class Summary:
-    """The runs of one setting, by method and amount."""
+    """Runs of one setting, by method and amount."""
 
     def __init__(self, runs: Iterable[Run], tasks: Sequence[Judged]) -> None:
         self.tasks = tasks
