@@ -28,7 +28,7 @@ import torch
 from multitask.bench import Setting
 from multitask.methods import METHODS
 from multitask.problem import Problem
-from multitask.runs import Store, choose_rates, describe, known_method, run_seed
+from multitask.runs import Store, choose_rates, describe, known_methods, run_seed
 from multitask.settings import SETTINGS, weighted
 
 AMOUNTS = (0.90, 0.95, 0.98, 0.99, 0.995)
@@ -53,7 +53,7 @@ def work(options: argparse.Namespace, seed: int) -> int:
 
 def do_seed(options: argparse.Namespace, seed: int, setting: Setting, problem: Problem, store: Store) -> int:
     """Do what is missing of one seed, and return how many runs that were."""
-    methods = [known_method(name) for name in options.methods]
+    methods = known_methods(options.methods, problem)
     runs = run_seed(setting, problem, seed, methods, options.amounts, store, torch.device(options.device))
     count = 0
     for run in runs:
@@ -70,10 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Layers that score zero at initialisation or lose all their weights are what this benchmark is to find.
     logging.getLogger("disparse_plugin").setLevel(logging.ERROR)
     setting, problem, store = prepare(options)
+    methods = known_methods(options.methods, problem)
     store.set_facts(describe(setting, problem))
-    choose_rates(
-        setting, problem, [known_method(name) for name in options.methods], store, torch.device(options.device)
-    )
+    choose_rates(setting, problem, methods, store, torch.device(options.device))
     if options.workers == 1:
         count = sum(do_seed(options, seed, setting, problem, store) for seed in options.seed_list)
     else:

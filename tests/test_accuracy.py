@@ -259,6 +259,11 @@ def test_an_unknown_method_is_told_what_there_is(tmp_path: Path, known: None) ->
         accuracy.main(command(tmp_path, "--methods", "magic"))
 
 
+def test_arbiters_that_are_no_different_with_two_tasks_are_left_out(tmp_path: Path, known: None) -> None:
+    accuracy.main(command(tmp_path, "--seeds", "1", "--methods", "magnitude", "adaptive, majority"))
+    assert {run.method for run in Store(tmp_path, "signs").runs()} == {"dense", "magnitude"}
+
+
 def test_tables_and_plots_come_from_the_runs(tmp_path: Path, known: None) -> None:
     accuracy.main(command(tmp_path / "runs", "--methods", "random", "Taylor, joint", "DiSparse Taylor"))
     readme = tmp_path / "README.md"
@@ -287,16 +292,21 @@ def test_the_best_baseline_is_chosen_without_the_test_split(tmp_path: Path, know
     assert accuracy_tables.Summary(runs, tasks).best_baseline(0.9).name == "random"
 
 
-@pytest.mark.parametrize("name", ["nyuv2", "cityscapes"])
+@pytest.mark.parametrize("name", ["nyuv2", "nyuv2-40", "cityscapes"])
 def test_the_papers_experiments_run_on_files_in_their_layout(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    segmentation = {"label": "label_19", "normals": False, "classes": 19} if name == "cityscapes" else {"classes": 13}
-    write_arrays(tmp_path, name, size=(24, 40), counts=(20, 3), **segmentation)
+    files = {
+        "nyuv2": {"classes": 13},
+        "nyuv2-40": {"classes": 40},
+        "cityscapes": {"label": "label_19", "normals": False, "classes": 19},
+    }
+    folder = name.removesuffix("-40")
+    write_arrays(tmp_path, folder, size=(24, 40), counts=(20, 3), **files[name])
     real = settings.SETTINGS[name]
     narrow = replace(
         real,
-        load=lambda root: getattr(settings, name)(root, crop=17),
+        load=lambda root: getattr(settings, folder)(root, classes=files[name]["classes"], crop=17),
         network=lambda problem: PaperNetwork({task.name: task.outputs for task in problem.tasks}, width=4, hidden=8),
     )
     monkeypatch.setitem(settings.SETTINGS, name, narrow)

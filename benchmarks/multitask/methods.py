@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch.nn.utils import prune
 from torch_pruning.pruner.importance import GroupMagnitudeImportance, GroupTaylorImportance, RandomImportance
 
-from disparse_plugin import disparse_pretrained, disparse_static, layer_adaptive
+from disparse_plugin import at_least, disparse_pretrained, disparse_static, layer_adaptive
 
 from .bench import Bench
 from .channel_cuts import by_torch_pruning, channels, channels_with_floor
@@ -45,6 +45,7 @@ class Method:
     without: str = ""  # the method that differs in having no floor and no budget per part, and in nothing else
     amounts: tuple[float, ...] = ()  # where it is measured; where the benchmark is asked to, if there are none
     tuned_at: float = TUNED_AT  # the amount that its learning rate is chosen at
+    least_tasks: int = 2  # with fewer, another method is the same
 
 
 adaptive = layer_adaptive("taylor")
@@ -75,6 +76,9 @@ def _one_shot_methods() -> Iterator[Method]:
     yield make("Taylor, mean arbiter", trained("tasks", criterion="taylor", arbiter="mean"), ours=True)
     yield make("adaptive, mean arbiter", trained("tasks", criterion=adaptive, arbiter="mean"), ours=True)
     yield make("adaptive, any arbiter", trained("tasks", criterion=adaptive, arbiter="any"), ours=True)
+    several: dict[str, Any] = {"ours": True, "least_tasks": 3}
+    yield make("adaptive, at least two", trained("tasks", criterion=adaptive, arbiter=at_least(2)), **several)
+    yield make("adaptive, majority", trained("tasks", criterion=adaptive, arbiter="majority"), **several)
     yield make(
         "DiSparse Taylor, floor",
         with_floor(disparse_pretrained, criterion="taylor"),

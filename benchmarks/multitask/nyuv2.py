@@ -9,7 +9,7 @@ Layout, that of the files which the authors of MTAN publish::
     root/nyuv2/val/...              likewise
 
 Their files have 13 classes at 288x384 pixels. The paper's experiments are on 40 classes at 480x640; for them, write the
-labels of your copy in this layout and give ``classes=40``.
+labels of your copy in this layout and give ``classes=40``, or ``--data nyuv2-40`` to the benchmark.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from .array_folders import array_problem
 from .paper_setup import NYU_V2
 from .problem import Problem
 
-LAYOUT = "nyuv2/ holds train/ and val/, each with image/, label/, normal/ and depth/ of 0.npy, 1.npy ...; see nyuv2.py"
+LAYOUT = (
+    "nyuv2/ holds train/ and val/, each with image/, label/ (13 classes; 40 with --data nyuv2-40), normal/ and depth/ "
+    "of 0.npy, 1.npy ...; see nyuv2.py"
+)
 FOLDERS = {"segmentation": "label", "normals": "normal", "depth": "depth"}
 
 

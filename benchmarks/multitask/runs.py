@@ -196,8 +196,8 @@ def record(
     )
 
 
-def known_method(name: str) -> Method:
-    """Look a method up, or say which there are."""
-    if name not in METHODS:
-        raise ValueError(f"method: one of {', '.join(METHODS)}; found {name!r}")
-    return METHODS[name]
+def known_methods(names: Iterable[str], problem: Problem) -> list[Method]:
+    """Look methods up, or say which there are; those that are no different with so few tasks are left out."""
+    if unknown := [name for name in names if name not in METHODS]:
+        raise ValueError(f"method: one of {', '.join(METHODS)}; found {', '.join(map(repr, unknown))}")
+    return [METHODS[name] for name in names if METHODS[name].least_tasks <= len(problem.tasks)]

@@ -57,6 +57,7 @@ SETTINGS = {
         Setting("yeast", yeast, mlp, YEAST),
         Setting("rooms", rooms, dense_resnet, ROOMS),
         Setting("nyuv2", nyuv2, paper_network, _as_the_paper(SETUPS["nyuv2"])),
+        Setting("nyuv2-40", partial(nyuv2, classes=40), paper_network, _as_the_paper(SETUPS["nyuv2"])),
         Setting("cityscapes", cityscapes, paper_network, _as_the_paper(SETUPS["cityscapes"])),
         Setting("taskonomy", taskonomy, paper_network, _as_the_paper(SETUPS["taskonomy"])),
     )
