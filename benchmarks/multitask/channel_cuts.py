@@ -19,7 +19,7 @@ from disparse_plugin.structured import remove_channels
 from .bench import Bench
 from .cuts import Cut, Seen
 
-FLOOR = 0.75  # of the channels that an even removal would leave
+FLOOR = 0.5  # of the channels that an even removal would leave
 STEPS = 400  # that torch-pruning takes to the last channel; it stops in between
 
 
@@ -34,7 +34,7 @@ def channels(seen: Seen, **options: Any) -> Cut:
 
 
 def channels_with_floor(**options: Any) -> Cut:
-    """Remove channels by each task's own scores, but leave every layer near what an even removal leaves."""
+    """Remove channels by each task's own scores, but leave every layer half of what an even removal leaves."""
 
     def cut(bench: Bench, model: nn.Module, amount: float | int) -> None:
         even = math.sqrt(1 - amount)  # a weight goes with its input or its output channel
