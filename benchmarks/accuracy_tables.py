@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from multitask import curves, tables
-from multitask.methods import DENSE, METHODS
-from multitask.runs import Run, Store
+from multitask import curves, overview, tables
+from multitask.results import Result, load
 from multitask.summary import Summary
 from multitask.verdict import Comparison, baselines, budgets, tally, twins
 
@@ -35,52 +32,6 @@ the test split was measured once per run. *Emptied* counts weight tensors with n
 weighted sum of the losses in place of each task's own, and in nothing else. A comparison *wins* or *loses* where
 its 95 % interval leaves out zero; of twenty comparisons without any difference, one would do so by chance.
 """
-
-
-@dataclass(frozen=True)
-class KnownTask:
-    """A task as it is stored with the runs."""
-
-    name: str
-    better: dict[str, str]
-    weight: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """One setting with all that was run of it."""
-
-    facts: dict[str, Any]
-    rates: dict[str, dict[str, float]]
-    runs: list[Run]
-    summary: Summary  # of the methods that prune weights
-    channels: Summary  # of those that remove whole channels
-
-    @property
-    def name(self) -> str:
-        """The setting's name."""
-        return str(self.facts["name"])
-
-
-def load(folder: Path) -> list[Result]:
-    """Read every setting that has finished dense runs."""
-    results = []
-    for path in sorted(folder.glob("*/setting.json")):
-        store = Store(folder, path.parent.name)
-        facts, runs = store.setting_facts(), store.runs()
-        tasks = [KnownTask(**task) for task in facts["tasks"]]
-        weights, channels = (
-            Summary([run for run in runs if run.method == DENSE.name or removes_channels(run) == asked], tasks)
-            for asked in (False, True)
-        )
-        if weights.dense and weights.methods:
-            results.append(Result(facts, store.rates(), runs, weights, channels))
-    return results
-
-
-def removes_channels(run: Run) -> bool:
-    """Tell whether weights are gone in whole channels."""
-    return METHODS[run.method].family == "channels"
 
 
 def page(results: Sequence[Result]) -> Iterator[str]:
@@ -142,44 +93,43 @@ def setting_in_words(result: Result) -> str:
     """Say what was run."""
     facts, runs = result.facts, result.runs
     budget, samples = facts["budget"], facts["samples"]
-    weights = [task["weight"] for task in facts["tasks"]]
-    hours = sum(run.seconds for run in runs) / 3600
     parts = [
         facts["note"],
-        f"{len(facts['tasks'])} tasks, loss weights {':'.join(f'{weight / min(weights):g}' for weight in weights)};"
-        if len(set(weights)) > 1
-        else f"{len(facts['tasks'])} tasks;",
+        f"{len(facts['tasks'])} tasks, loss weights {result.loss_weights};",
         f"{samples['train']} / {samples['validation']} / {samples['test']} samples to train, choose and test on;",
         f"{runs[0].weights} prunable weights; {budget['train']} + {budget['tune']} steps of",
         f"{budget['batch_size']} samples ({budget['optimizer']});",
-        f"{len(result.summary.seeds)} seeds, {len(runs)} runs, {hours:.1f} h of one core.",
+        f"{len(result.summary.seeds)} seeds, {len(runs)} runs, {result.hours:.1f} h of one core.",
     ]
     return " ".join(part for part in parts if part)
 
 
 def section(results: Sequence[Result]) -> Iterator[str]:
-    """The README's section, in paragraphs."""
+    """The README's section, in paragraphs: all settings side by side."""
     yield BEGIN
-    for result in results:
-        yield f"**{result.name}.** {setting_in_words(result)}"
-        for title, found in (
-            ("the same method on the summed loss", [*twins(result.summary)]),
-            ("the baseline of the family that is best by validation", [*baselines(result.summary)]),
-        ):
-            if found:
-                yield f"Each task's own scores against {title}: {tally(found)}."
-        if found := [*budgets(result.summary)]:
-            yield f"A floor, or a budget per part, against none: {tally(found)}."
-        if found := [*twins(result.channels)]:
-            yield f"Whole channels removed, each task's own scores against the summed loss: {tally(found)}."
-        for title, what in (("Delta_m, the mean change over the tasks", "mean"), ("The task that lost most", "worst")):
-            yield f"<details><summary>{title}, in % of the dense network</summary>"
-            yield tables.by_amount(result.summary, what)
-            if result.channels.methods:
-                yield "Whole channels removed, amounts of all parameters:"
-                yield tables.by_amount(result.channels, what)
-            yield "</details>"
+    yield overview.what_was_run(results)
+    yield from sorted({result.facts["note"] for result in results} - {""})
+    yield (
+        "Comparisons won / tied / lost, by the 95 % interval of the paired differences over the seeds: first of the "
+        "mean over the tasks, then of the task that lost most."
+    )
+    yield overview.won_tied_lost(results)
+    for amount in (0.9, 0.98):
+        yield from folded(results, amount, "of the weights pruned", overview.weights_of)
+    for amount in (0.75, 0.9):
+        yield from folded(results, amount, "of the parameters removed in whole channels", overview.channels_of)
     yield END
+
+
+def folded(results: Sequence[Result], amount: float, words: str, side: overview.Side) -> Iterator[str]:
+    """All methods at one amount, folded away."""
+    for title, what in (
+        ("The mean change over the tasks (Delta_m)", "mean"),
+        ("The change of the task that lost most", "worst"),
+    ):
+        yield (f"<details><summary>{title}, in % of the dense network, with {tables.percent(amount)} {words}</summary>")
+        yield overview.side_by_side(results, amount, what, side)
+        yield "</details>"
 
 
 def replaced(text: str, new: str) -> str:

@@ -29,7 +29,9 @@ from multitask.networks import mlp
 from multitask.problem import Problem, Task
 from multitask.procedures import counts
 from multitask.relative import T95, Interval, changes, mean_change
+from multitask.results import KnownTask, load
 from multitask.runs import Store
+from multitask.summary import Summary
 from multitask.tasks import normals, segmentation
 from paper_network import PaperNetwork
 
@@ -119,7 +121,7 @@ def test_a_floor_leaves_every_layer_more_channels(bench: Bench) -> None:
 
 def test_channels_have_amounts_of_their_own(tmp_path: Path, known: None) -> None:
     accuracy.main(command(tmp_path / "runs", "--methods", "magnitude", "channels, Taylor, joint", "DiSparse channels"))
-    result = accuracy_tables.load(tmp_path / "runs")[0]
+    result = load(tmp_path / "runs")[0]
     assert result.summary.amounts == [0.9, 0.98]
     assert result.channels.amounts == [*METHODS["DiSparse channels"].amounts]
     page = "\n\n".join(accuracy_tables.page([result]))
@@ -211,7 +213,7 @@ def test_batches_go_through_all_samples_before_any_comes_again() -> None:
 
 
 def test_changes_are_signed_by_the_direction_of_each_metric() -> None:
-    task = accuracy_tables.KnownTask("depth", {"error": "lower", "delta": "higher"}, 1.0)
+    task = KnownTask("depth", {"error": "lower", "delta": "higher"}, 1.0)
     dense, pruned = {"depth": {"error": 2.0, "delta": 0.5}}, {"depth": {"error": 3.0, "delta": 0.4}}
     assert changes([task], pruned, dense)["depth"] == pytest.approx((-50 - 20) / 2)
     assert mean_change([task], dense, dense) == 0
@@ -273,7 +275,7 @@ def test_tables_and_plots_come_from_the_runs(tmp_path: Path, known: None) -> Non
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    summary = accuracy_tables.load(tmp_path / "runs")[0].summary
+    summary = load(tmp_path / "runs")[0].summary
     shown = str(summary.interval("DiSparse Taylor", 0.9, "worst"))
     assert shown in text
     assert shown in (tmp_path / "accuracy.md").read_text()
@@ -283,13 +285,13 @@ def test_tables_and_plots_come_from_the_runs(tmp_path: Path, known: None) -> Non
 def test_the_best_baseline_is_chosen_without_the_test_split(tmp_path: Path, known: None) -> None:
     accuracy.main(command(tmp_path, "--methods", "random", "magnitude", "DiSparse Taylor"))
     store = Store(tmp_path, "signs")
-    tasks = [accuracy_tables.KnownTask(**task) for task in store.setting_facts()["tasks"]]
+    tasks = [KnownTask(**task) for task in store.setting_facts()["tasks"]]
     runs = store.runs()
     for run in runs:
         if run.method == "random":  # far ahead in validation, far behind in test
             for task in run.validation:
                 run.validation[task]["accuracy"], run.test[task]["accuracy"] = 9.0, 0.0
-    assert accuracy_tables.Summary(runs, tasks).best_baseline(0.9).name == "random"
+    assert Summary(runs, tasks).best_baseline(0.9).name == "random"
 
 
 @pytest.mark.parametrize("name", ["nyuv2", "nyuv2-40", "cityscapes"])

@@ -66,12 +66,16 @@ def _compare(summary: Summary, method: str, other: Callable[[float], str]) -> It
             yield Comparison(method, name, amount, mean, worst)
 
 
+def counts(comparisons: Sequence[Comparison], what: str) -> tuple[int, int, int]:
+    """Count how many are won, tied and lost, by ``"mean"`` or ``"worst"``."""
+    words = [_word(getattr(comparison, what)) for comparison in comparisons]
+    return words.count("wins"), words.count("ties"), words.count("loses")
+
+
 def tally(comparisons: Sequence[Comparison]) -> str:
     """Count in one sentence."""
     parts = []
-    for what in ("mean", "worst"):
-        words = [_word(getattr(comparison, what)) for comparison in comparisons]
-        label = "mean over the tasks" if what == "mean" else "worst task"
-        counted = ", ".join(f"{word} {words.count(word)}" for word in ("wins", "ties", "loses"))
-        parts.append(f"{label}: {counted}")
+    for what, label in (("mean", "mean over the tasks"), ("worst", "worst task")):
+        won, tied, lost = counts(comparisons, what)
+        parts.append(f"{label}: wins {won}, ties {tied}, loses {lost}")
     return f"of {len(comparisons)} comparisons, {'; '.join(parts)}"
