@@ -67,9 +67,14 @@ def won_tied_lost(results: Sequence[Result]) -> str:
 
 
 def side_by_side(results: Sequence[Result], amount: float, what: str, side: Side = weights_of) -> str:
-    """One line per method, one column per setting where the amount was run, with 95 % intervals; the best in bold."""
+    """One line per method, one column per setting where the amount was run, with 95 % intervals; the best in bold.
+
+    Empty where none was.
+    """
     columns = {result.name: _column(side(result), amount, what) for result in results}
     columns = {name: column for name, column in columns.items() if column}
+    if not columns:
+        return ""
     best = {name: max(column, key=lambda method: column[method].mean) for name, column in columns.items()}
     rows = []
     for method in METHODS.values():
