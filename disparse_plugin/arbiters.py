@@ -139,8 +139,12 @@ def at_least(k: int) -> AtLeast:
     return AtLeast(k)
 
 
-def resolve(arbiter: str | Arbiter) -> Arbiter:
-    """Turn what a user passes as ``arbiter`` into a function of the tasks' percentiles.
+def resolve(arbiter: str | Arbiter, argument: str = "arbiter") -> Arbiter:
+    """Turn what a user passes as an arbiter into a function of the tasks' percentiles.
+
+    Args:
+        arbiter: A name, or the function itself.
+        argument: What errors call it.
 
     Raises:
         ValueError: If the name is unknown.
@@ -153,13 +157,13 @@ def resolve(arbiter: str | Arbiter) -> Arbiter:
     if isinstance(arbiter, str):
         if arbiter not in _ARBITERS:
             raise ValueError(
-                f"arbiter: must be one of {', '.join(sorted(_ARBITERS))}, at_least(k) or a callable over the task "
+                f"{argument}: must be one of {', '.join(sorted(_ARBITERS))}, at_least(k) or a callable over the task "
                 f"axis, found {arbiter!r}"
             )
         return _ARBITERS[arbiter]
     if not callable(arbiter):
         raise TypeError(
-            f"arbiter: must be a name or a callable over the task axis, found {type(arbiter).__name__}: {arbiter!r}"
+            f"{argument}: must be a name or a callable over the task axis, found {type(arbiter).__name__}: {arbiter!r}"
         )
     return arbiter
 

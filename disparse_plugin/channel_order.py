@@ -2,52 +2,83 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from . import arbiters
 from .agreement import agreement
 from .arbiters import Arbiter
 from .ranking import ranks
 
 
+@dataclasses.dataclass(frozen=True)
+class ChannelRule:
+    """How the tasks agree on which channels of a group go first, and on how many of each group."""
+
+    which: Arbiter
+    how_many: Arbiter
+
+    @classmethod
+    def of(cls, arbiter: str | Arbiter, across: str | Arbiter | None) -> ChannelRule:
+        """Resolve what a user gave: ``across`` is the arbiter of how many, by default the same.
+
+        Raises:
+            TypeError: If one is neither a name nor callable.
+            ValueError: If a name is unknown.
+        """
+        which = arbiters.resolve(arbiter)
+        return cls(which, which if across is None else arbiters.resolve(across, "across"))
+
+
 def removal_order(
-    scores: Sequence[Mapping[str, Tensor]], keep: Sequence[int], tasks: Sequence[str], arbiter: Arbiter
+    scores: Sequence[Mapping[str, Tensor]], keep: Sequence[int], tasks: Sequence[str], rule: ChannelRule
 ) -> list[Tensor]:
     """Put all units of one ranking scope in the order of their removal.
 
     A task's percentile of a unit is ``(rank + 1) / n_k`` among the ``n_k`` units of the scope that the task reaches;
     the arbiter reduces the percentiles to an agreement score; lower goes first. Equal scores go in the order of the
     groups and of the units in them, so the order is strict and any number of units can be removed exactly. The best
-    units of each group go after all others, so that no group is emptied.
+    units of each group go after all others, so that no group is emptied. Where the rule has another arbiter for how
+    many, its order decides that, and which units of the group these are is left to the first.
 
     Args:
         scores: For each group, each reaching task's scores (1-D, one per unit, finite).
         keep: For each group, how many units may not go.
         tasks: All task names.
-        arbiter: The reduction over tasks.
+        rule: The reductions over tasks.
 
     Returns:
         For each group, float64 places in the order, ``0..n-1`` over all groups, each once.
 
     Example:
-        >>> from disparse_plugin.arbiters import unanimous
+        >>> rule = ChannelRule.of("unanimous", None)
         >>> trunk = {"a": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor([9.0, 1.0, 2.0])}
         >>> head = {"a": torch.tensor([0.5, 0.4])}
-        >>> [places.tolist() for places in removal_order([trunk, head], [1, 1], ("a", "b"), unanimous)]
+        >>> [places.tolist() for places in removal_order([trunk, head], [1, 1], ("a", "b"), rule)]
         [[2.0, 1.0, 4.0], [3.0, 0.0]]
     """
     if not scores:
         return []
     sizes = [next(iter(rows.values())).numel() for rows in scores]
-    places = ranks(torch.cat(agreement(scores, tasks, arbiter))).double().split(sizes)
+    places = _places(scores, tasks, rule.which, sizes)
+    if rule.how_many is not rule.which:
+        counted = _places(scores, tasks, rule.how_many, sizes)
+        places = [others.sort().values[ranks(own).long()] for own, others in zip(places, counted, strict=True)]
     lifted = []
     for place, count in zip(places, keep, strict=True):
         value = place.clone()
         value[value.topk(min(count, value.numel())).indices] += sum(sizes)
         lifted.append(value)
     return list(ranks(torch.cat(lifted)).double().split(sizes))
+
+
+def _places(
+    scores: Sequence[Mapping[str, Tensor]], tasks: Sequence[str], arbiter: Arbiter, sizes: Sequence[int]
+) -> list[Tensor]:
+    return list(ranks(torch.cat(agreement(scores, tasks, arbiter))).double().split(list(sizes)))
 
 
 def with_heads(channels: Tensor, heads: int, places: Tensor, count: int, far: float) -> Tensor:

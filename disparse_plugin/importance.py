@@ -7,11 +7,10 @@ from typing import Any, Self, TypeAlias
 
 from torch import Tensor
 
-from . import arbiters
 from .arbiters import Arbiter
 from .base_importance import BaseScores
 from .channel_groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
-from .channel_order import removal_order
+from .channel_order import ChannelRule, removal_order
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
 from .gradients import Batch, TaskLosses
@@ -73,6 +72,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         rescore: Rescore | None = None,
         base: Any = None,
         arbiter: str | Arbiter = "unanimous",
+        across: str | Arbiter | None = None,
         criterion: str | Criterion | ScoreFunction = "taylor",
         reduction: str = "mean",
         normalizer: str | None = "mean",
@@ -90,6 +90,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
                 task's gradients in ``.grad`` (``OBDCImportance``, without ``bias``: with that task's Fisher values).
                 Needs ``rescore``; ``criterion``, ``reduction`` and ``parameters`` are then of no effect.
             arbiter: As in :meth:`TaskScores.importance`.
+            across: As in :func:`~disparse_plugin.structured.remove_channels`.
             criterion: As in :func:`~disparse_plugin.score_tasks`, for ``rescore``.
             reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the slices of a group.
             normalizer: Divide each task's scores by their ``"mean"``, ``"max"`` or ``"sum"`` in the group, so that
@@ -114,7 +115,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         resolve_criterion(criterion)
         self.skipped: dict[str, str] = {}
         self._scores, self._rescore, self._base = scores, rescore, base
-        self._arbiter = arbiters.resolve(arbiter)
+        self._rule = ChannelRule.of(arbiter, across)
         self._criterion, self._reduction, self._normalizer = criterion, reduction, normalizer
         self._parameters = None if parameters is None else tuple(parameters)
         self._pruner: Any = None
@@ -270,7 +271,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         scored = [(ranked, self._channel_scores(ranked.channels, ranked.group)) for ranked in groups]
         self.skipped = dict(self._unusable)
         self.skipped |= {ranked.channels.name: "reached by no task" for ranked, scores in scored if not scores}
-        return removal_table(scored, self._tasks, self._arbiter, self._pruner, self._initial)
+        return removal_table(scored, self._tasks, self._rule, self._pruner, self._initial)
 
     def _of_other_root(self, group: Any) -> Tensor | None:
         """Rank the channels of a group that no pruner ranks (as regularisers do) among themselves."""
@@ -279,7 +280,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         except UnusableGroupError:
             return None
         scores = self._channel_scores(channels, group)
-        return removal_order([scores], [0], self._tasks, self._arbiter)[0] if scores else None
+        return removal_order([scores], [0], self._tasks, self._rule)[0] if scores else None
 
 
 def _check_sources(scores: object, rescore: object, base: object) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import arbiters
 from .arbiters import Arbiter
 from .channel_budget import Budget, Quantity, choose, units_to_keep
 from .channel_groups import ChannelGroup, channel_scores, normalized
-from .channel_order import removal_order
+from .channel_order import ChannelRule, removal_order
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
 from .gradients import Batch, TaskLosses
@@ -37,6 +36,7 @@ def remove_channels(
     of: Quantity = "channels",
     criterion: str | Criterion | ScoreFunction = "taylor",
     arbiter: str | Arbiter = "unanimous",
+    across: str | Arbiter | None = None,
     reduction: str = "mean",
     normalizer: str | None = "mean",
     max_pruning_ratio: float = 1.0,
@@ -63,6 +63,9 @@ def remove_channels(
             can go one by one. ``"parameters"`` or ``"macs"``: of the whole model, exceeded by less than one unit.
         criterion: As in :func:`~disparse_plugin.score_tasks`.
         arbiter: As in :meth:`~disparse_plugin.TaskScores.importance`.
+        across: The arbiter of how many channels each group loses, while ``arbiter`` says which; by default the same.
+            Unanimity takes more from layers in which the tasks agree, mostly the first, whatever those are worth;
+            ``across="mean"`` does not (``docs/accuracy.md`` compares both).
         reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the parameter slices of a channel.
         normalizer: As in :class:`~disparse_plugin.structured.DiSparseImportance`.
         max_pruning_ratio: No group loses a larger share of its channels; one channel stays in any case.
@@ -96,7 +99,7 @@ def remove_channels(
     """
     root = unwrap(model)
     check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
-    rule = arbiters.resolve(arbiter)
+    rule = ChannelRule.of(arbiter, across)
     resolve_criterion(criterion)
     check_plain(root)
     pristine, inputs = copied(root), as_inputs(example_inputs)
@@ -121,7 +124,7 @@ class _Work:
     pristine: nn.Module
     inputs: Inputs
     scores: TaskScores
-    arbiter: Arbiter
+    rule: ChannelRule
     reduction: str
     normalizer: str | None
     max_pruning_ratio: float
@@ -159,7 +162,7 @@ class _Work:
                     f"model: at least one group of channels must be removable, found none; left alone: {skipped}"
                 )
             keep = [units_to_keep(group, self.max_pruning_ratio) for group in self.groups]
-            order = removal_order(self.by_task, keep, self.scores.tasks, self.arbiter)
+            order = removal_order(self.by_task, keep, self.scores.tasks, self.rule)
             budget = Budget(self.groups, self._sizes(), seen.uses)
             choice = choose(budget, self.groups, order, keep, of=of, amount=amount, round_to=self.round_to)
             losing = [number for number, gone in enumerate(choice) if bool(gone.any())]

@@ -7,8 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .arbiters import Arbiter
-from .channel_order import removal_order, with_heads
+from .channel_order import ChannelRule, removal_order, with_heads
 from .torch_pruning_pruner import RankedGroup, heads_to_remove, limit_counts
 
 # Root layer and side to the place of each channel in the order; None where no task reaches the group.
@@ -19,14 +18,14 @@ ScoredGroup: TypeAlias = tuple[RankedGroup, Mapping[str, Tensor]]
 
 
 def removal_table(
-    scored: Sequence[ScoredGroup], tasks: Sequence[str], arbiter: Arbiter, pruner: Any, initial: dict[str, int]
+    scored: Sequence[ScoredGroup], tasks: Sequence[str], rule: ChannelRule, pruner: Any, initial: dict[str, int]
 ) -> RemovalTable:
     """Rank the channels of all groups, each scope for itself, and the heads of attentions that lose whole heads.
 
     Args:
         scored: The groups with their scores.
         tasks: All task names.
-        arbiter: The reduction over tasks.
+        rule: The reductions over tasks.
         pruner: The pruner that will cut, to keep its counts within what may go; None if it is not known.
         initial: Remembers the sizes of the scopes over the pruner's steps.
 
@@ -41,17 +40,17 @@ def removal_table(
     for scope, members in scopes.items():
         groups = [ranked for ranked, _ in members]
         per_unit = [{t: ranked.channels.per_unit(v) for t, v in scores.items()} for ranked, scores in members]
-        order = removal_order(per_unit, [ranked.keep for ranked in groups], tasks, arbiter)
+        order = removal_order(per_unit, [ranked.keep for ranked in groups], tasks, rule)
         for ranked, places in zip(groups, order, strict=True):
             table[ranked.root] = places[ranked.channels.units]
         if pruner is not None and scope != "all" and pruner.current_step > 0:
             limit_counts(pruner, scope, groups, initial)
-    _rank_heads([member for member in scored if member[0].heads and member[1]], tasks, arbiter, pruner, table)
+    _rank_heads([member for member in scored if member[0].heads and member[1]], tasks, rule, pruner, table)
     return table
 
 
 def _rank_heads(
-    members: Sequence[ScoredGroup], tasks: Sequence[str], arbiter: Arbiter, pruner: Any, table: RemovalTable
+    members: Sequence[ScoredGroup], tasks: Sequence[str], rule: ChannelRule, pruner: Any, table: RemovalTable
 ) -> None:
     """Let whole attention heads compete, by the agreement of their own percentiles.
 
@@ -65,7 +64,7 @@ def _rank_heads(
     for contest in contests:
         groups = [ranked for ranked, _ in contest]
         scores = [{t: v.view(r.heads, -1).mean(1) for t, v in s.items()} for r, s in contest]
-        order = removal_order(scores, [1] * len(contest), tasks, arbiter)
+        order = removal_order(scores, [1] * len(contest), tasks, rule)
         count = heads_to_remove(pruner, groups)
         far = float(sum(ranked.channels.size for ranked in groups)) + 1
         for ranked, places in zip(groups, order, strict=True):

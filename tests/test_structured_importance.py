@@ -96,30 +96,55 @@ def test_max_pruning_ratio_holds_in_one_shot() -> None:
     assert min(shares) < 0.4
 
 
-def test_only_channels_that_all_their_tasks_rank_low_go() -> None:
-    """Unanimity, written out: per task, percentiles over all channels it reaches; the cut is one line through them."""
-    model = build("batchnorm")
-    pruner = make_pruner(model, pruning_ratio=0.4)
-    groups = list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types))
+def percentiles(pruner: Any, groups: list[Any]) -> list[np.ndarray]:
+    """For each group, the percentiles of its tasks among all channels that each task reaches: ``(tasks, channels)``."""
     raw = [pruner.importance.task_scores(group) for group in groups]
     ranked: list[dict[str, np.ndarray]] = [{} for _ in groups]
     for task in ("dense", "label"):
         values = np.concatenate([scores[task].numpy() for scores in raw if task in scores])
-        percentiles = (np.argsort(np.argsort(values, kind="stable"), kind="stable") + 1) / len(values)
+        places = (np.argsort(np.argsort(values, kind="stable"), kind="stable") + 1) / len(values)
         for place, scores in enumerate(raw):
             if task in scores:
                 count = len(scores[task])
-                ranked[place][task], percentiles = percentiles[:count], percentiles[count:]
-    worst = [np.max(list(percentiles.values()), axis=0) for percentiles in ranked]
+                ranked[place][task], places = places[:count], places[count:]
+    return [np.stack([*by_task.values()]) for by_task in ranked]
+
+
+def all_groups(pruner: Any) -> list[Any]:
+    return list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types))
+
+
+def removed(pruner: Any, groups: list[Any]) -> list[set[int]]:
+    """Take one step without removing, and return the channels that would go from each group."""
     gone = {group[0].dep.target.module: set(group[0].idxs) for group in pruner.step(interactive=True)}
+    return [gone.get(group[0].dep.target.module, set()) for group in groups]
+
+
+def test_only_channels_that_all_their_tasks_rank_low_go() -> None:
+    """Unanimity, written out: per task, percentiles over all channels it reaches; the cut is one line through them."""
+    pruner = make_pruner(build("batchnorm"), pruning_ratio=0.4)
+    groups = all_groups(pruner)
+    worst = [rows.max(0) for rows in percentiles(pruner, groups)]
     pruned, kept = [], []
-    for group, values in zip(groups, worst, strict=True):
-        idxs = gone.get(group[0].dep.target.module, set())
+    for idxs, values in zip(removed(pruner, groups), worst, strict=True):
         pruned += [v for c, v in enumerate(values) if c in idxs]
         protected = int(np.argmax(values))
         kept += [v for c, v in enumerate(values) if c not in idxs and c != protected]
     assert len(pruned) == round(0.4 * sum(len(v) for v in worst))
     assert max(pruned) <= min(kept)
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.4, 0.6])
+def test_across_decides_how_many_go_and_the_arbiter_which(ratio: float) -> None:
+    alone = make_pruner(build("batchnorm"), pruning_ratio=ratio, options={"arbiter": "mean"})
+    both = make_pruner(build("batchnorm"), pruning_ratio=ratio, options={"across": "mean"})
+    plain = make_pruner(build("batchnorm"), pruning_ratio=ratio)
+    groups = all_groups(both)
+    found = removed(both, groups)
+    assert [len(gone) for gone in found] == [len(gone) for gone in removed(alone, all_groups(alone))]
+    for gone, rows in zip(found, percentiles(both, groups), strict=True):
+        assert gone == set(np.argsort(rows.max(0), kind="stable")[: len(gone)].tolist())
+    assert found != removed(plain, all_groups(plain))
 
 
 def test_a_private_head_is_judged_by_its_own_task() -> None:
@@ -300,6 +325,7 @@ def test_groups_that_no_task_reaches_are_left_alone() -> None:
         ({"rescore": (losses, []), "reduction": "median"}, "reduction"),
         ({"rescore": (losses, []), "normalizer": "lamp"}, "normalizer"),
         ({"rescore": (losses, []), "arbiter": "nobody"}, "arbiter"),
+        ({"rescore": (losses, []), "across": "nobody"}, "across"),
         ({"rescore": (losses, []), "criterion": "nothing"}, "criterion"),
     ],
 )

@@ -42,7 +42,9 @@ class Method:
     steps: Callable[[Bench], int]  # optimizer steps, the dense training included
     ours: bool = False  # looks at the tasks one by one
     twin: str = ""  # the method that differs in seeing the weighted sum of the losses, and in nothing else
-    without: str = ""  # the method that differs in having no floor and no budget per part, and in nothing else
+    without: str = (
+        ""  # the method that has no floor, no budget per part and no rule across layers, and is the same else
+    )
     amounts: tuple[float, ...] = ()  # where it is measured; where the benchmark is asked to, if there are none
     tuned_at: float = TUNED_AT  # the amount that its learning rate is chosen at
     least_tasks: int = 2  # with fewer, another method is the same
@@ -149,6 +151,13 @@ def _channel_methods() -> Iterator[Method]:
     yield make(joint, channels("sum"))
     yield make("DiSparse channels", channels("tasks"), ours=True, twin=joint)
     yield make("DiSparse channels, mean arbiter", channels("tasks", arbiter="mean"), ours=True)
+    yield make(
+        "DiSparse channels, mean across",
+        channels("tasks", across="mean"),
+        ours=True,
+        twin=joint,
+        without="DiSparse channels",
+    )
     yield make("DiSparse channels, floor", channels_with_floor(), ours=True, without="DiSparse channels")
 
 

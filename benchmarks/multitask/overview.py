@@ -32,6 +32,7 @@ COMPARED: tuple[tuple[str, Callable[[Summary], Iterator[Comparison]], Side], ...
     ("floor, or budget per part, against none", budgets, weights_of),
     ("channels: own scores against the summed loss", twins, channels_of),
     ("channels: own scores against the best baseline", baselines, channels_of),
+    ("channels: floor, or mean across layers, against neither", budgets, channels_of),
 )
 
 

@@ -35,7 +35,7 @@ def twins(summary: Summary) -> Iterator[Comparison]:
 
 
 def budgets(summary: Summary) -> Iterator[Comparison]:
-    """Compare every method that has a floor or a budget per part with the same one that has none."""
+    """Compare every method that has a floor, a budget per part or a rule across layers with the one that has none."""
     return _against(summary, lambda method: method.without)
 
 
