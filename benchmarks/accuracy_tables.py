@@ -77,8 +77,8 @@ def channels_page(summary: Summary) -> Iterator[str]:
     yield "The task that lost most:"
     yield tables.by_amount(summary, "worst")
     yield (
-        "Paired differences of each task's own scores to the summed loss, then to the best baseline; last, of a floor and "
-        'of the mean as the arbiter of how many channels go from each layer (`across="mean"`), to neither.'
+        "Paired differences of each task's own scores to the summed loss, then to the best baseline; last, of a floor "
+        'and of the mean as the arbiter of how many channels go from each layer (`across="mean"`), to neither.'
     )
     for find in (twins, baselines, budgets):
         yield from compared([*find(summary)])
