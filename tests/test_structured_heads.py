@@ -49,8 +49,9 @@ def step(pruner: Any) -> nn.Module:
 
 @pytest.mark.parametrize("everywhere", [True, False], ids=["global", "local"])
 @pytest.mark.parametrize("dims", [True, False], ids=["dims", "heads only"])
-def test_half_of_the_heads(everywhere: bool, dims: bool) -> None:
-    pruner = fused(global_pruning=everywhere, prune_head_dims=dims)
+@pytest.mark.parametrize("across", [None, "mean"])
+def test_half_of_the_heads(everywhere: bool, dims: bool, across: str | None) -> None:
+    pruner = fused(global_pruning=everywhere, prune_head_dims=dims, options={"across": across})
     soft = step(pruner)
     heads = counts_of(pruner)
     assert sum(heads) == 4
