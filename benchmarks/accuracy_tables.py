@@ -130,9 +130,11 @@ def folded(results: Sequence[Result], amount: float, words: str, side: overview.
         ("The mean change over the tasks (Delta_m)", "mean"),
         ("The change of the task that lost most", "worst"),
     ):
-        yield (f"<details><summary>{title}, in % of the dense network, with {tables.percent(amount)} {words}</summary>")
-        yield overview.side_by_side(results, amount, what, side)
-        yield "</details>"
+        if table := overview.side_by_side(results, amount, what, side):
+            share = tables.percent(amount)
+            yield f"<details><summary>{title}, in % of the dense network, with {share} {words}</summary>"
+            yield table
+            yield "</details>"
 
 
 def replaced(text: str, new: str) -> str:

@@ -42,9 +42,7 @@ class Method:
     steps: Callable[[Bench], int]  # optimizer steps, the dense training included
     ours: bool = False  # looks at the tasks one by one
     twin: str = ""  # the method that differs in seeing the weighted sum of the losses, and in nothing else
-    without: str = (
-        ""  # the method that has no floor, no budget per part and no rule across layers, and is the same else
-    )
+    without: str = ""  # the method that differs in having no floor, budget per part or rule across layers
     amounts: tuple[float, ...] = ()  # where it is measured; where the benchmark is asked to, if there are none
     tuned_at: float = TUNED_AT  # the amount that its learning rate is chosen at
     least_tasks: int = 2  # with fewer, another method is the same

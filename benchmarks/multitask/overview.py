@@ -38,7 +38,16 @@ COMPARED: tuple[tuple[str, Callable[[Summary], Iterator[Comparison]], Side], ...
 
 def what_was_run(results: Sequence[Result]) -> str:
     """One line per setting: its size and its price."""
-    header = ["setting", "tasks", "loss weights", "prunable weights", "steps", "seeds", "runs", "hours of one core"]
+    header = [
+        "setting",
+        "tasks",
+        "loss weights",
+        "prunable weights",
+        "steps",
+        "seeds",
+        "runs",
+        "hours of one core, without dense training",
+    ]
     rows = []
     for result in results:
         budget = result.facts["budget"]
