@@ -1,7 +1,7 @@
 """Ways to remove whole channels of a network in place: by this package, and by torch-pruning alone.
 
-The amount is of all parameters of the network; both stop at the first channel that reaches it. What
-makes the outputs of a task stays whole.
+The amount is of all parameters of the network; both stop at the first channel that reaches it. What makes the outputs
+of a task stays whole.
 """
 
 from __future__ import annotations

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from .methods import METHODS
-from .relative import Interval
 from .results import Result
 from .summary import Summary
-from .tables import markdown
+from .tables import by_method, markdown
 from .verdict import Comparison, baselines, budgets, counts, twins
 
 Side: TypeAlias = Callable[[Result], Summary]  # the runs of a setting that prune weights, or those that remove channels
@@ -81,25 +79,6 @@ def side_by_side(results: Sequence[Result], amount: float, what: str, side: Side
 
     Empty where none was.
     """
-    columns = {result.name: _column(side(result), amount, what) for result in results}
-    columns = {name: column for name, column in columns.items() if column}
-    if not columns:
-        return ""
-    best = {name: max(column, key=lambda method: column[method].mean) for name, column in columns.items()}
-    rows = []
-    for method in METHODS.values():
-        cells = [_cell(method.name, column.get(method.name), best[name]) for name, column in columns.items()]
-        if any(cells):
-            rows.append([method.family, method.name, *cells])
-    return markdown(["family", "method", *columns], rows, len(columns))
-
-
-def _column(summary: Summary, amount: float, what: str) -> dict[str, Interval]:
-    found = {method.name: summary.interval(method.name, amount, what) for method in summary.methods}
-    return {name: interval for name, interval in found.items() if interval is not None}
-
-
-def _cell(name: str, interval: Interval | None, best: str) -> str:
-    if interval is None:
-        return ""
-    return f"**{interval}**" if name == best else str(interval)
+    columns = {result.name: side(result).intervals(amount, what) for result in results}
+    ran = {name: column for name, column in columns.items() if column}
+    return by_method(ran) if ran else ""

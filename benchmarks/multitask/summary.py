@@ -55,6 +55,11 @@ class Summary:
         values = [getattr(change, what) for change in self.changes(method, amount).values()]
         return Interval(values) if values else None
 
+    def intervals(self, amount: float, what: str) -> dict[str, Interval]:
+        """Return that of every method that ran at an amount, by its name."""
+        found = {method.name: self.interval(method.name, amount, what) for method in self.methods}
+        return {name: interval for name, interval in found.items() if interval is not None}
+
     def paired(self, method: str, other: str, amount: float, what: str) -> Interval | None:
         """Return how much better a method is than another, in points, over the seeds that both have."""
         first, second = self.changes(method, amount), self.changes(other, amount)

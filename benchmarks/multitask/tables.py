@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .methods import METHODS
 from .relative import Interval
@@ -24,22 +24,21 @@ def percent(amount: float) -> str:
 
 def by_amount(summary: Summary, what: str) -> str:
     """One line per method, one column per amount: ``"mean"`` (Delta_m) or ``"worst"``, with the 95 % interval."""
-    header = ["family", "method", *map(percent, summary.amounts)]
-    best = {amount: _best(summary, amount, what) for amount in summary.amounts}
+    return by_method({percent(amount): summary.intervals(amount, what) for amount in summary.amounts})
+
+
+def by_method(columns: Mapping[str, Mapping[str, Interval]]) -> str:
+    """One line per method that is in any of the columns, ``{title: {method: interval}}``; the best of each in bold."""
+    best = {title: max(column, key=lambda name: column[name].mean) for title, column in columns.items()}
 
     def cells(name: str) -> Iterator[str]:
-        for amount in summary.amounts:
-            interval = summary.interval(name, amount, what)
-            text = str(interval) if interval else ""
-            yield f"**{text}**" if name == best[amount] else text
+        for title, column in columns.items():
+            text = str(column.get(name, ""))
+            yield f"**{text}**" if name == best[title] else text
 
-    rows = [[method.family, method.name, *cells(method.name)] for method in summary.methods]
-    return markdown(header, rows, len(summary.amounts))
-
-
-def _best(summary: Summary, amount: float, what: str) -> str:
-    found = [(summary.interval(method.name, amount, what), method.name) for method in summary.methods]
-    return max(((interval.mean, name) for interval, name in found if interval), default=(0.0, ""))[1]
+    ran = [method for method in METHODS.values() if any(method.name in column for column in columns.values())]
+    rows = [[method.family, method.name, *cells(method.name)] for method in ran]
+    return markdown(["family", "method", *columns], rows, len(columns))
 
 
 def details(summary: Summary, amount: float) -> str:
