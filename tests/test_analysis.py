@@ -15,7 +15,7 @@ from disparse_plugin import TaskScores
 from disparse_plugin.analysis import own_masks, task_overlap
 from disparse_plugin.overlap_measures import count_stratum
 from layouts import build, kept_entries, layouts, oracle, prune_places
-from overlap_oracle import average_ranks, iou, kappa, kept_by, kept_sets, spearman
+from oracles.overlap import average_ranks, iou, kappa, kept_by, kept_sets, spearman
 
 AMOUNTS = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 

@@ -4,7 +4,6 @@ import builtins
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,9 +24,10 @@ from disparse_plugin.analysis import (
 )
 from layouts import build
 from networks import TwoHeads, digit_batches, digit_losses
+from places import ROOT
 
 PLOTS = [plot_iou, plot_agreement, plot_matrix, plot_kept_by, plot_density]
-EXAMPLE = Path(__file__).parents[1] / "examples" / "watershed.py"
+EXAMPLE = ROOT / "examples" / "watershed.py"
 
 
 def random_overlap(layers, tasks="abc", size=50):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from disparse_plugin import arbiters, at_least, criteria, layer_adaptive, score_tasks
 from networks import TwoHeads, digit_batches, digit_losses
-from oracle import ARBITERS, lamp, ordered_positions
+from oracles.agreement import ARBITERS, lamp, ordered_positions
 
 BY_NAME = {"at_least(2)": at_least(2), "at_least(3)": at_least(3)}
 

@@ -21,7 +21,7 @@ from disparse_plugin.agreement import agreement
 from disparse_plugin.sparsity import sparsity_report
 from layouts import build, kept_entries, layouts, oracle, prune_places
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
-from oracle import ARBITERS
+from oracles.agreement import ARBITERS
 
 BY_NAME = {"at_least(2)": at_least(2), "at_least(3)": at_least(3)}
 RULES = st.sampled_from(sorted(ARBITERS))

@@ -1,10 +1,5 @@
 """Under torchrun with gloo: equal masks on all ranks, equal to one process on all data, and failures on all ranks."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -19,9 +14,9 @@ from distributed_worker import (
     train,
     used_parameters,
 )
-from dynamic_runs import masks_of
+from places import HELPERS, python
+from runs import masks_of
 
-HERE = Path(__file__).parent
 SCENARIOS = [
     "score",
     "dynamic",
@@ -39,15 +34,8 @@ SCENARIOS = [
 
 
 def torchrun(ranks, scenarios, folder):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    return subprocess.run(
-        [*command, str(HERE / "distributed_worker.py"), ",".join(scenarios), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,  # a hang fails the test
-        check=False,
-    )
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return python(*command, HELPERS / "distributed_worker.py", ",".join(scenarios), folder, timeout=120)
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])

@@ -2,7 +2,6 @@
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,9 @@ from torch import distributed, nn
 from torch.nn import functional as F
 
 import disparse_plugin
+from places import ROOT
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.glob("guides/*.md"), DOCS / "index.md", DOCS.parent / "CONTRIBUTING.md"])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

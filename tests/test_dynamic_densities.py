@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from disparse_plugin.sparse_training import DiSparseScheduler, layer_counts
-from dynamic_runs import alive_count, masks_of, weights_total
 from networks import TwoHeads, digit_losses
+from runs import alive_count, masks_of, weights_total
 
 SHAPES = st.lists(
     st.one_of(

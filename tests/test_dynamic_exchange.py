@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from disparse_plugin import at_least
 from disparse_plugin.highest import SMALLEST, highest
 from disparse_plugin.sparse_training import DiSparseScheduler, joint
-from dynamic_runs import alive_places, frozen_steps, given_losses, masked_model
-from oracle import ARBITERS, Layout, ordered_positions
+from oracles.agreement import ARBITERS, Layout, ordered_positions
+from runs import alive_places, frozen_steps, given_losses, masked_model
 
 BY_NAME = {"at_least(2)": at_least(2), "at_least(3)": at_least(3)}
 SMALL = st.integers(-6, 6).map(float)

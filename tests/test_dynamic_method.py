@@ -10,8 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseDynamic, DiSparseScheduler
-from dynamic_runs import Run, masks_of
 from networks import TwoHeads, digit_batches, digit_losses
+from runs import Run, masks_of
 
 
 def half(module):

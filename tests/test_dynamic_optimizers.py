@@ -6,8 +6,8 @@ from torch import nn
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler, register_optimizer
-from dynamic_runs import Run, masks_of
 from networks import TwoHeads, digit_losses
+from runs import Run, masks_of
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),

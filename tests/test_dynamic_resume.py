@@ -1,16 +1,14 @@
 """Stop at any step, go on in a new process: the same bits as without stopping."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from disparse_plugin.sparse_training import DiSparseScheduler, load_checkpoint, save_checkpoint
-from dynamic_runs import Run, masks_of
 from networks import TwoHeads, digit_losses
+from places import python
+from runs import Run, masks_of
 
 KINDS = {
     "disparse": {},
@@ -74,13 +72,7 @@ for step in range(run.scheduler.completed, 9):
 
 
 def run_script(path, kill):
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent)])
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(path), str(kill)],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        check=False,
-    ).returncode
+    return python("-c", SCRIPT, path, kill).returncode
 
 
 def test_a_killed_process_goes_on_in_a_new_one(tmp_path):

@@ -6,8 +6,8 @@ from torch import nn
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler, joint
-from dynamic_runs import Run, alive_count, alive_places, given_losses, masked_model, masks_of, weights_total
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
+from runs import Run, alive_count, alive_places, given_losses, masked_model, masks_of, weights_total
 
 
 def equal_masks(one, other):

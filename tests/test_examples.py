@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from places import ROOT
+
 for package in ("timm", "sklearn", "matplotlib"):
     pytest.importorskip(package, reason="the examples need pip install 'disparse-plugin[examples]'")
 
-ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "examples" / "quickstart.py"
 CPU = torch.device("cpu")
 

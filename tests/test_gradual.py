@@ -17,8 +17,8 @@ from disparse_plugin.sparse_training import (
     load_checkpoint,
     save_checkpoint,
 )
-from dynamic_runs import Run, alive_count, masks_of, weights_total
 from networks import TwoHeads, digit_batches, digit_losses
+from runs import Run, alive_count, masks_of, weights_total
 
 
 class GradualRun(Run):

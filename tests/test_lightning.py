@@ -1,10 +1,6 @@
 """The Lightning callback: every mode against the core, loaders, refusals, YAML, two processes."""
 
 import importlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,13 +12,12 @@ from torchmetrics import MeanMetric
 from disparse_plugin import DiSparseStatic, score_tasks
 from disparse_plugin.lightning import DiSparsePruning
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
-from dynamic_runs import alive_count
 from lightning_runs import BATCHES, MODES, FourTasks, Sparsities, equal, fit, half, keys, loader, pruning, sparsity
 from networks import square_losses, vectors
+from places import HELPERS, python
+from runs import alive_count
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
-
-HERE = Path(__file__).parent
 
 
 class TestModes:
@@ -221,18 +216,6 @@ class TestConfiguration:
         assert alive_count(cli.model) == half(cli.model)[1]
 
 
-def python(*arguments, **environment):
-    path = os.pathsep.join([str(HERE), str(HERE.parent)])
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=180,  # a hang fails the test
-        check=False,
-    )
-
-
 def test_lightning_is_optional():
     code = (
         "import sys, disparse_plugin, disparse_plugin.masks, disparse_plugin.sparse_training\n"
@@ -248,7 +231,7 @@ def test_lightning_is_optional():
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_have_the_same_masks(tmp_path, mode):
-    done = python(HERE / "lightning_runs.py", tmp_path, mode)
+    done = python(HELPERS / "lightning_runs.py", tmp_path, mode)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert first["seen"] != second["seen"]

@@ -6,9 +6,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn.utils import prune
 
 from disparse_plugin.checkpoint_masks import match_masks
-from dynamic_runs import alive_count
 from lightning_runs import MODES, FourTasks, Loadable, Watch, equal, fit, half, keys, loader, pruning, trainer
 from networks import PartlyShared
+from runs import alive_count
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 

@@ -10,7 +10,7 @@ from disparse_plugin import DiSparseStatic, TaskScores, at_least, cut, prunable_
 from disparse_plugin.agreement import agreement
 from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
 from networks import TwoHeads, digit_batches, digit_losses
-from oracle import ARBITERS
+from oracles.agreement import ARBITERS
 
 BY_NAME = {"at_least(2)": at_least(2), "at_least(3)": at_least(3)}
 FRACTIONS = st.sampled_from([0.0, 0.05, 0.1, 0.3, 0.5, 0.9, 0.98, 1.0])

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from disparse_plugin import TaskScores, layer_adaptive, prunable_parameters, score_tasks
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
-from oracle import lamp
+from oracles.agreement import lamp
 
 DEFINITIONS = {
     "snip": lambda w, grads: sum(np.abs(w * g) for g in grads),

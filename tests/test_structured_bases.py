@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from disparse_plugin.base_fisher import fisher_per_task
 from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import DiSparseImportance, sync_attention
-from structured_models import batches, build, deviation, losses, make_pruner
-from structured_oracle import cuts_of, kept_units
+from oracles.structured import cuts_of, kept_units
+from structured_networks import batches, build, deviation, losses, make_pruner
 
 BASES = {
     "taylor": lambda: tp.importance.GroupTaylorImportance(),

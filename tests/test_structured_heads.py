@@ -12,7 +12,7 @@ from torch import nn
 
 from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import attention_heads, record_removal, remove_channels, sync_attention
-from structured_models import batches, build, deviation, make_pruner
+from structured_networks import batches, build, deviation, make_pruner
 
 SETTINGS: dict[str, Any] = {"prune_num_heads": True, "head_pruning_ratio": 0.5, "pruning_ratio": 0.25}
 

@@ -14,8 +14,8 @@ from torch import nn
 from disparse_plugin import score_tasks
 from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import DiSparseImportance, channel_parameters, sync_attention
-from structured_models import TwoTasks, batches, build, deviation, losses, make_pruner
-from structured_oracle import cuts_of, kept_units
+from oracles.structured import cuts_of, kept_units
+from structured_networks import TwoTasks, batches, build, deviation, losses, make_pruner
 
 KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "instancenorm", "transformer"]
 PRUNERS = [tp.pruner.BasePruner, tp.pruner.MetaPruner, tp.pruner.BNScalePruner, tp.pruner.GroupNormPruner,

@@ -20,8 +20,8 @@ from disparse_plugin.structured import (
     replay_removal,
     sync_attention,
 )
-from structured_models import randomized
-from structured_oracle import cuts_of
+from oracles.structured import cuts_of
+from structured_networks import randomized
 
 timm = pytest.importorskip("timm", reason="needs timm")
 smp = pytest.importorskip("segmentation_models_pytorch", reason="needs segmentation-models-pytorch")

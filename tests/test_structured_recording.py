@@ -13,7 +13,7 @@ from torch import nn
 
 from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import RemovalPlan, record_removal, replay_removal, sync_attention
-from structured_models import batches, build, deviation, make_pruner
+from structured_networks import batches, build, deviation, make_pruner
 
 KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "transformer"]
 

@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 
 from disparse_plugin import DiSparseStatic, prunable_parameters
 from disparse_plugin.structured import RemovalPlan, RemovalReport, remove_channels, replay_removal
-from structured_models import INPUT, TwoTasks, TwoTaskTransformer, batches, build, deviation, losses, outputs_of
+from structured_networks import INPUT, TwoTasks, TwoTaskTransformer, batches, build, deviation, losses, outputs_of
 
 KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "instancenorm", "transformer"]
 DEVICES = [

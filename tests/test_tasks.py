@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metric_oracle import binary, depth, edges, keypoints, normals, segmentation
 from multitask import tasks
+from oracles.metrics import binary, depth, edges, keypoints, normals, segmentation
 
 SIDE = 6
 

@@ -1,11 +1,7 @@
 """What the tests of clients share: reaching a client without its warnings, and a pruned model of two tasks."""
 
 import importlib
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,6 @@ from disparse_plugin.masks import masks_of
 from networks import TwoHeads, digit_batches, digit_losses
 
 AMOUNT = 0.6
-HERE = Path(__file__).parent
 
 
 def client(module):
@@ -83,16 +78,3 @@ def effective(model):
 def masks_by_name(model):
     """The masks of a model pruned through torch, under the names that :func:`zeros` gives."""
     return {name: ~mask for name, mask in masks_of(model).items()}
-
-
-def python(*arguments):
-    """Run Python with the modules of the tests and of this package at hand."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parent.parent)])
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,  # a hang fails the test
-        check=False,
-    )

@@ -8,11 +8,10 @@ from safetensors.torch import load_file
 from torch.nn.utils import prune
 from torch.utils.data import IterableDataset
 
-from client_runs import HERE, client, our_callback, python, same
+from client_runs import client, our_callback, same
 from disparse_plugin import score_tasks
 from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
-from dynamic_runs import alive_count
 from hf_runs import (
     EXAMPLES,
     MODES,
@@ -28,6 +27,8 @@ from hf_runs import (
     trainer,
 )
 from networks import square_losses, vectors
+from places import CLIENTS, python
+from runs import alive_count
 
 pytestmark = [
     pytest.mark.clients,
@@ -217,7 +218,7 @@ class TestPretrainedModels:
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_have_the_same_masks(tmp_path, mode):
     client("transformers")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", HERE / "hf_runs.py"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", CLIENTS / "hf_runs.py"]
     done = python(*launch, tmp_path, mode)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))

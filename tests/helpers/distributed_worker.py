@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from disparse_plugin import score_tasks
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
-from dynamic_runs import masks_of
 from networks import PartlyShared, square_losses, vectors
+from runs import masks_of
 
 STEPS = 6
 

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from callback_modes import EXCLUDED, MODES
 from disparse_plugin import prunable_parameters
 from disparse_plugin.lightning import DiSparsePruning, match_masks
-from dynamic_runs import masks_of
 from networks import PartlyShared, square_losses, vectors
+from runs import masks_of
 
 BATCHES = 4
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import TaskScores
-from oracle import Layout
+from oracles.agreement import Layout
 
 TIED = st.integers(0, 3).map(float)
 SPREAD = st.floats(0, 1, width=32).map(float)

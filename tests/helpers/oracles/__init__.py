@@ -1,0 +1,1 @@
+"""Slow references, straight from the definitions and without torch."""
