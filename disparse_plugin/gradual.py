@@ -11,11 +11,11 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from . import arbiters
+from ._support.distributed import check_same, check_same_tensors, failing_together
 from .amounts import count_to_prune
 from .arbiters import Arbiter
 from .budgets import check_budget
 from .criteria import Criterion, ScoreFunction, resolve
-from .distributed import check_same, check_same_tensors, failing_together
 from .gradients import Batch, TaskLosses
 from .initial_masks import present_mask
 from .live_masks import LiveMasks

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .distributed import check_same_tensors, failing_together
+from ._support.distributed import check_same_tensors, failing_together
 from .dynamic_method import DiSparseDynamic
 from .optimizer_state import check_optimizer, forget
 from .parameters import ParameterKey, qualified_names, stored

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .files import read_tensors, write_tensors
+from ._support.files import read_tensors, write_tensors
 from .masking import Masks, attach_masks, checked_masks, masks_of
 from .parameters import qualified_names
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from ._support.distributed import check_same_tensors
 from .arbiters import Arbiter
 from .checkpoint_masks import attach_in_place
 from .criteria import Criterion
-from .distributed import check_same_tensors
 from .gradients import Batch, TaskLosses
 from .mask_scheduler import MaskScheduler
 from .parameters import ParameterKey, is_masked

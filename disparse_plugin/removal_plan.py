@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ._support.files import read_tensors, write_tensors
 from .channel_groups import Side
-from .files import read_tensors, write_tensors
 from .parameters import unwrap
 from .torch_pruning_graph import attention_heads, module_names, pruner_of
 

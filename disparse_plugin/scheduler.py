@@ -12,9 +12,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from . import arbiters
+from ._support.distributed import check_same, check_same_tensors, failing_together
 from .arbiters import Arbiter
 from .criteria import Criterion, ScoreFunction, resolve
-from .distributed import check_same, check_same_tensors, failing_together
 from .gradients import Batch, TaskLosses
 from .growth import Exchange, exchange_count, random_scores
 from .initial_masks import initial_masks

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sized
 from torch import nn
 from tqdm.auto import tqdm
 
+from ._support.distributed import failing_together
 from .criteria import Criterion, ScoreFunction, resolve
-from .distributed import failing_together
 from .gradients import Batch, TaskLosses
 from .parameters import ParameterKey, check_parameters, qualified_names, unwrap
 from .score_sums import GradientObserver, ScoreSums

@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from ._support.undisturbed import undisturbed
 from .parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
 from .ranking import count_true
 from .scores import TaskScores
-from .undisturbed import undisturbed
 
 
 @dataclasses.dataclass(frozen=True)

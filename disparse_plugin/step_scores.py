@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from ._support.distributed import failing_together, on_any_rank
 from .criteria import Criterion
-from .distributed import failing_together, on_any_rank
 from .gradients import Batch, TaskLosses
 from .live_masks import LiveMasks
 from .score_sums import NonFiniteError, ScoreSums

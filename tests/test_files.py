@@ -54,7 +54,7 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
     def full_disk(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("disparse_plugin.files.os.fsync", full_disk)
+    monkeypatch.setattr("disparse_plugin._support.files.os.fsync", full_disk)
     with pytest.raises(OSError, match="no space left"):
         score_tasks(TwoHeads(), digit_losses, digit_batches()).save(path)
     assert path.read_bytes() == before

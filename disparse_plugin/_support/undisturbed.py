@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
 
-from .parameters import ParameterKey, stored
+from ..parameters import ParameterKey, stored
 
 
 @contextlib.contextmanager
