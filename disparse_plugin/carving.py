@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from .agreement import agreement
+from .agreement.percentiles import agreement
 from .arbiters import unanimous
 from .parameters import ParameterKey, alive_mask, qualified_names, stored
 from .scores import TaskScores

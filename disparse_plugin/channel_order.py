@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import arbiters
-from .agreement import agreement
+from .agreement.percentiles import agreement
+from .agreement.ranking import ranks
 from .arbiters import Arbiter
-from .ranking import ranks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from . import arbiters
 from ._support.distributed import check_same, check_same_tensors, failing_together
-from .amounts import count_to_prune
+from .agreement.amounts import count_to_prune
+from .agreement.budgets import check_budget
 from .arbiters import Arbiter
-from .budgets import check_budget
 from .criteria import Criterion, ScoreFunction, resolve
 from .gradients import Batch, TaskLosses
 from .initial_masks import present_mask

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .amounts import count_to_prune
+from .agreement.amounts import count_to_prune
 from .densities import layer_counts
 from .growth import random_mask
 from .parameters import ParameterKey, alive_mask, is_masked, stored

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .agreement import AliveScores
-from .amounts import check_amount
+from .agreement.amounts import check_amount
+from .agreement.percentiles import AliveScores
 from .controls import Controls
 from .criteria import Criterion, ScoreFunction, resolve
 from .gradients import Batch, TaskLosses

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from . import arbiters
+from .agreement.budgets import Amount, check_budget
 from .arbiters import Arbiter
-from .budgets import Amount, check_budget
 from .gradients import Batch, TaskLosses
 from .scores import TaskScores
 from .scoring import score_tasks

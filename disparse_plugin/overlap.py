@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .agreement import AliveScores
+from .agreement.percentiles import AliveScores
 from .overlap_measures import Overlap, count_stratum, together
 from .own_masks import AliveMasks, Cut, alive_masks, alive_scores
 from .scores import TaskScores

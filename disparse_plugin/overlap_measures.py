@@ -36,8 +36,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .agreement.ranking import count_true
 from .rank_correlation import spearman, standard_ranks
-from .ranking import count_true
 
 Pair: TypeAlias = tuple[str, str]
 

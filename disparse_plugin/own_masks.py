@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from . import arbiters
-from .agreement import AliveScores, over_task
-from .amounts import check_amount, count_to_prune
-from .cut import lowest_by_agreement
+from .agreement.amounts import check_amount, count_to_prune
+from .agreement.cut import lowest_by_agreement
+from .agreement.percentiles import AliveScores, over_task
+from .agreement.ranking import lowest, ranks
 from .parameters import ParameterKey, alive_mask, stored
-from .ranking import lowest, ranks
 from .scores import TaskScores, _spread
 
 Cut: TypeAlias = Literal["per_task", "union"]
@@ -43,7 +43,7 @@ def own_masks(scores: TaskScores, amount: float, *, cut: Cut = "per_task") -> di
 
     Returns:
         For each task, and each pair that it reaches, a bool tensor of the weight's shape; True = keep. Entries already
-        pruned are False. Ties as in :mod:`disparse_plugin.ranking`.
+        pruned are False. Ties as in :mod:`disparse_plugin.agreement.ranking`.
 
     Raises:
         TypeError: If ``amount`` is neither int nor float.

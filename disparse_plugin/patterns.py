@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from . import arbiters
-from .agreement import agreement
-from .amounts import check_amount, count_to_prune
+from .agreement.amounts import check_amount, count_to_prune
+from .agreement.percentiles import agreement
+from .agreement.ranking import lowest
 from .arbiters import Arbiter
 from .methods import _check_given_scores, keep_mask_type
 from .parameters import ParameterKey, alive_mask, check_parameters
-from .ranking import lowest
 from .scores import TaskScores
 
 

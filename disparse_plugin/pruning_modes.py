@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-from .amounts import check_amount
+from .agreement.amounts import check_amount
+from .agreement.budgets import check_budget
 from .arbiters import Arbiter
-from .budgets import check_budget
 from .choices_by_name import arbiter_by_name, criterion_by_name
 from .criteria import Criterion, ScoreFunction
 from .gradual import GradualPruning

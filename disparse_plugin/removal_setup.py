@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .amounts import check_amount
+from .agreement.amounts import check_amount
 from .channel_budget import QUANTITIES
 from .channel_groups import NORMALIZERS, REDUCTIONS, channel_parameters
 from .observation import Inputs, Observation, observe

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ._support.distributed import add_up, check_same
 from ._support.undisturbed import undisturbed
 from .accumulate import accumulate
+from .agreement.ranking import count_true
 from .criteria import Criterion
 from .gradients import Batch, TaskLosses, UsedWeights, check_losses
 from .parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
-from .ranking import count_true
 from .scores import TaskScores
 
 

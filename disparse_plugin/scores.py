@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from . import arbiters
 from ._support.files import read_tensors, write_tensors
-from .agreement import AliveScores, agreement
+from .agreement.budgets import Amount, check_budget, kept_at_least, lift, lowest_in_budget, plan
+from .agreement.percentiles import AliveScores, agreement
 from .arbiters import Arbiter
-from .budgets import Amount, check_budget, kept_at_least, lift, lowest_in_budget, plan
 from .parameters import ParameterKey, alive_mask, check_parameters, keys_by_name, qualified_names, stored, unwrap
 from .score_checks import check_tables, check_tasks
 

@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from ._support.undisturbed import undisturbed
+from .agreement.ranking import count_true
 from .parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
-from .ranking import count_true
 from .scores import TaskScores
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from disparse_plugin import score_tasks
-from disparse_plugin.budgets import part_of
+from disparse_plugin.agreement.budgets import part_of
 from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import joint
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import prunable_parameters
-from disparse_plugin.budgets import part_of
+from disparse_plugin.agreement.budgets import part_of
 
 from .bench import Bench
 

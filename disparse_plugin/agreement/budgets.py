@@ -8,7 +8,7 @@ network in two, or starve the heads to spare the trunk. Two options prevent it, 
 * an amount for each *part*: ``"shared"`` is what two or more tasks reach, a task's name what that task alone reaches.
   The agreement scores are as ever (percentiles among all that a task reaches), but every part has a cut of its own.
 
-The tie rule is that of :mod:`disparse_plugin.ranking`: of two equal scores the one that comes first goes first, so the
+The tie rule is that of :mod:`disparse_plugin.agreement.ranking`: of two equal scores the one that comes first goes first, so the
 protected one is the later.
 """
 
@@ -24,11 +24,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .agreement import AliveScores, agreement
+from ..arbiters import Arbiter, ignores_absent_tasks
 from .amounts import check_amount, count_to_prune
-from .arbiters import Arbiter, ignores_absent_tasks
 from .cut import lowest_by_agreement
 from .highest import highest
+from .percentiles import AliveScores, agreement
 from .ranking import count_true, lowest
 
 # How much is pruned: of everything, or of each part by its name.

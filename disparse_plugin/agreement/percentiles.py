@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from .arbiters import Arbiter, ignores_absent_tasks
+from ..arbiters import Arbiter, ignores_absent_tasks
 from .ranking import ranks
 
 # For each parameter, what each task that reaches it scores: the alive entries only, flat, in row-major order.

@@ -6,8 +6,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn.utils import prune
 
-from disparse_plugin import DiSparseStatic, TaskScores, at_least, cut, prunable_parameters, score_tasks
-from disparse_plugin.agreement import agreement
+from disparse_plugin import DiSparseStatic, TaskScores, at_least, prunable_parameters, score_tasks
+from disparse_plugin.agreement import cut
+from disparse_plugin.agreement.percentiles import agreement
 from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
 from networks import TwoHeads, digit_batches, digit_losses
 from oracles.agreement import ARBITERS

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .agreement import AliveScores, agreement, in_threads
-from .arbiters import Arbiter, is_order_statistic
+from ..arbiters import Arbiter, is_order_statistic
+from .percentiles import AliveScores, agreement, in_threads
 from .ranking import count_true, kth_lowest, lowest, positions, ranks
 
 # Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
@@ -42,7 +42,7 @@ def lowest_by_agreement(
 
     Returns:
         bool, 1-D, one per parameter that is cut, on its device; exactly ``count`` are True. Ties as in
-        :mod:`disparse_plugin.ranking`.
+        :mod:`disparse_plugin.agreement.ranking`.
     """
     within = range(len(scores)) if within is None else within
     sizes = [next(iter(scores[index].values())).numel() for index in within]
