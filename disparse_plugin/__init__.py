@@ -6,8 +6,8 @@ from .methods import DiSparsePretrained, DiSparseStatic
 from .oneshot import disparse_pretrained, disparse_static
 from .parameters import prunable_parameters
 from .patterns import DiSparseSemiStructured, DiSparseStructured, channel_importance
-from .scores import TaskScores
-from .scoring import score_tasks
+from .scoring.score import score_tasks
+from .scoring.task_scores import TaskScores
 
 __version__ = "0.1.0"
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ._support.undisturbed import undisturbed
-from .gradients import Batch, TaskLosses, check_losses
 from .parameters import ParameterKey
+from .scoring.gradients import Batch, TaskLosses, check_losses
 from .torch_pruning_inside import tp
 
 # For each layer that a task reaches, the Fisher information of its weight.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ._support.undisturbed import undisturbed
 from .base_fisher import Fisher, fisher_per_task, fisher_shown
 from .channel_groups import ChannelGroup
-from .gradients import Batch, TaskLosses, check_losses
 from .parameters import unwrap
+from .scoring.gradients import Batch, TaskLosses, check_losses
 from .torch_pruning_graph import ROOT_TYPES
 from .torch_pruning_inside import group_like, tp, unnormalized
 

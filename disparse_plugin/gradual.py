@@ -16,12 +16,12 @@ from .agreement.amounts import count_to_prune
 from .agreement.budgets import check_budget
 from .arbiters import Arbiter
 from .criteria import Criterion, ScoreFunction, resolve
-from .gradients import Batch, TaskLosses
 from .initial_masks import present_mask
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
 from .parameters import ParameterKey, check_parameters, unwrap
 from .schedules import CubicSparsity, Schedule, check_steps, checked, describe
+from .scoring.gradients import Batch, TaskLosses
 from .step_scores import StepScores
 
 

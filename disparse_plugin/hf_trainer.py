@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .arbiters import Arbiter
 from .criteria import Criterion, ScoreFunction
-from .gradients import Batch, TaskLosses
 from .pruned_fits import PrunedFits
 from .pruning_modes import Mode
+from .scoring.gradients import Batch, TaskLosses
 
 try:
     from accelerate.utils import send_to_device

@@ -13,11 +13,11 @@ from .channel_groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_score
 from .channel_order import ChannelRule, removal_order
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
-from .gradients import Batch, TaskLosses
 from .parameters import ParameterKey
 from .removal_table import RemovalTable, removal_table
-from .scores import TaskScores
-from .scoring import score_tasks
+from .scoring.gradients import Batch, TaskLosses
+from .scoring.score import score_tasks
+from .scoring.task_scores import TaskScores
 from .torch_pruning_graph import TRACE_ERRORS, fix_layer_norms, module_names, traced_parameters
 from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
 from .torch_pruning_inside import bounded, graph_of, tp

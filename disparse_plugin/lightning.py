@@ -29,10 +29,10 @@ from torch.utils.data import DataLoader
 from .arbiters import Arbiter
 from .checkpoint_masks import match_masks
 from .criteria import Criterion, ScoreFunction
-from .gradients import Batch
 from .module_losses import check_has_task_losses, task_losses_in
 from .pruned_fits import PrunedFits
 from .pruning_modes import Mode
+from .scoring.gradients import Batch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -14,7 +14,7 @@ from .agreement.budgets import Amount, check_budget, check_room, kept_at_least
 from .agreement.ranking import count_true, lowest, ranks
 from .arbiters import Arbiter, resolve
 from .parameters import ParameterKey, alive_mask, check_parameters, stored
-from .scores import TaskScores
+from .scoring.task_scores import TaskScores
 
 
 class _AgreementPruning(prune.BasePruningMethod):

@@ -15,13 +15,13 @@ from .agreement.amounts import check_amount
 from .agreement.percentiles import AliveScores
 from .controls import Controls
 from .criteria import Criterion, ScoreFunction, resolve
-from .gradients import Batch, TaskLosses
 from .overlap import TaskOverlap, overlap_of_masks
 from .overlap_measures import Overlap, count_stratum
 from .own_masks import AliveMasks, Cut, alive_masks
 from .parameters import ParameterKey
 from .permuted_labels import permute_labels
 from .score_tables import ScoreTables, chunks
+from .scoring.gradients import Batch, TaskLosses
 
 Permute: TypeAlias = Callable[[Batch, torch.Generator], Batch]
 

@@ -11,9 +11,9 @@ from torch.nn.utils import prune
 from . import arbiters
 from .agreement.budgets import Amount, check_budget
 from .arbiters import Arbiter
-from .gradients import Batch, TaskLosses
-from .scores import TaskScores
-from .scoring import score_tasks
+from .scoring.gradients import Batch, TaskLosses
+from .scoring.score import score_tasks
+from .scoring.task_scores import TaskScores
 
 
 def disparse_static(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .agreement.percentiles import AliveScores
 from .overlap_measures import Overlap, count_stratum, together
 from .own_masks import AliveMasks, Cut, alive_masks, alive_scores
-from .scores import TaskScores
+from .scoring.task_scores import TaskScores
 from .watershed import Branch, Watershed, branch, judge_watershed
 
 if TYPE_CHECKING:

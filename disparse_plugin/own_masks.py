@@ -24,7 +24,7 @@ from .agreement.cut import lowest_by_agreement
 from .agreement.percentiles import AliveScores, over_task
 from .agreement.ranking import lowest, ranks
 from .parameters import ParameterKey, alive_mask, stored
-from .scores import TaskScores, _spread
+from .scoring.task_scores import TaskScores, _spread
 
 Cut: TypeAlias = Literal["per_task", "union"]
 

@@ -15,7 +15,7 @@ from .agreement.ranking import lowest
 from .arbiters import Arbiter
 from .methods import _check_given_scores, keep_mask_type
 from .parameters import ParameterKey, alive_mask, check_parameters
-from .scores import TaskScores
+from .scoring.task_scores import TaskScores
 
 
 class DiSparseStructured(prune.BasePruningMethod):

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from .arbiters import Arbiter
 from .checkpoint_masks import attach_in_place, follow_masks
 from .criteria import Criterion, ScoreFunction
-from .gradients import Batch
 from .initial_masks import present_mask
 from .masking import fold as fold_masks
 from .masking import masks_of
 from .parameters import ParameterKey, prunable_parameters
 from .pruning_in_fit import LossesFor, PruningInFit
 from .pruning_modes import Mode, maker
+from .scoring.gradients import Batch
 
 
 class PrunedFits:

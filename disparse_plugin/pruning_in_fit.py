@@ -16,11 +16,11 @@ from ._support.distributed import check_same_tensors
 from .arbiters import Arbiter
 from .checkpoint_masks import attach_in_place
 from .criteria import Criterion
-from .gradients import Batch, TaskLosses
 from .mask_scheduler import MaskScheduler
 from .parameters import ParameterKey, is_masked
 from .schedules import check_steps
-from .scoring import score_tasks
+from .scoring.gradients import Batch, TaskLosses
+from .scoring.score import score_tasks
 
 # The share of a training after which masks stay as they are, where nothing else is said; as in RigL and DiSparse.
 STOP_AFTER = 0.75

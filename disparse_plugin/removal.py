@@ -15,15 +15,15 @@ from .channel_groups import ChannelGroup, channel_scores, normalized
 from .channel_order import ChannelRule, removal_order
 from .criteria import Criterion, ScoreFunction
 from .criteria import resolve as resolve_criterion
-from .gradients import Batch, TaskLosses
 from .observation import Inputs, Observation, as_inputs
 from .parameters import ParameterKey, keys_by_name, unwrap
 from .removal_plan import Cut, RemovalPlan, merge_cuts
 from .removal_probe import Trial
 from .removal_report import Change, GroupChange, PartChange, RemovalReport
 from .removal_setup import check_options, check_plain, copied, find_groups, scored_parameters, tolerance_of
-from .scores import TaskScores
-from .scoring import score_tasks
+from .scoring.gradients import Batch, TaskLosses
+from .scoring.score import score_tasks
+from .scoring.task_scores import TaskScores
 
 
 def remove_channels(

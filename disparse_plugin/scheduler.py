@@ -15,13 +15,13 @@ from . import arbiters
 from ._support.distributed import check_same, check_same_tensors, failing_together
 from .arbiters import Arbiter
 from .criteria import Criterion, ScoreFunction, resolve
-from .gradients import Batch, TaskLosses
 from .growth import Exchange, exchange_count, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
 from .parameters import ParameterKey, check_parameters, qualified_names, unwrap
 from .schedules import CosineDecay, Schedule, check_steps, checked, describe
+from .scoring.gradients import Batch, TaskLosses
 from .step_scores import StepScores, check_growth_criterion
 
 RANDOM = "random"

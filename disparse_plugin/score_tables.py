@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from torch import Tensor, nn
 
 from .criteria import Criterion
-from .gradients import Batch, TaskLosses
 from .own_masks import alive_scores
 from .parameters import ParameterKey
-from .scoring import score_tasks
+from .scoring.gradients import Batch, TaskLosses
+from .scoring.score import score_tasks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,11 @@ from .checkpoints import load_checkpoint, save_checkpoint
 from .densities import ERK_POWER, layer_counts
 from .dynamic_method import DiSparseDynamic
 from .gradual import GradualPruning, PruningStage
-from .joint import joint
 from .optimizer_state import register_optimizer
 from .rewinding import RewindPoint
 from .scheduler import DiSparseScheduler, MaskUpdate
 from .schedules import CosineDecay, CubicSparsity, Schedule
+from .scoring.joint import joint
 
 __all__ = [
     "ERK_POWER",

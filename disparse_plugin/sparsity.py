@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ._support.undisturbed import undisturbed
 from .agreement.ranking import count_true
 from .parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
-from .scores import TaskScores
+from .scoring.task_scores import TaskScores
 
 
 @dataclasses.dataclass(frozen=True)

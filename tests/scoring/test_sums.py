@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_plugin import accumulate, score_tasks
+from disparse_plugin import score_tasks
 from disparse_plugin.criteria import Criterion
+from disparse_plugin.scoring import accumulate
 from networks import TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
 

@@ -9,14 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ._support.distributed import add_up, check_same
-from ._support.undisturbed import undisturbed
+from .._support.distributed import add_up, check_same
+from .._support.undisturbed import undisturbed
+from ..agreement.ranking import count_true
+from ..criteria import Criterion
+from ..parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
 from .accumulate import accumulate
-from .agreement.ranking import count_true
-from .criteria import Criterion
 from .gradients import Batch, TaskLosses, UsedWeights, check_losses
-from .parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
-from .scores import TaskScores
+from .task_scores import TaskScores
 
 
 class GradientObserver(Protocol):

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sized
 from torch import nn
 from tqdm.auto import tqdm
 
-from ._support.distributed import failing_together
-from .criteria import Criterion, ScoreFunction, resolve
+from .._support.distributed import failing_together
+from ..criteria import Criterion, ScoreFunction, resolve
+from ..parameters import ParameterKey, check_parameters, qualified_names, unwrap
 from .gradients import Batch, TaskLosses
-from .parameters import ParameterKey, check_parameters, qualified_names, unwrap
-from .score_sums import GradientObserver, ScoreSums
-from .scores import TaskScores
+from .sums import GradientObserver, ScoreSums
+from .task_scores import TaskScores
 
 
 def score_tasks(

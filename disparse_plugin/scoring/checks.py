@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .agreement.ranking import extremes
-from .parameters import ParameterKey, stored
+from ..agreement.ranking import extremes
+from ..parameters import ParameterKey, stored
 
 
 def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:

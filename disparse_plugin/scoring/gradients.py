@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .parameters import ParameterKey, is_masked, stored
+from ..parameters import ParameterKey, is_masked, stored
 
 Batch: TypeAlias = Any
 TaskLosses: TypeAlias = Callable[[nn.Module, Batch], Mapping[str, Tensor]]

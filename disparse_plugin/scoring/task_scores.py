@@ -9,13 +9,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
-from . import arbiters
-from ._support.files import read_tensors, write_tensors
-from .agreement.budgets import Amount, check_budget, kept_at_least, lift, lowest_in_budget, plan
-from .agreement.percentiles import AliveScores, agreement
-from .arbiters import Arbiter
-from .parameters import ParameterKey, alive_mask, check_parameters, keys_by_name, qualified_names, stored, unwrap
-from .score_checks import check_tables, check_tasks
+from .. import arbiters
+from .._support.files import read_tensors, write_tensors
+from ..agreement.budgets import Amount, check_budget, kept_at_least, lift, lowest_in_budget, plan
+from ..agreement.percentiles import AliveScores, agreement
+from ..arbiters import Arbiter
+from ..parameters import ParameterKey, alive_mask, check_parameters, keys_by_name, qualified_names, stored, unwrap
+from .checks import check_tables, check_tasks
 
 _KIND = "disparse_plugin.scores"
 

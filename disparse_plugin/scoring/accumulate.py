@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .agreement.ranking import extremes
-from .criteria import Criterion
-from .parameters import score_dtype
+from ..agreement.ranking import extremes
+from ..criteria import Criterion
+from ..parameters import score_dtype
 
 # Entries scored at a time on a CPU: a piece of the weight, gradient, score and sum together stay in its cache, and no
 # temporary of the weight's size is made, whose fresh memory costs more than the arithmetic.
