@@ -2,10 +2,10 @@
 
 from .arbiters import at_least
 from .criteria import layer_adaptive
-from .methods import DiSparsePretrained, DiSparseStatic
-from .oneshot import disparse_pretrained, disparse_static
+from .methods.channels import DiSparseSemiStructured, DiSparseStructured, channel_importance
+from .methods.one_shot import disparse_pretrained, disparse_static
+from .methods.unstructured import DiSparsePretrained, DiSparseStatic
 from .parameters import prunable_parameters
-from .patterns import DiSparseSemiStructured, DiSparseStructured, channel_importance
 from .scoring.score import score_tasks
 from .scoring.task_scores import TaskScores
 

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import prune
 
-from . import arbiters
-from .agreement.budgets import Amount, check_budget
-from .arbiters import Arbiter
-from .scoring.gradients import Batch, TaskLosses
-from .scoring.score import score_tasks
-from .scoring.task_scores import TaskScores
+from .. import arbiters
+from ..agreement.budgets import Amount, check_budget
+from ..arbiters import Arbiter
+from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.score import score_tasks
+from ..scoring.task_scores import TaskScores
 
 
 def disparse_static(

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from . import arbiters
-from .agreement.amounts import check_amount, count_to_prune
-from .agreement.percentiles import agreement
-from .agreement.ranking import lowest
-from .arbiters import Arbiter
-from .methods import _check_given_scores, keep_mask_type
-from .parameters import ParameterKey, alive_mask, check_parameters
-from .scoring.task_scores import TaskScores
+from .. import arbiters
+from ..agreement.amounts import check_amount, count_to_prune
+from ..agreement.percentiles import agreement
+from ..agreement.ranking import lowest
+from ..arbiters import Arbiter
+from ..parameters import ParameterKey, alive_mask, check_parameters
+from ..scoring.task_scores import TaskScores
+from .unstructured import _check_given_scores, keep_mask_type
 
 
 class DiSparseStructured(prune.BasePruningMethod):

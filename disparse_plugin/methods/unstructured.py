@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from .agreement.amounts import check_amount, count_to_prune
-from .agreement.budgets import Amount, check_budget, check_room, kept_at_least
-from .agreement.ranking import count_true, lowest, ranks
-from .arbiters import Arbiter, resolve
-from .parameters import ParameterKey, alive_mask, check_parameters, stored
-from .scoring.task_scores import TaskScores
+from ..agreement.amounts import check_amount, count_to_prune
+from ..agreement.budgets import Amount, check_budget, check_room, kept_at_least
+from ..agreement.ranking import count_true, lowest, ranks
+from ..arbiters import Arbiter, resolve
+from ..parameters import ParameterKey, alive_mask, check_parameters, stored
+from ..scoring.task_scores import TaskScores
 
 
 class _AgreementPruning(prune.BasePruningMethod):
