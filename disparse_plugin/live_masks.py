@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ._support.distributed import check_same_tensors, failing_together
-from .dynamic_method import DiSparseDynamic
+from .masks.in_place import DiSparseDynamic
 from .optimizer_state import check_optimizer, forget
 from .parameters import ParameterKey, qualified_names, stored
 

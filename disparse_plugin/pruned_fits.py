@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from .arbiters import Arbiter
-from .checkpoint_masks import attach_in_place, follow_masks
 from .criteria import Criterion, ScoreFunction
 from .initial_masks import present_mask
-from .masking import fold as fold_masks
-from .masking import masks_of
+from .masks.attach import fold as fold_masks
+from .masks.attach import masks_of
+from .masks.state_dicts import attach_in_place, follow_masks
 from .parameters import ParameterKey, prunable_parameters
 from .pruning_in_fit import LossesFor, PruningInFit
 from .pruning_modes import Mode, maker

@@ -14,9 +14,9 @@ from torch import nn
 
 from ._support.distributed import check_same_tensors
 from .arbiters import Arbiter
-from .checkpoint_masks import attach_in_place
 from .criteria import Criterion
 from .mask_scheduler import MaskScheduler
+from .masks.state_dicts import attach_in_place
 from .parameters import ParameterKey, is_masked
 from .schedules import check_steps
 from .scoring.gradients import Batch, TaskLosses

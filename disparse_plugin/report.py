@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .gradient_conflict import GradientConflict
+from .masks.sparsity import sparsity_report
 from .overlap import TaskOverlap
 from .overlap_measures import Overlap
 from .plots import plot_agreement, plot_conflict, plot_density, plot_iou, plot_kept_by, plot_matrix
-from .sparsity import sparsity_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .dynamic_method import DiSparseDynamic
+from .masks.in_place import DiSparseDynamic
 from .optimizer_state import forget, fresh_values
 from .parameters import alive_mask, is_masked, keys_by_name, stored, unwrap
 

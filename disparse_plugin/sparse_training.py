@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from .checkpoints import load_checkpoint, save_checkpoint
 from .densities import ERK_POWER, layer_counts
-from .dynamic_method import DiSparseDynamic
 from .gradual import GradualPruning, PruningStage
+from .masks.in_place import DiSparseDynamic
 from .optimizer_state import register_optimizer
 from .rewinding import RewindPoint
 from .scheduler import DiSparseScheduler, MaskUpdate

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch.nn.utils import prune
 
-from disparse_plugin.checkpoint_masks import match_masks
+from disparse_plugin.masks.state_dicts import match_masks
 from lightning_runs import MODES, FourTasks, Loadable, Watch, equal, fit, half, keys, loader, pruning, trainer
 from networks import PartlyShared
 from runs import alive_count

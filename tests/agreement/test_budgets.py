@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from disparse_plugin import DiSparseStatic, at_least, disparse_pretrained, disparse_static, score_tasks
 from disparse_plugin.agreement import budgets, cut
 from disparse_plugin.agreement.percentiles import agreement
-from disparse_plugin.sparsity import sparsity_report
+from disparse_plugin.masks.sparsity import sparsity_report
 from layouts import build, kept_entries, layouts, oracle, prune_places
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from oracles.agreement import ARBITERS

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ._support.files import read_tensors, write_tensors
-from .masking import Masks, attach_masks, checked_masks, masks_of
-from .parameters import qualified_names
+from .._support.files import read_tensors, write_tensors
+from ..parameters import qualified_names
+from .attach import Masks, attach_masks, checked_masks, masks_of
 
 _KIND = "disparse_plugin.masks"
 

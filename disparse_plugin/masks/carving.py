@@ -7,10 +7,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from .agreement.percentiles import agreement
-from .arbiters import unanimous
-from .parameters import ParameterKey, alive_mask, qualified_names, stored
-from .scoring.task_scores import TaskScores
+from ..agreement.percentiles import agreement
+from ..arbiters import unanimous
+from ..parameters import ParameterKey, alive_mask, qualified_names, stored
+from ..scoring.task_scores import TaskScores
 
 
 def keep_tasks(model: nn.Module, scores: TaskScores, tasks: Collection[str]) -> dict[ParameterKey, Tensor]:

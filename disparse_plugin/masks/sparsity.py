@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from ._support.undisturbed import undisturbed
-from .agreement.ranking import count_true
-from .parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
-from .scoring.task_scores import TaskScores
+from .._support.undisturbed import undisturbed
+from ..agreement.ranking import count_true
+from ..parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
+from ..scoring.task_scores import TaskScores
 
 
 @dataclasses.dataclass(frozen=True)

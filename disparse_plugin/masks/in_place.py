@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from .parameters import check_parameters, is_masked, stored
+from ..parameters import check_parameters, is_masked, stored
 
 
 class DiSparseDynamic(prune.BasePruningMethod):

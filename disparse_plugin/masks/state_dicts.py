@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from .dynamic_method import DiSparseDynamic
-from .masking import Masks, checked_masks
-from .parameters import check_parameters, is_masked, stored
+from ..parameters import check_parameters, is_masked, stored
+from .attach import Masks, checked_masks
+from .in_place import DiSparseDynamic
 
 
 def match_masks(model: nn.Module, state_dict: Mapping[str, Any]) -> None:

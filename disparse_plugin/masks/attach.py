@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
-from .parameters import ParameterKey, alive_mask, keys_by_name, stored
+from ..parameters import ParameterKey, alive_mask, keys_by_name, stored
 
 Masks: TypeAlias = Mapping[ParameterKey, Tensor] | Mapping[str, Tensor]
 

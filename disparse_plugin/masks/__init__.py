@@ -1,8 +1,8 @@
 """The life of a mask, from copying to folding: the public room of what the files around it do one by one."""
 
+from .attach import apply_masks, attach_masks, clone_pruned, fold, masks_of
 from .carving import keep_tasks
-from .mask_files import load_masks, save_masks
-from .masking import apply_masks, attach_masks, clone_pruned, fold, masks_of
+from .files import load_masks, save_masks
 from .sparsity import SparsityReport, sparsity_report
 
 __all__ = [
