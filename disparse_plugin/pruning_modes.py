@@ -11,10 +11,10 @@ from .agreement.budgets import check_budget
 from .arbiters import Arbiter
 from .choices_by_name import arbiter_by_name, criterion_by_name
 from .criteria import Criterion, ScoreFunction
-from .gradual import GradualPruning
 from .pruning_in_fit import OneShot, PruningInFit, Scheduled
-from .scheduler import RANDOM, DiSparseScheduler
-from .step_scores import check_growth_criterion
+from .sparse_training.gradual import GradualPruning
+from .sparse_training.scheduler import RANDOM, DiSparseScheduler
+from .sparse_training.step_scores import check_growth_criterion
 
 Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ._support.files import replacing
+from .._support.files import replacing
 
 _VERSION = 1
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .agreement.cut import lowest_by_agreement
-from .agreement.highest import highest
-from .agreement.ranking import count_true, lowest, ranks
-from .arbiters import Arbiter, ignores_absent_tasks, unanimous
+from ..agreement.cut import lowest_by_agreement
+from ..agreement.highest import highest
+from ..agreement.ranking import count_true, lowest, ranks
+from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,15 @@
 
 from __future__ import annotations
 
+from ..masks.in_place import DiSparseDynamic
+from ..scoring.joint import joint
 from .checkpoints import load_checkpoint, save_checkpoint
 from .densities import ERK_POWER, layer_counts
 from .gradual import GradualPruning, PruningStage
-from .masks.in_place import DiSparseDynamic
 from .optimizer_state import register_optimizer
 from .rewinding import RewindPoint
 from .scheduler import DiSparseScheduler, MaskUpdate
 from .schedules import CosineDecay, CubicSparsity, Schedule
-from .scoring.joint import joint
 
 __all__ = [
     "ERK_POWER",

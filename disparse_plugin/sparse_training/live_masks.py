@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ._support.distributed import check_same_tensors, failing_together
-from .masks.in_place import DiSparseDynamic
+from .._support.distributed import check_same_tensors, failing_together
+from ..masks.in_place import DiSparseDynamic
+from ..parameters import ParameterKey, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
-from .parameters import ParameterKey, qualified_names, stored
 
 
 class LiveMasks:
@@ -32,7 +32,7 @@ class LiveMasks:
             masks: The first masks, bool.
 
         Raises:
-            TypeError: If the optimizer is not known; see :func:`~disparse_plugin.optimizer_state.check_optimizer`.
+            TypeError: If the optimizer is not known; see :func:`~disparse_plugin.sparse_training.optimizer_state.check_optimizer`.
             ValueError: If the optimizer does not train a parameter, or the masks differ between ranks.
         """
         self.keys: Sequence[ParameterKey] = tuple(masks)
@@ -55,7 +55,7 @@ class LiveMasks:
 
         Raises:
             ValueError: If a parameter lost its hook, or its mask was changed by something else; or as
-                :func:`~disparse_plugin.optimizer_state.check_optimizer`.
+                :func:`~disparse_plugin.sparse_training.optimizer_state.check_optimizer`.
         """
         self._hooks()
         check_optimizer(self._optimizer, dict(zip(self.names, self.parameters(), strict=True)))

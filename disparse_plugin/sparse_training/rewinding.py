@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .masks.in_place import DiSparseDynamic
+from ..masks.in_place import DiSparseDynamic
+from ..parameters import alive_mask, is_masked, keys_by_name, stored, unwrap
 from .optimizer_state import forget, fresh_values
-from .parameters import alive_mask, is_masked, keys_by_name, stored, unwrap
 
 
 class RewindPoint:
@@ -35,7 +35,7 @@ class RewindPoint:
 
         Args:
             model: The model, dense or pruned.
-            optimizer: Its optimizer; of a kind in :mod:`disparse_plugin.optimizer_state`.
+            optimizer: Its optimizer; of a kind in :mod:`disparse_plugin.sparse_training.optimizer_state`.
 
         Raises:
             TypeError: If the optimizer is not known.

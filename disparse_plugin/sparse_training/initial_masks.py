@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from .agreement.amounts import count_to_prune
+from ..agreement.amounts import count_to_prune
+from ..parameters import ParameterKey, alive_mask, is_masked, stored
 from .densities import layer_counts
-from .growth import random_mask
-from .parameters import ParameterKey, alive_mask, is_masked, stored
+from .exchange import random_mask
 
 EXISTING = "existing"
 
@@ -38,8 +38,8 @@ def initial_masks(
         bool masks by index.
 
     Raises:
-        TypeError: As :func:`~disparse_plugin.densities.layer_counts`.
-        ValueError: As :func:`~disparse_plugin.densities.layer_counts`; if a layer is unknown, ``amount`` is missing or
+        TypeError: As :func:`~disparse_plugin.sparse_training.densities.layer_counts`.
+        ValueError: As :func:`~disparse_plugin.sparse_training.densities.layer_counts`; if a layer is unknown, ``amount`` is missing or
             contradicts the distribution, or the model carries masks already.
     """
     dense = _exempt_indices(keys, names, exempt)

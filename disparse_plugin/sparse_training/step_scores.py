@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from ._support.distributed import failing_together, on_any_rank
-from .criteria import Criterion
+from .._support.distributed import failing_together, on_any_rank
+from ..criteria import Criterion
+from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.sums import NonFiniteError, ScoreSums
 from .live_masks import LiveMasks
-from .scoring.gradients import Batch, TaskLosses
-from .scoring.sums import NonFiniteError, ScoreSums
 
 # How often an update whose half precision gradients overflow is put off, the loss scale halved each time.
 PATIENCE = 24

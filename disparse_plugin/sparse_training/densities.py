@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 
-from .agreement.amounts import check_amount, count_to_prune
+from ..agreement.amounts import check_amount, count_to_prune
 
 # The exponent of the DiSparse authors' code; the Erdos-Renyi-Kernel of RigL (Evci et al., ICML 2020) has 1.
 ERK_POWER = 0.9

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from . import arbiters
-from ._support.distributed import check_same, check_same_tensors, failing_together
-from .agreement.amounts import count_to_prune
-from .agreement.budgets import check_budget
-from .arbiters import Arbiter
-from .criteria import Criterion, ScoreFunction, resolve
+from .. import arbiters
+from .._support.distributed import check_same, check_same_tensors, failing_together
+from ..agreement.amounts import count_to_prune
+from ..agreement.budgets import check_budget
+from ..arbiters import Arbiter
+from ..criteria import Criterion, ScoreFunction, resolve
+from ..parameters import ParameterKey, check_parameters, unwrap
+from ..scoring.gradients import Batch, TaskLosses
 from .initial_masks import present_mask
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
-from .parameters import ParameterKey, check_parameters, unwrap
 from .schedules import CubicSparsity, Schedule, check_steps, checked, describe
-from .scoring.gradients import Batch, TaskLosses
 from .step_scores import StepScores
 
 
@@ -49,7 +49,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
     masked weights are exactly 0, as with :class:`DiSparseScheduler`; none comes back.
 
     ``joint(losses)`` with ``criterion="magnitude"`` is plain gradual magnitude pruning; with :meth:`prune_to` and a
-    :class:`~disparse_plugin.rewinding.RewindPoint` it is iterative magnitude pruning with rewinding (Frankle et al.,
+    :class:`~disparse_plugin.sparse_training.rewinding.RewindPoint` it is iterative magnitude pruning with rewinding (Frankle et al.,
     ICML 2020).
 
     Example:
@@ -90,7 +90,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
 
         Args:
             model: The model; wrappers are looked through.
-            optimizer: What trains it; of a kind in :mod:`disparse_plugin.optimizer_state`.
+            optimizer: What trains it; of a kind in :mod:`disparse_plugin.sparse_training.optimizer_state`.
             losses: As in :class:`DiSparseScheduler`.
             amount: The total sparsity at the end (a fraction), or a function from the step to the total sparsity.
             update_every: Optimizer steps between stages.

@@ -8,9 +8,9 @@ from typing import Any, Generic, TypeVar
 
 from torch.optim import Optimizer
 
+from ..scoring.gradients import Batch
 from .completed_steps import CompletedSteps
 from .live_masks import LiveMasks
-from .scoring.gradients import Batch
 
 _Report = TypeVar("_Report")
 

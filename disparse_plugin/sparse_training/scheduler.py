@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from . import arbiters
-from ._support.distributed import check_same, check_same_tensors, failing_together
-from .arbiters import Arbiter
-from .criteria import Criterion, ScoreFunction, resolve
-from .growth import Exchange, exchange_count, random_scores
+from .. import arbiters
+from .._support.distributed import check_same, check_same_tensors, failing_together
+from ..arbiters import Arbiter
+from ..criteria import Criterion, ScoreFunction, resolve
+from ..parameters import ParameterKey, check_parameters, qualified_names, unwrap
+from ..scoring.gradients import Batch, TaskLosses
+from .exchange import Exchange, exchange_count, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
-from .parameters import ParameterKey, check_parameters, qualified_names, unwrap
 from .schedules import CosineDecay, Schedule, check_steps, checked, describe
-from .scoring.gradients import Batch, TaskLosses
 from .step_scores import StepScores, check_growth_criterion
 
 RANDOM = "random"
@@ -109,14 +109,14 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
 
         Args:
             model: The model, dense or (with ``distribution="existing"``) pruned; wrappers are looked through.
-            optimizer: What trains it; of a kind in :mod:`disparse_plugin.optimizer_state`.
+            optimizer: What trains it; of a kind in :mod:`disparse_plugin.sparse_training.optimizer_state`.
             losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. Batches may miss
                 tasks; a layer that no task of an update reaches stays as it is. Where training uses ``autocast``, use
                 it inside.
             amount: How much of the weights is pruned: a fraction (float) or a count (int).
             distribution: ``"erk"``, ``"uniform"``, densities by pair or qualified name (layers without one share what
                 is left by ERK), or ``"existing"`` for the masks that are on the model; see
-                :mod:`disparse_plugin.densities`. Which weights of a layer stay at first is random.
+                :mod:`disparse_plugin.sparse_training.densities`. Which weights of a layer stay at first is random.
             drop_fraction: The share to exchange at step 0, decaying by a cosine; or a function of the step.
             update_every: Optimizer steps between updates.
             stop_at: No update from this step on; three quarters of the training is usual.
