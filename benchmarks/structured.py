@@ -26,8 +26,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
-from disparse_plugin.observation import observe
 from disparse_plugin.structured import remove_channels
+from disparse_plugin.structured.adapter.observation import observe
 
 CLASSES = {"digit": 10, "turn": 4, "inverted": 2, "corner": 4, "noise": 3}
 # Losses of very different size are the rule in multi-task learning.

@@ -31,8 +31,8 @@ from sklearn.datasets import load_digits
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from disparse_plugin.channel_groups import NORMALIZERS
 from disparse_plugin.structured import remove_channels
+from disparse_plugin.structured.groups import NORMALIZERS
 
 AMOUNTS = (0.5, 0.8)
 OPTIONS: dict[str, dict[str, Any]] = {

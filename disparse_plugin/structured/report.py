@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from .removal_plan import RemovalPlan
+from .plan import RemovalPlan
 
 
 @dataclasses.dataclass(frozen=True)

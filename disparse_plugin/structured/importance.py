@@ -7,21 +7,21 @@ from typing import Any, Self, TypeAlias
 
 from torch import Tensor
 
-from .arbiters import Arbiter
-from .base_importance import BaseScores
-from .channel_groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
-from .channel_order import ChannelRule, removal_order
-from .criteria import Criterion, ScoreFunction
-from .criteria import resolve as resolve_criterion
-from .parameters import ParameterKey
-from .removal_table import RemovalTable, removal_table
-from .scoring.gradients import Batch, TaskLosses
-from .scoring.score import score_tasks
-from .scoring.task_scores import TaskScores
-from .torch_pruning_graph import TRACE_ERRORS, fix_layer_norms, module_names, traced_parameters
-from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
-from .torch_pruning_inside import bounded, graph_of, tp
-from .torch_pruning_pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
+from ..arbiters import Arbiter
+from ..criteria import Criterion, ScoreFunction
+from ..criteria import resolve as resolve_criterion
+from ..parameters import ParameterKey
+from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.score import score_tasks
+from ..scoring.task_scores import TaskScores
+from .adapter.base_scores import BaseScores
+from .adapter.graph import TRACE_ERRORS, fix_layer_norms, module_names, traced_parameters
+from .adapter.groups import UnusableGroupError, block_counts, read_group
+from .adapter.private import bounded, graph_of, tp
+from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
+from .adapter.table import RemovalTable, removal_table
+from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
+from .order import ChannelRule, removal_order
 
 Rescore: TypeAlias = tuple[TaskLosses, Iterable[Batch]]
 

@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._support.undisturbed import undisturbed
-from .parameters import ParameterKey
-from .scoring.gradients import Batch, TaskLosses, check_losses
-from .torch_pruning_inside import tp
+from ..._support.undisturbed import undisturbed
+from ...parameters import ParameterKey
+from ...scoring.gradients import Batch, TaskLosses, check_losses
+from .private import tp
 
 # For each layer that a task reaches, the Fisher information of its weight.
 Fisher: TypeAlias = dict[nn.Module, Tensor]

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .channel_groups import Side
-from .parameters import unwrap
-from .removal_plan import Attributes, Cut, RemovalPlan, plain_attributes
-from .torch_pruning_graph import module_names
-from .torch_pruning_inside import parameter_name, tp
+from ..parameters import unwrap
+from .adapter.graph import module_names
+from .adapter.private import parameter_name, tp
+from .groups import Side
+from .plan import Attributes, Cut, RemovalPlan, plain_attributes
 
 
 def record_removal(pruner: Any) -> RemovalRecording:

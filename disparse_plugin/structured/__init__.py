@@ -10,13 +10,13 @@ Needs ``pip install 'disparse-plugin[structured]'``. The names here are what the
   must know before, and what attention layers must be told after its step.
 """
 
-from .channel_groups import channel_parameters
+from .adapter.graph import attention_heads
+from .groups import channel_parameters
 from .importance import DiSparseImportance
-from .removal import remove_channels
-from .removal_plan import RemovalPlan, replay_removal, sync_attention
-from .removal_recording import RemovalRecording, record_removal
-from .removal_report import RemovalReport
-from .torch_pruning_graph import attention_heads
+from .plan import RemovalPlan, replay_removal, sync_attention
+from .recording import RemovalRecording, record_removal
+from .remove import remove_channels
+from .report import RemovalReport
 
 __all__ = [
     "DiSparseImportance",

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .agreement.amounts import check_amount
-from .channel_budget import QUANTITIES
-from .channel_groups import NORMALIZERS, REDUCTIONS, channel_parameters
-from .observation import Inputs, Observation, observe
-from .parameters import ParameterKey, is_masked
-from .torch_pruning_graph import TRACE_ERRORS, attention_heads, module_names, trace
-from .torch_pruning_groups import Groups, channel_groups
+from ..agreement.amounts import check_amount
+from ..parameters import ParameterKey, is_masked
+from .adapter.graph import TRACE_ERRORS, attention_heads, module_names, trace
+from .adapter.groups import Groups, channel_groups
+from .adapter.observation import Inputs, Observation, observe
+from .budget import QUANTITIES
+from .groups import NORMALIZERS, REDUCTIONS, channel_parameters
 
 
 def check_options(

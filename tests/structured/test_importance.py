@@ -12,8 +12,8 @@ import torch_pruning as tp
 from torch import nn
 
 from disparse_plugin import score_tasks
-from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import DiSparseImportance, channel_parameters, sync_attention
+from disparse_plugin.structured.masked_copy import masked_copy
 from oracles.structured import cuts_of, kept_units
 from structured_networks import TwoTasks, batches, build, deviation, losses, make_pruner
 
@@ -54,7 +54,7 @@ def test_masking_is_what_it_says() -> None:
     """The oracle of the tests above, on numbers that can be followed by hand."""
     net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.ReLU(), nn.Linear(3, 2))
     names = {"0": ("out", 3), "1": ("out", 3), "3": ("in", 3)}
-    from disparse_plugin.removal_plan import Cut
+    from disparse_plugin.structured.plan import Cut
 
     cuts = [Cut(name, side, -1, count, torch.tensor([1])) for name, (side, count) in names.items()]  # type: ignore[arg-type]
     x = torch.randn(4, 2)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from disparse_plugin.base_fisher import fisher_per_task
-from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import DiSparseImportance, sync_attention
+from disparse_plugin.structured.adapter.base_fisher import fisher_per_task
+from disparse_plugin.structured.masked_copy import masked_copy
 from oracles.structured import cuts_of, kept_units
 from structured_networks import batches, build, deviation, losses, make_pruner
 

@@ -1,6 +1,6 @@
 """Reading torch-pruning's dependency graph safely.
 
-Its defects in tracing are worked round here; its private parts are in :mod:`disparse_plugin.torch_pruning_inside`.
+Its defects in tracing are worked round here; its private parts are in :mod:`disparse_plugin.structured.adapter.private`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .channel_groups import channel_parameters
-from .parameters import ParameterKey, qualified_names, unwrap
-from .torch_pruning_inside import bounded, cut_parameter, tp
+from ...parameters import ParameterKey, qualified_names, unwrap
+from ..groups import channel_parameters
+from .private import bounded, cut_parameter, tp
 
 # What torch-pruning raises on architectures that it cannot map.
 TRACE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

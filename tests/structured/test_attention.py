@@ -10,8 +10,8 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import attention_heads, record_removal, remove_channels, sync_attention
+from disparse_plugin.structured.masked_copy import masked_copy
 from structured_networks import batches, build, deviation, make_pruner
 
 SETTINGS: dict[str, Any] = {"prune_num_heads": True, "head_pruning_ratio": 0.5, "pruning_ratio": 0.25}

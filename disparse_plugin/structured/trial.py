@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .observation import Inputs, call
-from .removal_plan import RemovalPlan
-from .soft_removal import masked_copy
-from .torch_pruning_graph import TRACE_ERRORS
+from .adapter.graph import TRACE_ERRORS
+from .adapter.observation import Inputs, call
+from .masked_copy import masked_copy
+from .plan import RemovalPlan
 
 
 @dataclasses.dataclass

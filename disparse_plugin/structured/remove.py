@@ -9,21 +9,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .arbiters import Arbiter
-from .channel_budget import Budget, Quantity, choose, units_to_keep
-from .channel_groups import ChannelGroup, channel_scores, normalized
-from .channel_order import ChannelRule, removal_order
-from .criteria import Criterion, ScoreFunction
-from .criteria import resolve as resolve_criterion
-from .observation import Inputs, Observation, as_inputs
-from .parameters import ParameterKey, keys_by_name, unwrap
-from .removal_plan import Cut, RemovalPlan, merge_cuts
-from .removal_probe import Trial
-from .removal_report import Change, GroupChange, PartChange, RemovalReport
-from .removal_setup import check_options, check_plain, copied, find_groups, scored_parameters, tolerance_of
-from .scoring.gradients import Batch, TaskLosses
-from .scoring.score import score_tasks
-from .scoring.task_scores import TaskScores
+from ..arbiters import Arbiter
+from ..criteria import Criterion, ScoreFunction
+from ..criteria import resolve as resolve_criterion
+from ..parameters import ParameterKey, keys_by_name, unwrap
+from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.score import score_tasks
+from ..scoring.task_scores import TaskScores
+from .adapter.observation import Inputs, Observation, as_inputs
+from .budget import Budget, Quantity, choose, units_to_keep
+from .groups import ChannelGroup, channel_scores, normalized
+from .order import ChannelRule, removal_order
+from .plan import Cut, RemovalPlan, merge_cuts
+from .report import Change, GroupChange, PartChange, RemovalReport
+from .setup import check_options, check_plain, copied, find_groups, scored_parameters, tolerance_of
+from .trial import Trial
 
 
 def remove_channels(

@@ -11,7 +11,6 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import (
     DiSparseImportance,
     attention_heads,
@@ -20,6 +19,7 @@ from disparse_plugin.structured import (
     replay_removal,
     sync_attention,
 )
+from disparse_plugin.structured.masked_copy import masked_copy
 from oracles.structured import cuts_of
 from structured_networks import randomized
 

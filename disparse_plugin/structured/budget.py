@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .channel_groups import ChannelGroup
+from .groups import ChannelGroup
 
 Quantity: TypeAlias = Literal["channels", "parameters", "macs"]
 QUANTITIES = ("channels", "parameters", "macs")

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._support.undisturbed import undisturbed
+from ..._support.undisturbed import undisturbed
+from ...parameters import unwrap
+from ...scoring.gradients import Batch, TaskLosses, check_losses
+from ..groups import ChannelGroup
 from .base_fisher import Fisher, fisher_per_task, fisher_shown
-from .channel_groups import ChannelGroup
-from .parameters import unwrap
-from .scoring.gradients import Batch, TaskLosses, check_losses
-from .torch_pruning_graph import ROOT_TYPES
-from .torch_pruning_inside import group_like, tp, unnormalized
+from .graph import ROOT_TYPES
+from .private import group_like, tp, unnormalized
 
 
 class BaseScores:
@@ -30,7 +30,7 @@ class BaseScores:
 
         Criteria that accumulate squared gradients (``GroupHessianImportance``) get the mean over the batches of the
         squared batch gradient; with batches of one that is what their authors describe. ``OBDCImportance`` gets the
-        sums over samples that it would collect itself (:func:`~disparse_plugin.base_fisher.fisher_per_task`). All
+        sums over samples that it would collect itself (:func:`~disparse_plugin.structured.adapter.base_fisher.fisher_per_task`). All
         others get the sum.
 
         Raises:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .channel_groups import join
-from .torch_pruning_graph import module_names, tensors_in
+from ..groups import join
+from .graph import module_names, tensors_in
 
 _COUNTED = (_ConvNd, nn.Linear)
 

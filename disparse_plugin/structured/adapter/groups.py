@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .channel_groups import ChannelGroup, Follower, Side, is_depthwise
-from .torch_pruning_graph import ROOT_TYPES, TRACE_ERRORS, module_names, one_line
-from .torch_pruning_inside import parameter_name, tp, unchanging
+from ..groups import ChannelGroup, Follower, Side, is_depthwise
+from .graph import ROOT_TYPES, TRACE_ERRORS, module_names, one_line
+from .private import parameter_name, tp, unchanging
 
 
 class UnusableGroupError(ValueError):

@@ -2,7 +2,7 @@
 
 A channel of a convolution cannot go alone. The next layer's input slice, the BatchNorm entry and the channels added to
 it go with it. A :class:`ChannelGroup` lists them all as :class:`Follower`, in plain torch terms; where the list comes
-from is the business of :mod:`disparse_plugin.torch_pruning_graph`.
+from is the business of :mod:`disparse_plugin.structured.adapter.graph`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from .parameters import ParameterKey, unwrap
+from ..parameters import ParameterKey, unwrap
 
 Side: TypeAlias = Literal["out", "in", "parameter"]
 

@@ -11,8 +11,8 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from disparse_plugin.soft_removal import masked_copy
 from disparse_plugin.structured import RemovalPlan, record_removal, replay_removal, sync_attention
+from disparse_plugin.structured.masked_copy import masked_copy
 from structured_networks import batches, build, deviation, make_pruner
 
 KINDS = ["batchnorm", "grouped", "depthwise", "groupnorm", "transformer"]

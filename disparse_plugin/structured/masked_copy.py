@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .channel_groups import Follower, parameter_slices
-from .parameters import keys_by_name
-from .removal_plan import Cut
-from .torch_pruning_graph import attention_heads, module_names
+from ..parameters import keys_by_name
+from .adapter.graph import attention_heads, module_names
+from .groups import Follower, parameter_slices
+from .plan import Cut
 
 
 def masked_copy(model: nn.Module, cuts: Iterable[Cut]) -> nn.Module:

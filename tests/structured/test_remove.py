@@ -87,7 +87,7 @@ def test_the_smaller_model_works(kind: str, device: str) -> None:
 
 def test_other_random_input_sees_the_same_network() -> None:
     """The masked copy is made on other data than what the removal was checked on."""
-    from disparse_plugin.soft_removal import masked_copy
+    from disparse_plugin.structured.masked_copy import masked_copy
 
     model = build("batchnorm")
     full = copy.deepcopy(model)

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from .channel_order import ChannelRule, removal_order, with_heads
-from .torch_pruning_pruner import RankedGroup, heads_to_remove, limit_counts
+from ..order import ChannelRule, removal_order, with_heads
+from .pruner import RankedGroup, heads_to_remove, limit_counts
 
 # Root layer and side to the place of each channel in the order; None where no task reaches the group.
 RemovalTable: TypeAlias = dict[tuple[nn.Module, bool], Tensor | None]

@@ -1,6 +1,6 @@
 """Talking to torch-pruning's own pruners (1.6): which groups they rank together, and how many channels they take.
 
-What they do not tell in public is read through :mod:`disparse_plugin.torch_pruning_inside`.
+What they do not tell in public is read through :mod:`disparse_plugin.structured.adapter.private`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from .channel_groups import ChannelGroup
-from .torch_pruning_graph import TRACE_ERRORS, attention_heads, fix_layer_norms, module_names
-from .torch_pruning_groups import UnusableGroupError, block_counts, read_group
-from .torch_pruning_inside import (
+from ..groups import ChannelGroup
+from .graph import TRACE_ERRORS, attention_heads, fix_layer_norms, module_names
+from .groups import UnusableGroupError, block_counts, read_group
+from .private import (
     attention_of,
     attention_root,
     bounded,

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from . import arbiters
-from .agreement.percentiles import agreement
-from .agreement.ranking import ranks
-from .arbiters import Arbiter
+from .. import arbiters
+from ..agreement.percentiles import agreement
+from ..agreement.ranking import ranks
+from ..arbiters import Arbiter
 
 
 @dataclasses.dataclass(frozen=True)

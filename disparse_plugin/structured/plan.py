@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ._support.files import read_tensors, write_tensors
-from .channel_groups import Side
-from .parameters import unwrap
-from .torch_pruning_graph import attention_heads, module_names, pruner_of
+from .._support.files import read_tensors, write_tensors
+from ..parameters import unwrap
+from .adapter.graph import attention_heads, module_names, pruner_of
+from .groups import Side
 
 _KIND = "disparse_plugin.removal"
 
