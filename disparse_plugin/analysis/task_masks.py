@@ -18,13 +18,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from . import arbiters
-from .agreement.amounts import check_amount, count_to_prune
-from .agreement.cut import lowest_by_agreement
-from .agreement.percentiles import AliveScores, over_task
-from .agreement.ranking import lowest, ranks
-from .parameters import ParameterKey, alive_mask, stored
-from .scoring.task_scores import TaskScores, _spread
+from .. import arbiters
+from ..agreement.amounts import check_amount, count_to_prune
+from ..agreement.cut import lowest_by_agreement
+from ..agreement.percentiles import AliveScores, over_task
+from ..agreement.ranking import lowest, ranks
+from ..parameters import ParameterKey, alive_mask, stored
+from ..scoring.task_scores import TaskScores, _spread
 
 Cut: TypeAlias = Literal["per_task", "union"]
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 
 from torch import Tensor, nn
 
-from .criteria import Criterion
-from .own_masks import alive_scores
-from .parameters import ParameterKey
-from .scoring.gradients import Batch, TaskLosses
-from .scoring.score import score_tasks
+from ..criteria import Criterion
+from ..parameters import ParameterKey
+from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.score import score_tasks
+from .task_masks import alive_scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from .agreement.amounts import check_amount
-from .agreement.percentiles import AliveScores
+from ..agreement.amounts import check_amount
+from ..agreement.percentiles import AliveScores
+from ..criteria import Criterion, ScoreFunction, resolve
+from ..parameters import ParameterKey
+from ..scoring.gradients import Batch, TaskLosses
 from .controls import Controls
-from .criteria import Criterion, ScoreFunction, resolve
+from .measures import Overlap, count_stratum
 from .overlap import TaskOverlap, overlap_of_masks
-from .overlap_measures import Overlap, count_stratum
-from .own_masks import AliveMasks, Cut, alive_masks
-from .parameters import ParameterKey
 from .permuted_labels import permute_labels
 from .score_tables import ScoreTables, chunks
-from .scoring.gradients import Batch, TaskLosses
+from .task_masks import AliveMasks, Cut, alive_masks
 
 Permute: TypeAlias = Callable[[Batch, torch.Generator], Batch]
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .parameters import ParameterKey, alive_mask, score_dtype, stored
+from ..parameters import ParameterKey, alive_mask, score_dtype, stored
 
 
 @dataclasses.dataclass(frozen=True)

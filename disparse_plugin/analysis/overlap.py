@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .agreement.percentiles import AliveScores
-from .overlap_measures import Overlap, count_stratum, together
-from .own_masks import AliveMasks, Cut, alive_masks, alive_scores
-from .scoring.task_scores import TaskScores
+from ..agreement.percentiles import AliveScores
+from ..scoring.task_scores import TaskScores
+from .measures import Overlap, count_stratum, together
+from .task_masks import AliveMasks, Cut, alive_masks, alive_scores
 from .watershed import Branch, Watershed, branch, judge_watershed
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ class TaskOverlap:
     Attributes:
         tasks: Task names.
         amount: What each task's own mask removes; see ``cut``.
-        cut: How ``amount`` is meant; see :mod:`disparse_plugin.own_masks`.
-        layers: One :class:`~disparse_plugin.overlap_measures.Overlap` per parameter reached by two or more tasks, in
+        cut: How ``amount`` is meant; see :mod:`disparse_plugin.analysis.task_masks`.
+        layers: One :class:`~disparse_plugin.analysis.measures.Overlap` per parameter reached by two or more tasks, in
             the order of ``TaskScores.parameters``, which is that of the model's modules.
         private: The same for parameters reached by a single task; only their sizes and densities mean something.
         controls: The null models and the ceiling, where :func:`~disparse_plugin.analysis.overlap_with_controls` made
@@ -89,7 +89,7 @@ class TaskOverlap:
     def watershed(self, *, min_drop: float = 0.1, significance: float = 0.05) -> Watershed | None:
         """Find the layer after which the tasks agree clearly less, or None when the data do not support one.
 
-        The rule is stated in :mod:`disparse_plugin.watershed`. With controls it is applied to the agreement relative to
+        The rule is stated in :mod:`disparse_plugin.analysis.watershed`. With controls it is applied to the agreement relative to
         the ceiling; without, to kappa.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .agreement.ranking import ranks
+from ..agreement.ranking import ranks
 
 
 def average_ranks(values: Tensor) -> Tensor:

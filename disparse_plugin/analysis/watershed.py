@@ -5,11 +5,11 @@ because it follows the layers' densities, so the rule here looks at chance-corre
 the data support a drop:
 
 1. Layers where the agreement is undefined or cannot be measured are left out: kappa is NaN, or, with controls, the
-   ceiling is below ``disparse_plugin.controls.LOWEST_CEILING``: a task does not even agree with itself there.
+   ceiling is below ``disparse_plugin.analysis.controls.LOWEST_CEILING``: a task does not even agree with itself there.
 2. The values are kappa per layer or, with controls, kappa between tasks across halves of the data over the ceiling,
    i.e. agreement corrected for unreliability (Spearman, Am. J. Psychol. 15, 1904): 1 means that two tasks agree as
    well as each agrees with itself.
-3. One drop is sought by :mod:`disparse_plugin.change_point`.
+3. One drop is sought by :mod:`disparse_plugin.analysis.change_point`.
 4. With controls, observed kappa must fall there by at least the least drop *more* than kappa with permuted labels does:
    every task has a head of its own, whose random weights alone make tasks differ in the layers next to it.
 5. With resampled batches, it must come back: a drop is found in at least half of the resamples, and the places of the

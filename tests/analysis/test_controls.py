@@ -21,7 +21,7 @@ from disparse_plugin.analysis import (
     permute_labels,
     task_overlap,
 )
-from disparse_plugin.change_point import find_drop
+from disparse_plugin.analysis.change_point import find_drop
 from layouts import build
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..masks.sparsity import sparsity_report
 from .gradient_conflict import GradientConflict
-from .masks.sparsity import sparsity_report
+from .measures import Overlap
 from .overlap import TaskOverlap
-from .overlap_measures import Overlap
 from .plots import plot_agreement, plot_conflict, plot_density, plot_iou, plot_kept_by, plot_matrix
 
 if TYPE_CHECKING:

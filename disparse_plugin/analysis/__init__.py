@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from .controls import Controls
 from .gradient_conflict import GradientConflict
+from .measures import Overlap, Stratum
 from .null_models import overlap_with_controls
 from .overlap import TaskOverlap, task_overlap
-from .overlap_measures import Overlap, Stratum
-from .own_masks import own_masks
 from .permuted_labels import permute_labels
 from .plots import plot_agreement, plot_conflict, plot_density, plot_iou, plot_kept_by, plot_matrix
 from .report import html_report
+from .task_masks import own_masks
 from .watershed import Branch, Watershed
 
 __all__ = [

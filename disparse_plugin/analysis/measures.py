@@ -36,7 +36,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .agreement.ranking import count_true
+from ..agreement.ranking import count_true
 from .rank_correlation import spearman, standard_ranks
 
 Pair: TypeAlias = tuple[str, str]

@@ -23,7 +23,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .overlap_measures import Overlap, plain, together
+from .measures import Overlap, plain, together
 
 # Below this kappa a task does not even agree with itself on other data, and nothing can be said about two tasks.
 LOWEST_CEILING = 0.1
@@ -31,7 +31,7 @@ LOWEST_CEILING = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Controls:
-    """What an overlap is compared with; see the table in :mod:`disparse_plugin.controls`.
+    """What an overlap is compared with; see the table in :mod:`disparse_plugin.analysis.controls`.
 
     Attributes:
         permuted: The analysis with permuted labels.

@@ -13,7 +13,7 @@ from torch import nn
 
 from disparse_plugin import TaskScores
 from disparse_plugin.analysis import own_masks, task_overlap
-from disparse_plugin.overlap_measures import count_stratum
+from disparse_plugin.analysis.measures import count_stratum
 from layouts import build, kept_entries, layouts, oracle, prune_places
 from oracles.overlap import average_ranks, iou, kappa, kept_by, kept_sets, spearman
 
