@@ -24,9 +24,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from .arbiters import Arbiter
+from .callbacks.fits import PrunedFits
+from .callbacks.modes import Mode
 from .criteria import Criterion, ScoreFunction
-from .pruned_fits import PrunedFits
-from .pruning_modes import Mode
 from .scoring.gradients import Batch, TaskLosses
 
 try:

@@ -27,11 +27,11 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from .arbiters import Arbiter
+from .callbacks.fits import PrunedFits
+from .callbacks.modes import Mode
 from .criteria import Criterion, ScoreFunction
 from .masks.state_dicts import match_masks
 from .module_losses import check_has_task_losses, task_losses_in
-from .pruned_fits import PrunedFits
-from .pruning_modes import Mode
 from .scoring.gradients import Batch
 
 try:

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .arbiters import Arbiter
-from .criteria import Criterion, ScoreFunction
-from .masks.attach import fold as fold_masks
-from .masks.attach import masks_of
-from .masks.state_dicts import attach_in_place, follow_masks
-from .parameters import ParameterKey, prunable_parameters
-from .pruning_in_fit import LossesFor, PruningInFit
-from .pruning_modes import Mode, maker
-from .scoring.gradients import Batch
-from .sparse_training.initial_masks import present_mask
+from ..arbiters import Arbiter
+from ..criteria import Criterion, ScoreFunction
+from ..masks.attach import fold as fold_masks
+from ..masks.attach import masks_of
+from ..masks.state_dicts import attach_in_place, follow_masks
+from ..parameters import ParameterKey, prunable_parameters
+from ..scoring.gradients import Batch
+from ..sparse_training.initial_masks import present_mask
+from .base import LossesFor, PruningInFit
+from .modes import Mode, maker
 
 
 class PrunedFits:

@@ -6,15 +6,15 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-from .agreement.amounts import check_amount
-from .agreement.budgets import check_budget
-from .arbiters import Arbiter
-from .choices_by_name import arbiter_by_name, criterion_by_name
-from .criteria import Criterion, ScoreFunction
-from .pruning_in_fit import OneShot, PruningInFit, Scheduled
-from .sparse_training.gradual import GradualPruning
-from .sparse_training.scheduler import RANDOM, DiSparseScheduler
-from .sparse_training.step_scores import check_growth_criterion
+from ..agreement.amounts import check_amount
+from ..agreement.budgets import check_budget
+from ..arbiters import Arbiter
+from ..choices_by_name import arbiter_by_name, criterion_by_name
+from ..criteria import Criterion, ScoreFunction
+from ..sparse_training.gradual import GradualPruning
+from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
+from ..sparse_training.step_scores import check_growth_criterion
+from .base import OneShot, PruningInFit, Scheduled
 
 Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
 

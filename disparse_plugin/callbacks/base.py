@@ -12,15 +12,15 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from ._support.distributed import check_same_tensors
-from .arbiters import Arbiter
-from .criteria import Criterion
-from .masks.state_dicts import attach_in_place
-from .parameters import ParameterKey, is_masked
-from .scoring.gradients import Batch, TaskLosses
-from .scoring.score import score_tasks
-from .sparse_training.mask_scheduler import MaskScheduler
-from .sparse_training.schedules import check_steps
+from .._support.distributed import check_same_tensors
+from ..arbiters import Arbiter
+from ..criteria import Criterion
+from ..masks.state_dicts import attach_in_place
+from ..parameters import ParameterKey, is_masked
+from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.score import score_tasks
+from ..sparse_training.mask_scheduler import MaskScheduler
+from ..sparse_training.schedules import check_steps
 
 # The share of a training after which masks stay as they are, where nothing else is said; as in RigL and DiSparse.
 STOP_AFTER = 0.75

@@ -1,0 +1,1 @@
+"""What the callbacks of all trainers share: modes, the pruning inside a fit, and fits that follow each other. No trainer here."""
