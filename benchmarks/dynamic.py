@@ -27,7 +27,7 @@ from torch import nn
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler
-from paper_network import NYU_V2, DenseBatch, PaperNetwork, random_batches, task_losses
+from models.paper_network import NYU_V2, DenseBatch, PaperNetwork, random_batches, task_losses
 
 WAYS = ("plain", "static", "dynamic")
 RATES = (50, 100)

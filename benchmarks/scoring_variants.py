@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disparse_plugin import prunable_parameters, score_tasks
-from paper_network import TASK_SETS, DenseBatch, PaperNetwork, random_batches, task_loss, task_losses
+from models.paper_network import TASK_SETS, DenseBatch, PaperNetwork, random_batches, task_loss, task_losses
 
 # The authors' scores: for each task, those of the trunk and then those of its own head, in the order of the modules.
 MaskScores = dict[str, list[Tensor]]

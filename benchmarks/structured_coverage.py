@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coverage_models import build, rows
+from models.coverage import build, rows
 
 AMOUNT = 0.5
 TOLERANCE = 1e-5

@@ -40,7 +40,7 @@ from disparse_plugin.analysis import GradientConflict, TaskOverlap, html_report,
 
 # The network of the paper is shared with the benchmarks, which are no package either.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from paper_network import DenseBatch, PaperNetwork, task_losses
+from models.paper_network import DenseBatch, PaperNetwork, task_losses
 
 PAPER_RHO = 0.078
 # IoU of the whole trunk in the paper's figure, in percent, and the tasks that it is about.

@@ -22,6 +22,7 @@ import accuracy
 import accuracy_tables
 from data_files import write_arrays
 from disparse_plugin.masks import masks_of
+from models.paper_network import PaperNetwork
 from multitask import settings
 from multitask.bench import Bench, Budget, Course, Setting, batch_order
 from multitask.methods import METHODS
@@ -33,7 +34,6 @@ from multitask.results import KnownTask, load
 from multitask.runs import Store
 from multitask.summary import Summary
 from multitask.tasks import normals, segmentation
-from paper_network import PaperNetwork
 
 AMOUNT = 0.9
 CPU = torch.device("cpu")

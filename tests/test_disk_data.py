@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from data_files import write_arrays, write_taskonomy
+from models.paper_network import NYU_V2, TASKONOMY, PaperNetwork
 from multitask.cityscapes import cityscapes
 from multitask.disk import MEAN, SPREAD, UNKNOWN, Augment, OnDisk
 from multitask.nyuv2 import nyuv2
 from multitask.paper_setup import SETUPS
 from multitask.taskonomy import taskonomy
 from multitask.tasks import IGNORE
-from paper_network import NYU_V2, TASKONOMY, PaperNetwork
 
 SPLITS = ("train", "validation", "test")
 

@@ -8,7 +8,7 @@ import timm
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paper_network import PaperNetwork
+from models.paper_network import PaperNetwork
 
 from .problem import Problem
 

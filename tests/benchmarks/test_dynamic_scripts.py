@@ -14,7 +14,7 @@ from places import ROOT
     ("script", "needs", "expected"),
     [
         ("examples/sparse_training.py", "examples/quickstart.py", "DiSparse dynamic"),
-        ("benchmarks/dynamic.py", "benchmarks/paper_network.py", "one update per 50 steps adds"),
+        ("benchmarks/dynamic.py", "benchmarks/models/paper_network.py", "one update per 50 steps adds"),
     ],
 )
 def test_a_script_runs_quickly(script, needs, expected, tmp_path):

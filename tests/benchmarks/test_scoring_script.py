@@ -10,7 +10,7 @@ import torch
 
 import scoring
 from disparse_plugin import prunable_parameters, score_tasks
-from paper_network import NYU_V2, TASK_SETS, TASKONOMY, PaperNetwork, random_batches, task_losses
+from models.paper_network import NYU_V2, TASK_SETS, TASKONOMY, PaperNetwork, random_batches, task_losses
 from scoring_variants import Meter, authors_masks, authors_scores, count_weights, parse, run
 
 QUICK = ["--width=4", "--hidden=8", "--size=33", "--batch=1", "--batches=1"]
