@@ -25,11 +25,11 @@ from pathlib import Path
 
 import torch
 
-from multitask.bench import Setting
-from multitask.methods import METHODS
-from multitask.problem import Problem
+from multitask.problem.problem import Problem
+from multitask.pruning.methods import METHODS
 from multitask.runs import Store, choose_rates, describe, known_methods, run_seed
 from multitask.settings import SETTINGS, weighted
+from multitask.training.bench import Setting
 
 AMOUNTS = (0.90, 0.95, 0.98, 0.99, 0.995)
 RESULTS = Path(__file__).parent / "results"

@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from multitask import curves, overview, tables
-from multitask.results import Result, load
-from multitask.summary import Summary
-from multitask.verdict import Comparison, baselines, budgets, tally, twins
+from multitask.report import curves, overview, tables
+from multitask.report.results import Result, load
+from multitask.report.summary import Summary
+from multitask.report.verdict import Comparison, baselines, budgets, tally, twins
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- accuracy: begin, written by benchmarks/accuracy_tables.py -->", "<!-- accuracy: end -->"

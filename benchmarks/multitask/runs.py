@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bench import Bench, Measured, Setting
-from .methods import DENSE, METHODS, TUNED_AT, Method
-from .problem import Problem
-from .relative import mean_change
+from .problem.problem import Problem
+from .problem.relative import mean_change
+from .pruning.methods import DENSE, METHODS, TUNED_AT, Method
+from .training.bench import Bench, Measured, Setting
 
 TUNING_SEED = 1000  # never among the seeds that are reported
 

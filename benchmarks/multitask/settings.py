@@ -7,16 +7,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from .bench import Budget, Setting
-from .cityscapes import cityscapes
-from .digits import digits
-from .networks import dense_resnet, mlp, paper_network, small_resnet
-from .nyuv2 import nyuv2
-from .paper_setup import SETUPS, PaperSetup
-from .problem import Problem
-from .rooms import rooms
-from .taskonomy import taskonomy
-from .yeast import yeast
+from .data.cityscapes import cityscapes
+from .data.digits import digits
+from .data.nyuv2 import nyuv2
+from .data.rooms import rooms
+from .data.taskonomy import taskonomy
+from .data.yeast import yeast
+from .problem.paper_setup import SETUPS, PaperSetup
+from .problem.problem import Problem
+from .training.bench import Budget, Setting
+from .training.networks import dense_resnet, mlp, paper_network, small_resnet
 
 DIGITS = Budget(train=300, tune=100, batch_size=64, scored=20, rates=(0.03, 0.1, 0.3))
 # For unequal loss weights: Adam trains the head of a task with a small weight as fast as the others.

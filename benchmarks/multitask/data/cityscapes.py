@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import tasks
+from ..problem import tasks
+from ..problem.paper_setup import CITYSCAPES
+from ..problem.problem import Problem
 from .array_folders import TRAIN, array_problem
-from .paper_setup import CITYSCAPES
-from .problem import Problem
 
 LAYOUT = "cityscapes/ holds train/ and val/, each with image/, label_19/, depth/ of 0.npy, 1.npy ...; see cityscapes.py"
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import tasks
+from ..problem import tasks
+from ..problem.problem import Problem
 from .files import require
-from .problem import Problem
 from .splits import InMemory, channel_statistics, sizes, spread_out
 
 CLASSES = (

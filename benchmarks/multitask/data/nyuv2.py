@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import tasks
+from ..problem import tasks
+from ..problem.paper_setup import NYU_V2
+from ..problem.problem import Problem
 from .array_folders import array_problem
-from .paper_setup import NYU_V2
-from .problem import Problem
 
 LAYOUT = (
     "nyuv2/ holds train/ and val/, each with image/, label/ (13 classes; 40 with --data nyuv2-40), normal/ and depth/ "

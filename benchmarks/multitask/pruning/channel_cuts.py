@@ -16,7 +16,7 @@ from torch import nn
 from disparse_plugin.scoring.gradients import Batch
 from disparse_plugin.structured import remove_channels
 
-from .bench import Bench
+from ..training.bench import Bench
 from .cuts import Cut, Seen
 
 FLOOR = 0.5  # of the channels that an even removal would leave

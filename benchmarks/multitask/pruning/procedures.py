@@ -21,7 +21,7 @@ from torch import nn
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler, RewindPoint
 
-from .bench import Bench, Course
+from ..training.bench import Bench, Course
 from .cuts import Cut, Seen
 
 Procedure: TypeAlias = Callable[[Bench, float, float], nn.Module]  # bench, amount, learning rate -> trained network

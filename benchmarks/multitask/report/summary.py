@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from .methods import DENSE, METHODS, Method
-from .relative import Interval, Judged, changes
-from .runs import Run
+from ..problem.relative import Interval, Judged, changes
+from ..pruning.methods import DENSE, METHODS, Method
+from ..runs import Run
 
 Split = str  # "validation" or "test"
 

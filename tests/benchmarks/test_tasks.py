@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multitask import tasks
+from multitask.problem import tasks
 from oracles.metrics import binary, depth, edges, keypoints, normals, segmentation
 
 SIDE = 6

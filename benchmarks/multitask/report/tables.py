@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from .methods import METHODS
-from .relative import Interval
-from .runs import best_rate
+from ..problem.relative import Interval
+from ..pruning.methods import METHODS
+from ..runs import best_rate
 from .summary import Summary
 from .verdict import Comparison
 

@@ -16,11 +16,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..problem.problem import Problem
+from ..problem.tasks import binary
 from .files import FETCH, require
-from .problem import Problem
 from .splits import InMemory, channel_statistics, sizes
 from .stratify import stratify
-from .tasks import binary
 
 FEATURES, LABELS = 103, 14
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}

@@ -20,7 +20,7 @@ from disparse_plugin.agreement.budgets import part_of
 from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import joint
 
-from .problem import Batch, Problem, Split
+from ..problem.problem import Batch, Problem, Split
 
 Measured = dict[str, dict[str, float]]  # task -> metric -> value
 

@@ -24,16 +24,16 @@ from data_files import write_arrays
 from disparse_plugin.masks import masks_of
 from models.paper_network import PaperNetwork
 from multitask import settings
-from multitask.bench import Bench, Budget, Course, Setting, batch_order
-from multitask.methods import METHODS
-from multitask.networks import mlp
-from multitask.problem import Problem, Task
-from multitask.procedures import counts
-from multitask.relative import T95, Interval, changes, mean_change
-from multitask.results import KnownTask, load
+from multitask.problem.problem import Problem, Task
+from multitask.problem.relative import T95, Interval, changes, mean_change
+from multitask.problem.tasks import normals, segmentation
+from multitask.pruning.methods import METHODS
+from multitask.pruning.procedures import counts
+from multitask.report.results import KnownTask, load
+from multitask.report.summary import Summary
 from multitask.runs import Store
-from multitask.summary import Summary
-from multitask.tasks import normals, segmentation
+from multitask.training.bench import Bench, Budget, Course, Setting, batch_order
+from multitask.training.networks import mlp
 
 AMOUNT = 0.9
 CPU = torch.device("cpu")

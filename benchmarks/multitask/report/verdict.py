@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from .methods import Method
-from .relative import Interval
+from ..problem.relative import Interval
+from ..pruning.methods import Method
 from .summary import Summary
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from disparse_plugin import prunable_parameters
 from disparse_plugin.agreement.budgets import part_of
 
-from .bench import Bench
+from ..training.bench import Bench
 
 Seen: TypeAlias = Literal["tasks", "sum"]  # what the criterion sees: each task's loss, or their weighted sum
 Cut: TypeAlias = Callable[[Bench, nn.Module, float | int], None]  # prunes a network in place

@@ -12,7 +12,7 @@ from torch_pruning.pruner.importance import GroupMagnitudeImportance, GroupTaylo
 
 from disparse_plugin import at_least, disparse_pretrained, disparse_static, layer_adaptive
 
-from .bench import Bench
+from ..training.bench import Bench
 from .channel_cuts import by_torch_pruning, channels, channels_with_floor
 from .cuts import Cut, by_part, plain, scored, with_floor
 from .procedures import (

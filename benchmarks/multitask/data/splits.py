@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .problem import Batch, Split
+from ..problem.problem import Batch, Split
 
 
 class InMemory:

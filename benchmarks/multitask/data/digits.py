@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision import datasets
 
+from ..problem.problem import Problem
+from ..problem.tasks import classification
 from .files import FETCH
-from .problem import Problem
 from .splits import InMemory, carve, channel_statistics, sizes
-from .tasks import classification
 
 SIDE, SHIFT = 28, 8  # of one picture, and of the second picture along both axes
 CLASSES = 10

@@ -14,11 +14,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..problem.problem import Problem, Task
+from ..problem.tasks import IGNORE
 from .disk import Augment, OnDisk, Sample
 from .files import require
-from .problem import Problem, Task
 from .splits import carve, sizes
-from .tasks import IGNORE
 
 CHANNELS = {"depth": 1, "normals": 3}
 TRAIN, TEST = "train", "val"  # the folders; what they call val is the only other one, so it is the test split here

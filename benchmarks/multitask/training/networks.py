@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.paper_network import PaperNetwork
 
-from .problem import Problem
+from ..problem.problem import Problem
 
 
 class Heads(nn.ModuleDict):

@@ -10,7 +10,7 @@ import torch
 
 import render_rooms
 from furniture_files import LEFT_OUT, PIECES, write_furniture
-from multitask import rooms as loader
+from multitask.data import rooms as loader
 from rooms_renderer.catalogue import CLASSES, class_of, read_catalogues
 from rooms_renderer.furnishing import GAP, make_room
 from rooms_renderer.meshes import load_mesh

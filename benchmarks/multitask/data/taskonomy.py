@@ -33,11 +33,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import tasks
+from ..problem import tasks
+from ..problem.paper_setup import TASKONOMY
+from ..problem.problem import Problem
 from .disk import Augment, OnDisk, Sample, zoomed
 from .files import require
-from .paper_setup import TASKONOMY
-from .problem import Problem
 from .splits import carve, sizes
 
 LAYOUT = (

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 import fetch_data
 from data_files import ROOM_COUNTS, write_digits, write_rooms, write_yeast
-from multitask.digits import MIXES, digits
-from multitask.rooms import KEYPOINT_SCALE, rooms
-from multitask.stratify import stratify
-from multitask.yeast import yeast
+from multitask.data.digits import MIXES, digits
+from multitask.data.rooms import KEYPOINT_SCALE, rooms
+from multitask.data.stratify import stratify
+from multitask.data.yeast import yeast
 
 SPLITS = ("train", "validation", "test")
 REAL = Path(os.environ.get("DISPARSE_DATA", "no-such-folder"))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .methods import DENSE, METHODS
-from .runs import Run, Store
+from ..pruning.methods import DENSE, METHODS
+from ..runs import Run, Store
 from .summary import Summary
 
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .problem import Batch
-from .tasks import IGNORE
+from ..problem.problem import Batch
+from ..problem.tasks import IGNORE
 
 Sample: TypeAlias = tuple[Tensor, dict[str, Tensor]]  # a picture (3, height, width) in [0, 1], and its targets
 Key = TypeVar("Key")

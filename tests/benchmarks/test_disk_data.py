@@ -10,12 +10,12 @@ from PIL import Image
 
 from data_files import write_arrays, write_taskonomy
 from models.paper_network import NYU_V2, TASKONOMY, PaperNetwork
-from multitask.cityscapes import cityscapes
-from multitask.disk import MEAN, SPREAD, UNKNOWN, Augment, OnDisk
-from multitask.nyuv2 import nyuv2
-from multitask.paper_setup import SETUPS
-from multitask.taskonomy import taskonomy
-from multitask.tasks import IGNORE
+from multitask.data.cityscapes import cityscapes
+from multitask.data.disk import MEAN, SPREAD, UNKNOWN, Augment, OnDisk
+from multitask.data.nyuv2 import nyuv2
+from multitask.data.taskonomy import taskonomy
+from multitask.problem.paper_setup import SETUPS
+from multitask.problem.tasks import IGNORE
 
 SPLITS = ("train", "validation", "test")
 

@@ -1,0 +1,1 @@
+"""Data sets, each a problem with train, validation and test."""

@@ -1,0 +1,1 @@
+"""What a problem is: tasks, metrics, and how far from dense."""

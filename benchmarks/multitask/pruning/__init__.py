@@ -1,0 +1,1 @@
+"""Methods under test: cuts, channel cuts, procedures."""
