@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._support.text_table import draw
 from ..parameters import ParameterKey, alive_mask, score_dtype, stored
 
 
@@ -125,14 +126,11 @@ class GradientConflict:
     def __str__(self) -> str:
         """Return a table."""
         layers = self.layers()
-        width = max([len("layer"), *(len(found.name) for found in layers)])
-        lines = [f"{'layer':{width}}  cosine (std)      conflicting signs  tasks"]
-        lines += [
-            f"{found.name:{width}}  {found.cosine:+.3f} ({found.cosine_std:.3f})  "
-            f"{100 * found.conflicting:15.1f} %  {' & '.join(found.tasks)}"
-            for found in layers
-        ]
-        return "\n".join(lines)
+        rows = [("layer", "tasks", "cosine (std)", "conflicting signs")]
+        for found in layers:
+            cosine = f"{found.cosine:+.3f} ({found.cosine_std:.3f})"
+            rows.append((found.name, " & ".join(found.tasks), cosine, f"{100 * found.conflicting:.1f} %"))
+        return draw(rows, left=2)
 
 
 def _compare(a: Tensor, b: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .._support.text_table import draw
 from ..agreement.percentiles import AliveScores
 from ..scoring.task_scores import TaskScores
 from .measures import Overlap, count_stratum, together
@@ -160,12 +161,7 @@ class TaskOverlap:
             rows.append(cells + kept + [""] * (len(self.tasks) + 1 - len(kept)))
             if self.controls is not None:
                 rows[-1] += [_cell(profile[place].kappa) for profile in self.controls.profiles()]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-            for row in rows
-        ]
-        return "\n".join([self._headline(), *lines])
+        return f"{self._headline()}\n{draw(rows)}"
 
     def _headline(self) -> str:
         meaning = "each task's own mask removes" if self.cut == "per_task" else "the union of the tasks' masks removes"

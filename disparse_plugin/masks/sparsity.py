@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from .._support.text_table import draw
 from .._support.undisturbed import undisturbed
 from ..agreement.ranking import count_true
 from ..parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
@@ -127,7 +128,7 @@ class SparsityReport:
         alive_of_all = self.all_parameters - self.total + self.alive
         table.append(("all prunable", "", "", *_counts(self.alive, self.total)))
         table.append(("all parameters", "", "", *_counts(alive_of_all, self.all_parameters)))
-        text = _draw(table, rule_before=len(self.layers) + 1)
+        text = draw(table, left=3, rule_before=len(self.layers) + 1)
         if (flops := self.theoretical_flops) is not None:
             share = 100 * flops[0] / flops[1]
             text += f"\ntheoretical FLOPs of a forward: {flops[0]:,.0f} of {flops[1]:,} ({share:.2f} %)"
@@ -198,16 +199,3 @@ def _flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> Mapping[nn.Modu
 
 def _counts(alive: int, total: int) -> tuple[str, str, str]:
     return f"{alive:,}", f"{total:,}", f"{100 * (1 - alive / total):.2f} %"
-
-
-def _draw(table: Sequence[tuple[str, ...]], rule_before: int) -> str:
-    """Align columns, text to the left and numbers to the right, with a rule above the totals."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(_aligned(row, widths)).rstrip() for row in table]
-    lines.insert(rule_before, "-" * max(map(len, lines)))
-    return "\n".join(lines)
-
-
-def _aligned(row: tuple[str, ...], widths: list[int]) -> Iterable[str]:
-    for position, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        yield cell.ljust(width) if position < 3 else cell.rjust(width)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from .._support.text_table import draw
 from .plan import RemovalPlan
 
 
@@ -90,10 +91,7 @@ class RemovalReport:
         parts = {**self.parts, "total": PartChange(self.parameters, self.macs)}
         for name, part in parts.items():
             rows.append((name, *_cells(part.parameters), *_cells(part.macs)))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(_align(cell, w, c) for c, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
-        ]
+        lines = [draw(rows)]
         asked = f"{self.asked:.1%}" if isinstance(self.asked, float) else str(self.asked)
         lines.append(f"removed {self.achieved:.1%} of {self.of}, asked {asked}; deviation {self.deviation:.1e}")
         reasons: dict[str, list[str]] = {}
@@ -105,7 +103,3 @@ class RemovalReport:
 
 def _cells(change: Change) -> tuple[str, str, str]:
     return f"{change.before:,}", f"{change.after:,}", f"{1 - change.removed:.1%}"
-
-
-def _align(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column == 0 else cell.rjust(width)
