@@ -146,6 +146,12 @@ def alive_mask(module: nn.Module, name: str) -> Tensor | None:
     return mask != 0
 
 
+def present_mask(key: ParameterKey) -> Tensor:
+    """Return the mask that a parameter carries, bool; all True if it carries none."""
+    mask = alive_mask(*key)
+    return torch.ones_like(stored(*key), dtype=torch.bool) if mask is None else mask
+
+
 def check_parameters(model: nn.Module, parameters: Iterable[ParameterKey] | None) -> tuple[ParameterKey, ...]:
     """Check a list of ``(module, name)`` pairs against a model, before anything is scored or changed.
 

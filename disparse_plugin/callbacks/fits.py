@@ -15,9 +15,8 @@ from ..criteria import Criterion, ScoreFunction
 from ..masks.attach import fold as fold_masks
 from ..masks.attach import masks_of
 from ..masks.state_dicts import attach_in_place, follow_masks
-from ..parameters import ParameterKey, prunable_parameters
+from ..parameters import ParameterKey, present_mask, prunable_parameters
 from ..scoring.gradients import Batch
-from ..sparse_training.initial_masks import present_mask
 from .base import LossesFor, PruningInFit
 from .modes import Mode, maker
 

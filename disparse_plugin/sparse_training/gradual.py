@@ -16,9 +16,8 @@ from ..agreement.amounts import count_to_prune
 from ..agreement.budgets import check_budget
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..parameters import ParameterKey, check_parameters, unwrap
+from ..parameters import ParameterKey, check_parameters, present_mask, unwrap
 from ..scoring.gradients import Batch, TaskLosses
-from .initial_masks import present_mask
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
 from .schedules import CubicSparsity, Schedule, check_steps, checked, describe

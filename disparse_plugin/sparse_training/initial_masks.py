@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..agreement.amounts import count_to_prune
-from ..parameters import ParameterKey, alive_mask, is_masked, stored
+from ..parameters import ParameterKey, is_masked, present_mask, stored
 from .densities import layer_counts
 from .exchange import random_mask
 
@@ -114,12 +114,6 @@ def _total_amount(
     return sum(sizes) - sum(
         size if index in dense else round(distribution[index] * size) for index, size in enumerate(sizes)
     )
-
-
-def present_mask(key: ParameterKey) -> Tensor:
-    """Return the mask that a parameter carries, bool; all True if it carries none."""
-    mask = alive_mask(*key)
-    return torch.ones_like(stored(*key), dtype=torch.bool) if mask is None else mask
 
 
 def _check_unmasked(keys: Sequence[ParameterKey], names: Sequence[str]) -> None:
