@@ -176,6 +176,7 @@ def ignores_absent_tasks(arbiter: Arbiter) -> bool:
 def is_order_statistic(arbiter: Arbiter) -> bool:
     """Tell whether an arbiter always returns one of the percentiles, chosen by their order alone.
 
-    Such an arbiter commutes with every increasing map of the percentiles, which :mod:`disparse_plugin.agreement.cut` uses.
+    Such an arbiter commutes with every increasing map of the percentiles, which :mod:`disparse_plugin.agreement.cut`
+    uses.
     """
     return arbiter is unanimous or arbiter is any_task or isinstance(arbiter, AtLeast)

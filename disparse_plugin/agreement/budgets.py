@@ -8,8 +8,8 @@ network in two, or starve the heads to spare the trunk. Two options prevent it, 
 * an amount for each *part*: ``"shared"`` is what two or more tasks reach, a task's name what that task alone reaches.
   The agreement scores are as ever (percentiles among all that a task reaches), but every part has a cut of its own.
 
-The tie rule is that of :mod:`disparse_plugin.agreement.ranking`: of two equal scores the one that comes first goes first, so the
-protected one is the later.
+The tie rule is that of :mod:`disparse_plugin.agreement.ranking`: of two equal scores the one that comes first goes
+first, so the protected one is the later.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
     masked weights are exactly 0, as with :class:`DiSparseScheduler`; none comes back.
 
     ``joint(losses)`` with ``criterion="magnitude"`` is plain gradual magnitude pruning; with :meth:`prune_to` and a
-    :class:`~disparse_plugin.sparse_training.rewinding.RewindPoint` it is iterative magnitude pruning with rewinding (Frankle et al.,
-    ICML 2020).
+    :class:`~disparse_plugin.sparse_training.rewinding.RewindPoint` it is iterative magnitude pruning with rewinding
+    (Frankle et al., ICML 2020).
 
     Example:
         >>> import torch

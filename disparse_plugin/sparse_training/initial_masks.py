@@ -39,8 +39,8 @@ def initial_masks(
 
     Raises:
         TypeError: As :func:`~disparse_plugin.sparse_training.densities.layer_counts`.
-        ValueError: As :func:`~disparse_plugin.sparse_training.densities.layer_counts`; if a layer is unknown, ``amount`` is missing or
-            contradicts the distribution, or the model carries masks already.
+        ValueError: As :func:`~disparse_plugin.sparse_training.densities.layer_counts`; if a layer is unknown,
+            ``amount`` is missing or contradicts the distribution, or the model carries masks already.
     """
     dense = _exempt_indices(keys, names, exempt)
     total = sum(stored(*key).numel() for key in keys)

@@ -32,7 +32,8 @@ class LiveMasks:
             masks: The first masks, bool.
 
         Raises:
-            TypeError: If the optimizer is not known; see :func:`~disparse_plugin.sparse_training.optimizer_state.check_optimizer`.
+            TypeError: If the optimizer is not known; see
+                :func:`~disparse_plugin.sparse_training.optimizer_state.check_optimizer`.
             ValueError: If the optimizer does not train a parameter, or the masks differ between ranks.
         """
         self.keys: Sequence[ParameterKey] = tuple(masks)

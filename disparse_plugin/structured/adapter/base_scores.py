@@ -30,8 +30,8 @@ class BaseScores:
 
         Criteria that accumulate squared gradients (``GroupHessianImportance``) get the mean over the batches of the
         squared batch gradient; with batches of one that is what their authors describe. ``OBDCImportance`` gets the
-        sums over samples that it would collect itself (:func:`~disparse_plugin.structured.adapter.base_fisher.fisher_per_task`). All
-        others get the sum.
+        sums over samples that it would collect itself
+        (:func:`~disparse_plugin.structured.adapter.base_fisher.fisher_per_task`). All others get the sum.
 
         Raises:
             TypeError: If ``base`` is not callable.
