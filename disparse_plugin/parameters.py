@@ -98,6 +98,18 @@ def qualified_names(model: nn.Module, parameters: Iterable[ParameterKey]) -> tup
     return tuple(names)
 
 
+def module_names(model: nn.Module) -> dict[nn.Module, str]:
+    """Name every module as in the qualified names of its parameters, without wrappers.
+
+    Example:
+        >>> list(module_names(nn.Sequential(nn.Linear(2, 2), nn.ReLU())).values())
+        ['', '0', '1']
+    """
+    modules = list(dict.fromkeys(unwrap(model).modules()))
+    names = qualified_names(model, [(module, "") for module in modules])
+    return {module: name.removesuffix(".") for module, name in zip(modules, names, strict=True)}
+
+
 def keys_by_name(model: nn.Module) -> dict[str, ParameterKey]:
     """Find every parameter of a model by the name that :func:`qualified_names` gives it.
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
-from ..parameters import ParameterKey
+from ..parameters import ParameterKey, module_names
 from ..scoring.gradients import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from ..scoring.task_scores import TaskScores
 from .adapter.base_scores import BaseScores
-from .adapter.graph import TRACE_ERRORS, fix_layer_norms, module_names, traced_parameters
+from .adapter.graph import TRACE_ERRORS, fix_layer_norms, traced_parameters
 from .adapter.groups import UnusableGroupError, block_counts, read_group
 from .adapter.private import bounded, graph_of, tp
 from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of

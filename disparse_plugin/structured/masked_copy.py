@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..parameters import keys_by_name
-from .adapter.graph import attention_heads, module_names
+from ..parameters import keys_by_name, module_names
+from .adapter.graph import attention_heads
 from .groups import Follower, parameter_slices
 from .plan import Cut
 

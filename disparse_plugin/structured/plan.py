@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .._support.files import read_tensors, write_tensors
-from ..parameters import unwrap
-from .adapter.graph import attention_heads, module_names, pruner_of
+from ..parameters import module_names, unwrap
+from .adapter.graph import attention_heads, pruner_of
 from .groups import Side
 
 _KIND = "disparse_plugin.removal"

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..parameters import unwrap
-from .adapter.graph import module_names
+from ..parameters import module_names, unwrap
 from .adapter.private import parameter_name, tp
 from .groups import Side
 from .plan import Attributes, Cut, RemovalPlan, plain_attributes

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..agreement.amounts import check_amount
-from ..parameters import ParameterKey, is_masked
-from .adapter.graph import TRACE_ERRORS, attention_heads, module_names, trace
+from ..parameters import ParameterKey, is_masked, module_names
+from .adapter.graph import TRACE_ERRORS, attention_heads, trace
 from .adapter.groups import Groups, channel_groups
 from .adapter.observation import Inputs, Observation, observe
 from .budget import QUANTITIES

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...parameters import ParameterKey, qualified_names, unwrap
+from ...parameters import ParameterKey
 from ..groups import channel_parameters
 from .private import bounded, cut_parameter, tp
 
@@ -123,13 +123,6 @@ def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
             if told <= {qkv.out_features // (3 * heads)}:
                 found[qkv] = heads
     return found
-
-
-def module_names(model: nn.Module) -> dict[nn.Module, str]:
-    """Name every module as in the qualified names of its parameters, without wrappers."""
-    modules = list(dict.fromkeys(unwrap(model).modules()))
-    names = qualified_names(model, [(module, "") for module in modules])
-    return {module: name.removesuffix(".") for module, name in zip(modules, names, strict=True)}
 
 
 def one_line(error: BaseException) -> str:

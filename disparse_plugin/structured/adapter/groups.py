@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...parameters import module_names
 from ..groups import ChannelGroup, Follower, Side, is_depthwise
-from .graph import ROOT_TYPES, TRACE_ERRORS, module_names, one_line
+from .graph import ROOT_TYPES, TRACE_ERRORS, one_line
 from .private import parameter_name, tp, unchanging
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ...parameters import module_names
 from ..groups import join
-from .graph import module_names, tensors_in
+from .graph import tensors_in
 
 _COUNTED = (_ConvNd, nn.Linear)
 
