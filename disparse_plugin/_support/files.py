@@ -1,15 +1,18 @@
-"""Tensors and facts in one safetensors file, written atomically and checked when read."""
+"""Tensors and facts in one safetensors file, written atomically and checked when read; masks as bits."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -80,6 +83,39 @@ def read_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, Tensor], dic
             return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata["facts"])  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"path: must be a complete safetensors file, found {path} unreadable ({error})") from error
+
+
+def packed_bits(mask: Tensor) -> Tensor:
+    """Put a mask into one bit per entry, as ``numpy.packbits`` does: uint8, 1-D, on the CPU.
+
+    Args:
+        mask: bool, any shape, on any device.
+
+    Example:
+        >>> packed_bits(torch.tensor([[True, False], [True, True]])).tolist()
+        [176]
+    """
+    return torch.from_numpy(np.packbits(mask.cpu().contiguous().numpy().reshape(-1)))
+
+
+def unpacked_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
+    """Turn what :func:`packed_bits` returned into a bool mask again, on the CPU.
+
+    Args:
+        bits: uint8, 1-D.
+        shape: The mask's shape.
+
+    Raises:
+        ValueError: If there are more or fewer bits than the shape needs.
+
+    Example:
+        >>> unpacked_bits(torch.tensor([176], dtype=torch.uint8), (2, 2)).tolist()
+        [[True, False], [True, True]]
+    """
+    count = math.prod(shape)
+    if bits.numel() != -(-count // 8):
+        raise ValueError(f"bits: a mask of shape {tuple(shape)} must take {-(-count // 8)} bytes, found {bits.numel()}")
+    return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)).reshape(tuple(shape))
 
 
 def _umask() -> int:

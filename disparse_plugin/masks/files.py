@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from .._support.files import read_tensors, write_tensors
+from .._support.files import packed_bits, read_tensors, unpacked_bits, write_tensors
 from ..parameters import qualified_names
 from .attach import Masks, attach_masks, checked_masks, masks_of
 
@@ -60,7 +58,9 @@ def save_masks(
     for masks in (tasks or {}).values():
         checked = checked_masks(model, masks)
         groups.append(dict(zip(qualified_names(model, checked), checked.values(), strict=True)))
-    tensors = {f"{number}/{name}": _pack(mask) for number, group in enumerate(groups) for name, mask in group.items()}
+    tensors = {
+        f"{number}/{name}": packed_bits(mask) for number, group in enumerate(groups) for name, mask in group.items()
+    }
     layout = {
         "tasks": list(tasks or {}),
         "shapes": [{name: list(mask.shape) for name, mask in group.items()} for group in groups],
@@ -90,7 +90,8 @@ def load_masks(model: nn.Module, path: str | Path, *, task: str | None = None) -
     if task is not None and task not in layout["tasks"]:
         raise ValueError(f"task: must be one of {layout['tasks']} stored in {path}, found {task!r}")
     number = 0 if task is None else 1 + layout["tasks"].index(task)
-    masks = {name: _unpack(tensors[f"{number}/{name}"], shape) for name, shape in layout["shapes"][number].items()}
+    shapes = layout["shapes"][number]
+    masks = {name: unpacked_bits(tensors[f"{number}/{name}"], shape) for name, shape in shapes.items()}
     extra = sorted(set(masks_of(model)) - set(masks))
     if extra:
         raise ValueError(
@@ -100,12 +101,3 @@ def load_masks(model: nn.Module, path: str | Path, *, task: str | None = None) -
     attach_masks(model, masks)
     facts: dict[str, Any] = layout["facts"]
     return facts
-
-
-def _pack(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
-
-
-def _unpack(bits: Tensor, shape: list[int]) -> Tensor:
-    count = int(np.prod(shape))
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).reshape(shape)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .._support.distributed import check_same_tensors, failing_together
+from .._support.files import packed_bits, unpacked_bits
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import ParameterKey, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
@@ -108,10 +108,7 @@ class LiveMasks:
 
     def packed(self) -> dict[str, Tensor]:
         """Return the masks as bits by qualified name, uint8, on the CPU."""
-        return {
-            name: torch.from_numpy(np.packbits(mask.cpu().contiguous().numpy().reshape(-1)))
-            for name, mask in zip(self.names, self._read(), strict=True)
-        }
+        return {name: packed_bits(mask) for name, mask in zip(self.names, self._read(), strict=True)}
 
     def unpacked(self, packed: Mapping[str, Tensor]) -> list[Tensor]:
         """Turn what :meth:`packed` returned into bool masks of the parameters' shapes.
@@ -131,8 +128,7 @@ class LiveMasks:
                     f"state_dict: the mask of {name} must be for shape {tuple(parameter.shape)}, found "
                     f"{packed[name].numel()} bytes"
                 )
-            bits = np.unpackbits(packed[name].cpu().numpy(), count=parameter.numel()).astype(bool)
-            masks.append(torch.from_numpy(bits).reshape(parameter.shape).to(parameter.device))
+            masks.append(unpacked_bits(packed[name], parameter.shape).to(parameter.device))
         return masks
 
     def _hooks(self) -> list[DiSparseDynamic]:
