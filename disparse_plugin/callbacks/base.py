@@ -15,7 +15,7 @@ from torch import nn
 from .._support.distributed import check_same_tensors
 from ..arbiters import Arbiter
 from ..criteria import Criterion
-from ..masks.state_dicts import attach_in_place
+from ..masks.in_place import attach_in_place
 from ..parameters import ParameterKey, is_masked
 from ..scoring.gradients import Batch, TaskLosses
 from ..scoring.score import score_tasks

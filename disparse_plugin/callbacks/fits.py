@@ -14,7 +14,8 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..masks.attach import fold as fold_masks
 from ..masks.attach import masks_of
-from ..masks.state_dicts import attach_in_place, follow_masks
+from ..masks.in_place import attach_in_place
+from ..masks.state_dicts import follow_masks
 from ..parameters import ParameterKey, present_mask, prunable_parameters
 from ..scoring.gradients import Batch
 from .base import LossesFor, PruningInFit

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..parameters import check_parameters, is_masked, stored
-from .attach import Masks, checked_masks
 from .in_place import DiSparseDynamic
 
 
@@ -74,32 +73,6 @@ def follow_masks(model: nn.Module) -> list[Any]:
         model.register_load_state_dict_pre_hook(_before_load),
         model.register_load_state_dict_post_hook(_after_load),
     ]
-
-
-def attach_in_place(model: nn.Module, masks: Masks) -> None:
-    """Mask parameters such that the masks can be rewritten later and the parameters keep their order.
-
-    As :func:`~disparse_plugin.masks.attach_masks`, but with the hook of :class:`DiSparseDynamic`.
-
-    Args:
-        model: The model; changed in place, after all checks.
-        masks: bool, by pair or by qualified name. On a parameter that carries a mask, both masks apply.
-
-    Raises:
-        TypeError: As :func:`~disparse_plugin.masks.attach_masks`. Nothing is changed.
-        ValueError: As :func:`~disparse_plugin.masks.attach_masks`. Nothing is changed.
-
-    Example:
-        >>> import torch
-        >>> layer = nn.Linear(2, 1)
-        >>> attach_in_place(layer, {"weight": torch.tensor([[True, False]])})
-        >>> [name for name, _ in layer.named_parameters()]
-        ['weight_orig', 'bias']
-    """
-    checked = checked_masks(model, masks)
-    check_parameters(model, checked)
-    for (module, name), mask in checked.items():
-        DiSparseDynamic.apply(module, name, mask.to(stored(module, name).device))
 
 
 def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
