@@ -27,7 +27,7 @@ from .arbiters import Arbiter
 from .callbacks.fits import PrunedFits
 from .callbacks.modes import Mode
 from .criteria import Criterion, ScoreFunction
-from .scoring.gradients import Batch, TaskLosses
+from .scoring.losses import Batch, TaskLosses
 
 try:
     from accelerate.utils import send_to_device

@@ -32,7 +32,7 @@ from .callbacks.modes import Mode
 from .criteria import Criterion, ScoreFunction
 from .masks.state_dicts import match_masks
 from .module_losses import check_has_task_losses, task_losses_in
-from .scoring.gradients import Batch
+from .scoring.losses import Batch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .scoring.gradients import Batch, TaskLosses
+from .scoring.losses import Batch, TaskLosses
 
 METHOD = "task_losses"
 

@@ -27,9 +27,8 @@ from torch import Tensor
 from ..arbiters import Arbiter, ignores_absent_tasks
 from .amounts import check_amount, count_to_prune
 from .cut import lowest_by_agreement
-from .highest import highest
 from .percentiles import AliveScores, agreement
-from .ranking import count_true, lowest
+from .ranking import count_true, highest, lowest
 
 # How much is pruned: of everything, or of each part by its name.
 Amount: TypeAlias = float | Mapping[str, float]

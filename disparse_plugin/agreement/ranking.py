@@ -12,6 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Finding the few highest: below this size, or from this share on, sampling gains nothing.
+SMALLEST = 2**14
+LARGEST_SHARE = 1 / 8
+# Every so many-th value is sampled: a prime, so that the places of a kernel (9, 25, 49) all come in turn.
+STRIDE = 61
+
 
 def ranks(values: Tensor) -> Tensor:
     """Rank each entry from 0 (lowest) to n-1 (highest).
@@ -125,3 +131,36 @@ def _mostly_ties(values: Tensor) -> bool:
     """Tell from a sample whether many entries are equal, which slows numpy's partition down twentyfold, not torch's."""
     sample = values[:: max(1, values.numel() // 1024)]
     return bool(2 * sample.unique().numel() < sample.numel())
+
+
+def highest(values: Tensor, count: int) -> Tensor:
+    """Find the positions of the ``count`` highest entries; of equal ones the last, by the rule of ``ranking``.
+
+    A sample tells a value that about twice as many entries exceed. If at least ``count`` do, the highest are among
+    them, and only those are compared with each other.
+
+    Args:
+        values: 1-D, floating point, no NaN.
+        count: How many, at most ``values.numel()``.
+
+    Returns:
+        int64, ``count`` positions in ascending order.
+
+    Example:
+        >>> highest(torch.tensor([0.5, 0.1, 0.5, 0.0, 0.7]), 2).tolist()
+        [2, 4]
+    """
+    near = _near_the_top(values, count)
+    if near is None:
+        return (~lowest(values, values.numel() - count)).nonzero().flatten()
+    return near[~lowest(values[near], near.numel() - count)]
+
+
+def _near_the_top(values: Tensor, count: int) -> Tensor | None:
+    size = values.numel()
+    if size < SMALLEST or count > LARGEST_SHARE * size:
+        return None
+    sample = values[::STRIDE].sort(descending=True).values
+    guess = sample[min(2 * count // STRIDE + 10, sample.numel() - 1)]
+    near = (values > guess).nonzero().flatten()
+    return near if near.numel() >= count else None

@@ -15,7 +15,7 @@ from ..agreement.amounts import check_amount
 from ..agreement.percentiles import AliveScores
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..parameters import ParameterKey
-from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses
 from .controls import Controls
 from .measures import Overlap, count_stratum
 from .overlap import TaskOverlap, overlap_of_masks

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..scoring.gradients import Batch
+from ..scoring.losses import Batch
 
 
 def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:

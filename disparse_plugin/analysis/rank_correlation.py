@@ -11,7 +11,7 @@ from ..agreement.ranking import ranks
 def average_ranks(values: Tensor) -> Tensor:
     """Rank from 0 (lowest) to n-1; equal values share the mean of their ranks.
 
-    The first-come tie rule of :mod:`disparse_plugin.agreement.ranking` would make tables full of equal scores look
+    The first-come tie rule of :mod:`..agreement.ranking` would make tables full of equal scores look
     alike.
 
     Args:

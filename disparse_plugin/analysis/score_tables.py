@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..criteria import Criterion
 from ..parameters import ParameterKey
-from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from .task_masks import alive_scores
 

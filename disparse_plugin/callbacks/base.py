@@ -17,7 +17,7 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion
 from ..masks.in_place import attach_in_place
 from ..parameters import ParameterKey, is_masked
-from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from ..sparse_training.mask_scheduler import MaskScheduler
 from ..sparse_training.schedules import check_steps

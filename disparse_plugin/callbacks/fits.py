@@ -17,7 +17,7 @@ from ..masks.attach import masks_of
 from ..masks.in_place import attach_in_place
 from ..masks.state_dicts import follow_masks
 from ..parameters import ParameterKey, present_mask, prunable_parameters
-from ..scoring.gradients import Batch
+from ..scoring.losses import Batch
 from .base import LossesFor, PruningInFit
 from .modes import Mode, maker
 

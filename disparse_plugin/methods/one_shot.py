@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from .. import arbiters
 from ..agreement.budgets import Amount, check_budget
 from ..arbiters import Arbiter
-from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from ..scoring.task_scores import TaskScores
 

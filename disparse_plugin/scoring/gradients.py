@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..parameters import ParameterKey, is_masked, stored
-
-Batch: TypeAlias = Any
-TaskLosses: TypeAlias = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
 
 
 class UsedWeights:
@@ -104,50 +101,3 @@ class UsedWeights:
             f"not fire and the weight {state}; leave it out: parameters=prunable_parameters(model, exclude=[that "
             "module])"
         )
-
-
-def check_losses(losses: object, tasks: Sequence[str] | None, batch: int) -> dict[str, Tensor]:
-    """Check what a user's loss function returned for one batch.
-
-    Args:
-        losses: The value returned.
-        tasks: The task names seen in the first batch, or None in the first batch.
-        batch: Number of the batch, for messages.
-
-    Returns:
-        The losses, in the order of ``tasks``.
-
-    Raises:
-        TypeError: If it is not a mapping from str to tensors.
-        ValueError: If it is empty, a loss is not a real scalar, or the tasks differ from those of the first batch.
-    """
-    if not isinstance(losses, Mapping):
-        raise TypeError(
-            f"losses: must return a mapping from task name to scalar loss, found {type(losses).__name__} in batch "
-            f"{batch}; "
-            "return e.g. {'segmentation': loss_a, 'depth': loss_b}"
-        )
-    if not losses:
-        raise ValueError(f"losses: must return at least one task, found an empty mapping in batch {batch}")
-    for task, loss in losses.items():
-        if not isinstance(task, str):
-            raise TypeError(
-                f"losses: task names must be str, found {task!r} of type {type(task).__name__} in batch {batch}"
-            )
-        if not isinstance(loss, Tensor):
-            raise TypeError(
-                f"losses: the loss of task {task!r} must be a tensor, found {type(loss).__name__} in batch {batch}; "
-                "do not call .item() on it"
-            )
-        if loss.numel() != 1 or loss.is_complex():
-            raise ValueError(
-                f"losses: the loss of task {task!r} must be one real number, found shape {tuple(loss.shape)} and "
-                f"{loss.dtype} "
-                f"in batch {batch}; reduce it with .mean() or .sum()"
-            )
-    if tasks is not None and set(losses) != set(tasks):
-        raise ValueError(
-            f"losses: every batch must return the same tasks, found {sorted(losses)} in batch {batch} "
-            f"after {sorted(tasks)} in batch 0; return a zero loss for a task without labels"
-        )
-    return {task: losses[task] for task in (losses if tasks is None else tasks)}

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from .._support.distributed import failing_together
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..parameters import ParameterKey, check_parameters, qualified_names, unwrap
-from .gradients import Batch, TaskLosses
+from .losses import Batch, TaskLosses
 from .sums import GradientObserver, ScoreSums
 from .task_scores import TaskScores
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from ..masks.in_place import DiSparseDynamic
-from ..scoring.joint import joint
+from ..scoring.losses import joint
 from .checkpoints import load_checkpoint, save_checkpoint
 from .densities import ERK_POWER, layer_counts
 from .gradual import GradualPruning, PruningStage

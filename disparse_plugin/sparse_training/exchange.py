@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..agreement.cut import lowest_by_agreement
-from ..agreement.highest import highest
-from ..agreement.ranking import count_true, lowest, ranks
+from ..agreement.ranking import count_true, highest, lowest, ranks
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 
 

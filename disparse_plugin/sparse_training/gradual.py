@@ -17,7 +17,7 @@ from ..agreement.budgets import check_budget
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..parameters import ParameterKey, check_parameters, present_mask, unwrap
-from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
 from .schedules import CubicSparsity, Schedule, check_steps, checked, describe
@@ -48,7 +48,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
     masked weights are exactly 0, as with :class:`DiSparseScheduler`; none comes back.
 
     ``joint(losses)`` with ``criterion="magnitude"`` is plain gradual magnitude pruning; with :meth:`prune_to` and a
-    :class:`~disparse_plugin.sparse_training.rewinding.RewindPoint` it is iterative magnitude pruning with rewinding
+    :class:`.RewindPoint` it is iterative magnitude pruning with rewinding
     (Frankle et al., ICML 2020).
 
     Example:

@@ -38,8 +38,8 @@ def initial_masks(
         bool masks by index.
 
     Raises:
-        TypeError: As :func:`~disparse_plugin.sparse_training.densities.layer_counts`.
-        ValueError: As :func:`~disparse_plugin.sparse_training.densities.layer_counts`; if a layer is unknown,
+        TypeError: As :func:`.layer_counts`.
+        ValueError: As :func:`.layer_counts`; if a layer is unknown,
             ``amount`` is missing or contradicts the distribution, or the model carries masks already.
     """
     dense = _exempt_indices(keys, names, exempt)

@@ -33,7 +33,7 @@ class LiveMasks:
 
         Raises:
             TypeError: If the optimizer is not known; see
-                :func:`~disparse_plugin.sparse_training.optimizer_state.check_optimizer`.
+                :func:`.check_optimizer`.
             ValueError: If the optimizer does not train a parameter, or the masks differ between ranks.
         """
         self.keys: Sequence[ParameterKey] = tuple(masks)
@@ -56,7 +56,7 @@ class LiveMasks:
 
         Raises:
             ValueError: If a parameter lost its hook, or its mask was changed by something else; or as
-                :func:`~disparse_plugin.sparse_training.optimizer_state.check_optimizer`.
+                :func:`.check_optimizer`.
         """
         self._hooks()
         check_optimizer(self._optimizer, dict(zip(self.names, self.parameters(), strict=True)))

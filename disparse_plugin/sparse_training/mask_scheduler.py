@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from torch.optim import Optimizer
 
-from ..scoring.gradients import Batch
+from ..scoring.losses import Batch
 from .completed_steps import CompletedSteps
 from .live_masks import LiveMasks
 

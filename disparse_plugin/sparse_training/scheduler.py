@@ -16,7 +16,7 @@ from .._support.distributed import check_same, check_same_tensors, failing_toget
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..parameters import ParameterKey, check_parameters, qualified_names, unwrap
-from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses
 from .exchange import Exchange, exchange_count, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks

@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from .._support.distributed import failing_together, on_any_rank
 from ..criteria import Criterion
-from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses
 from ..scoring.sums import NonFiniteError, ScoreSums
 from .live_masks import LiveMasks
 

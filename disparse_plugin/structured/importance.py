@@ -11,7 +11,7 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
 from ..parameters import ParameterKey, module_names
-from ..scoring.gradients import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from ..scoring.task_scores import TaskScores
 from .adapter.base_scores import BaseScores

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from disparse_plugin import at_least
-from disparse_plugin.agreement.highest import SMALLEST, highest
+from disparse_plugin.agreement.ranking import SMALLEST, highest
 from disparse_plugin.sparse_training import DiSparseScheduler, joint
 from oracles.agreement import ARBITERS, Layout, ordered_positions
 from runs import alive_places, frozen_steps, given_losses, masked_model

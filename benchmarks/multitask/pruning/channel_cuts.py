@@ -13,7 +13,7 @@ from typing import Any
 import torch_pruning as tp
 from torch import nn
 
-from disparse_plugin.scoring.gradients import Batch
+from disparse_plugin.scoring.losses import Batch
 from disparse_plugin.structured import remove_channels
 
 from ..training.bench import Bench

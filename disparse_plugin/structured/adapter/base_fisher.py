@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..._support.undisturbed import undisturbed
 from ...parameters import ParameterKey
-from ...scoring.gradients import Batch, TaskLosses, check_losses
+from ...scoring.losses import Batch, TaskLosses, check_losses
 from .private import tp
 
 # For each layer that a task reaches, the Fisher information of its weight.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..._support.undisturbed import undisturbed
 from ...parameters import unwrap
-from ...scoring.gradients import Batch, TaskLosses, check_losses
+from ...scoring.losses import Batch, TaskLosses, check_losses
 from ..groups import ChannelGroup
 from .base_fisher import Fisher, fisher_per_task, fisher_shown
 from .graph import ROOT_TYPES
@@ -31,7 +31,7 @@ class BaseScores:
         Criteria that accumulate squared gradients (``GroupHessianImportance``) get the mean over the batches of the
         squared batch gradient; with batches of one that is what their authors describe. ``OBDCImportance`` gets the
         sums over samples that it would collect itself
-        (:func:`~disparse_plugin.structured.adapter.base_fisher.fisher_per_task`). All others get the sum.
+        (:func:`.fisher_per_task`). All others get the sum.
 
         Raises:
             TypeError: If ``base`` is not callable.

@@ -1,7 +1,7 @@
 """Reading torch-pruning's dependency graph safely.
 
 Its defects in tracing are worked round here; its private parts are in
-:mod:`disparse_plugin.structured.adapter.private`.
+:mod:`.private`.
 """
 
 from __future__ import annotations
