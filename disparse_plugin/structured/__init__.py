@@ -10,10 +10,13 @@ Needs ``pip install 'disparse-plugin[structured]'``. The names here are what the
   must know before, and what attention layers must be told after its step.
 """
 
-from .adapter.graph import attention_heads
+# First: this is the file that explains a missing torch-pruning.
+from .adapter import private as _private  # noqa: F401, I001
+
+from .attention import attention_heads, sync_attention
 from .groups import channel_parameters
 from .importance import DiSparseImportance
-from .plan import RemovalPlan, replay_removal, sync_attention
+from .plan import RemovalPlan, replay_removal
 from .recording import RemovalRecording, record_removal
 from .remove import remove_channels
 from .report import RemovalReport

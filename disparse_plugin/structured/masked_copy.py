@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..parameters import keys_by_name, module_names
-from .adapter.graph import attention_heads
+from .attention import attention_heads, head_dim_left
 from .groups import Follower, parameter_slices
 from .plan import Cut
 
@@ -48,17 +48,10 @@ def masked_copy(model: nn.Module, cuts: Iterable[Cut]) -> nn.Module:
         if isinstance(qkv, nn.Linear) and qkv in heads and "scale" in module.__dict__:
             gone = [c.positions for c in cuts if c.side == "out" and modules[c.target] is qkv]
             if gone:
-                module.__dict__["scale"] = _head_dim(qkv.out_features // 3, heads[qkv], torch.cat(gone)) ** -0.5
+                module.__dict__["scale"] = head_dim_left(qkv.out_features // 3, heads[qkv], torch.cat(gone)) ** -0.5
             if "fused_attn" in module.__dict__:
                 module.__dict__["fused_attn"] = False  # the fused product takes its scale from the full width
     return masked
-
-
-def _head_dim(width: int, heads: int, gone: Tensor) -> int:
-    """Return how wide the heads are that are left, where some lose channels and some go as a whole."""
-    left = torch.ones(width, dtype=torch.bool)
-    left[gone[gone < width]] = False  # the rows of the queries; keys and values lose the same
-    return int(left.view(heads, -1).sum(1).max())
 
 
 def _silence(parameter: nn.Parameter | None, dim: int, blocks: int, positions: Tensor) -> None:

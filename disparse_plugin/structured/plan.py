@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from .._support.files import read_tensors, write_tensors
 from ..parameters import module_names, unwrap
-from .adapter.graph import attention_heads, pruner_of
+from .adapter.graph import pruner_of
+from .attention import attention_heads, sync_attention
 from .groups import Side
 
 _KIND = "disparse_plugin.removal"
@@ -149,33 +150,6 @@ def replay_removal(
         ValueError: If the file is of another kind or does not fit the model, which is then unchanged.
     """
     RemovalPlan.load(path).apply(model, customized_pruners=customized_pruners)
-
-
-def sync_attention(heads: Mapping[nn.Module, int], model: nn.Module) -> None:
-    """Bring the attributes of attention layers into line with the shape of their query-key-value layer.
-
-    timm's attention reads ``num_heads``, ``head_dim`` and ``scale`` in its forward. The scale becomes
-    ``head_dim ** -0.5``, which is what ``scaled_dot_product_attention`` uses, so fused and plain attention agree.
-
-    Args:
-        heads: The heads that the query-key-value layers now have, for those that were pruned:
-            ``pruner.num_heads``, or what :func:`~disparse_plugin.structured.attention_heads` found before.
-        model: The model.
-    """
-    for module in model.modules():
-        qkv = module._modules.get("qkv")
-        if not isinstance(qkv, nn.Linear) or qkv not in heads:
-            continue
-        width = qkv.out_features // 3
-        head_dim = width // heads[qkv]
-        for name, value in {
-            "num_heads": heads[qkv],
-            "head_dim": head_dim,
-            "attn_dim": width,
-            "scale": head_dim**-0.5,
-        }.items():
-            if isinstance(module.__dict__.get(name), int | float):
-                setattr(module, name, value)
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from torch.nn.utils import parametrize
 
 from ..agreement.amounts import check_amount
 from ..parameters import ParameterKey, is_masked, module_names
-from .adapter.graph import TRACE_ERRORS, attention_heads, trace
+from .adapter.graph import TRACE_ERRORS, trace
 from .adapter.groups import Groups, channel_groups
 from .adapter.observation import Inputs, Observation, observe
+from .attention import attention_heads
 from .budget import QUANTITIES
 from .groups import NORMALIZERS, REDUCTIONS, channel_parameters
 

@@ -108,23 +108,6 @@ def tensors_in(outputs: Any) -> list[torch.Tensor]:
     return []
 
 
-def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
-    """Find attention layers that make query, key and value in one Linear, as those of timm.
-
-    Returns:
-        The ``qkv`` layer of each module that has one beside an integer ``num_heads``, to the number of heads. Layers
-        whose queries, keys and values are of unlike width (EfficientFormer) are not among them.
-    """
-    found: dict[nn.Module, int] = {}
-    for module in model.modules():
-        qkv, heads = module._modules.get("qkv"), getattr(module, "num_heads", None)
-        if isinstance(qkv, nn.Linear) and isinstance(heads, int) and qkv.out_features % (3 * heads) == 0:
-            told = {getattr(module, name, None) for name in ("head_dim", "key_dim")} - {None}
-            if told <= {qkv.out_features // (3 * heads)}:
-                found[qkv] = heads
-    return found
-
-
 def one_line(error: BaseException) -> str:
     """Shorten what an exception says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

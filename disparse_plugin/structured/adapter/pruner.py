@@ -13,8 +13,9 @@ from typing import Any
 from torch import nn
 
 from ...parameters import module_names
+from ..attention import attention_heads
 from ..groups import ChannelGroup
-from .graph import TRACE_ERRORS, attention_heads, fix_layer_norms
+from .graph import TRACE_ERRORS, fix_layer_norms
 from .groups import UnusableGroupError, block_counts, read_group
 from .private import (
     attention_of,
