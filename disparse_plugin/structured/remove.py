@@ -8,22 +8,24 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from ..agreement.amounts import check_amount
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
-from ..parameters import ParameterKey, keys_by_name, unwrap
+from ..parameters import ParameterKey, is_masked, keys_by_name, module_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from ..scoring.task_scores import TaskScores
+from .adapter.groups import find_groups
 from .adapter.observation import Inputs, Observation, as_inputs
-from .budget import Budget, Quantity, choose, units_to_keep
-from .groups import ChannelGroup, channel_scores, normalized
+from .budget import QUANTITIES, Budget, Quantity, choose, units_to_keep
+from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_parameters, channel_scores, normalized
 from .order import ChannelRule, removal_order
 from .plan import Cut, RemovalPlan, merge_cuts
 from .report import Change, GroupChange, PartChange, RemovalReport
-from .setup import check_options, check_plain, copied, find_groups, scored_parameters, tolerance_of
-from .trial import Trial
+from .trial import Trial, copied, tolerance_of
 
 
 def remove_channels(
@@ -98,13 +100,13 @@ def remove_channels(
         (4, torch.Size([2, 2, 6, 6]), {'3': 'makes an output of the model'})
     """
     root = unwrap(model)
-    check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
+    _check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
     rule = ChannelRule.of(arbiter, across)
     resolve_criterion(criterion)
-    check_plain(root)
+    _check_plain(root)
     pristine, inputs = copied(root), as_inputs(example_inputs)
     groups, seen = find_groups(copied(pristine), inputs, root, ignored_layers, customized_pruners)
-    keys = scored_parameters(root, groups.idle) if parameters is None else tuple(parameters)
+    keys = _scored_parameters(root, groups.idle) if parameters is None else tuple(parameters)
     scores = score_tasks(root, losses, data, criterion=criterion, parameters=keys, num_batches=num_batches)
     work = _Work(root, pristine, inputs, scores, rule, reduction, normalizer, max_pruning_ratio, round_to)
     work.customized_pruners, work.exact = customized_pruners, exact
@@ -114,6 +116,61 @@ def remove_channels(
     report = work.report(choice, plan, seen, groups.skipped, deviation, of, amount)
     plan.apply(root, customized_pruners=customized_pruners)
     return report
+
+
+def _check_options(
+    amount: float, of: str, reduction: str, normalizer: str | None, max_pruning_ratio: float, round_to: int | None
+) -> None:
+    """Check the options of a removal as far as that is possible without the model.
+
+    Raises:
+        TypeError: If ``amount`` is no number.
+        ValueError: If an option is unknown or out of range.
+    """
+    check_amount(amount)
+    if of not in QUANTITIES:
+        raise ValueError(f"of: must be one of {', '.join(QUANTITIES)}, found {of!r}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
+    if normalizer is not None and normalizer not in NORMALIZERS:
+        raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
+    if not 0 <= max_pruning_ratio <= 1:
+        raise ValueError(f"max_pruning_ratio: must be in [0, 1], found {max_pruning_ratio}")
+    if round_to is not None and (not isinstance(round_to, int) or round_to < 1):
+        raise ValueError(f"round_to: must be a positive int or None, found {round_to!r}")
+
+
+def _check_plain(root: nn.Module) -> None:
+    """Check that a model's weights are plain trainable parameters.
+
+    Raises:
+        ValueError: If there is a mask, a parametrization, or nothing that wants gradients.
+    """
+    for module in root.modules():
+        for name in list(module._parameters):
+            if is_masked(module, name.removesuffix("_orig")) and name.endswith("_orig"):
+                raise ValueError(
+                    f"model: must carry no masks, found one on {type(module).__name__}.{name.removesuffix('_orig')}; "
+                    "make them permanent first with torch.nn.utils.prune.remove(module, name), or remove channels "
+                    "before pruning weights"
+                )
+        if parametrize.is_parametrized(module) or any(
+            type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()
+        ):
+            raise ValueError(
+                f"model: weights must be plain parameters, found a parametrization on {type(module).__name__}; call "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+    if not any(parameter.requires_grad for parameter in root.parameters()):
+        raise ValueError(
+            "model: at least one parameter must require gradients, found all frozen; unfreeze what is used"
+        )
+
+
+def _scored_parameters(root: nn.Module, idle: Collection[str]) -> list[ParameterKey]:
+    """List what to score: not the layers that never run, whose weights a parent may read."""
+    names = module_names(root)
+    return [(module, name) for module, name in channel_parameters(root) if names[module] not in idle]
 
 
 @dataclasses.dataclass

@@ -111,6 +111,25 @@ class Trial:
             return _one_line(error)
 
 
+def tolerance_of(model: nn.Module) -> float:
+    """Return how large rounding errors may become, relative to the output, in the model's precision."""
+    return max((1e-3 if p.dtype in (torch.float32, torch.float64) else 0.1) for p in model.parameters())
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError:
+        # Some models cache tensors of a graph in their evaluation mode; a change of mode drops them.
+        modes = [(module, module.training) for module in model.modules()]
+        model.train(not model.training)
+        model.train(not model.training)
+        for module, mode in modes:
+            module.training = mode
+        return copy.deepcopy(model)
+
+
 def _one_line(error: BaseException) -> str:
     return f"the forward fails: {' '.join(str(error).split())[:120]}"
 

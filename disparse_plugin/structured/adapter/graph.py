@@ -6,7 +6,6 @@ Its defects in tracing are worked round here; its private parts are in
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from ...parameters import ParameterKey
 from ..groups import channel_parameters
+from .observation import tensors_in
 from .private import bounded, cut_parameter, tp
 
 # What torch-pruning raises on architectures that it cannot map.
@@ -93,19 +93,6 @@ def trace(
         )
     fix_layer_norms(graph)
     return graph
-
-
-def tensors_in(outputs: Any) -> list[torch.Tensor]:
-    """Collect the tensors of nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(outputs, torch.Tensor):
-        return [outputs]
-    if isinstance(outputs, Mapping):
-        return [tensor for value in outputs.values() for tensor in tensors_in(value)]
-    if isinstance(outputs, list | tuple):
-        return [tensor for value in outputs for tensor in tensors_in(value)]
-    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
-        return [tensor for field in dataclasses.fields(outputs) for tensor in tensors_in(getattr(outputs, field.name))]
-    return []
 
 
 def one_line(error: BaseException) -> str:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ...parameters import module_names
+from ..attention import attention_heads
 from ..groups import ChannelGroup, Follower, Side, is_depthwise
-from .graph import ROOT_TYPES, TRACE_ERRORS, one_line
+from .graph import ROOT_TYPES, TRACE_ERRORS, one_line, trace
+from .observation import Inputs, Observation, observe
 from .private import parameter_name, tp, unchanging
 
 
@@ -37,6 +39,40 @@ class Groups:
     skipped: dict[str, str]
     clashing: list[nn.Parameter]
     idle: set[str] = dataclasses.field(default_factory=set)
+
+
+def find_groups(
+    model: nn.Module,
+    inputs: Inputs,
+    original: nn.Module,
+    ignored_layers: Collection[nn.Module],
+    customized_pruners: Mapping[type[nn.Module], Any] | None,
+) -> tuple[Groups, Observation]:
+    """Trace a copy (``model``) of the original; leave out bare parameters that do not fit, as long as that helps."""
+    twins = dict(zip(original.modules(), model.modules(), strict=True))
+    for layer in ignored_layers:
+        if layer not in twins:
+            raise ValueError(f"ignored_layers: must be modules of the model, found {type(layer).__name__} that is not")
+    ignored = {inner for layer in ignored_layers for inner in twins[layer].modules()}
+    seen, unfit = observe(model, inputs), list[nn.Parameter]()
+    while True:
+        try:
+            graph = trace(model, inputs, ignored_parameters=unfit, customized_pruners=customized_pruners)
+        except TRACE_ERRORS as error:
+            raise ValueError(
+                f"model: torch-pruning must be able to trace it, found {type(error).__name__}: {error}; pass "
+                "customized_pruners for unusual layers, or mask weights instead (DiSparseStatic)"
+            ) from error
+        found = channel_groups(graph, ignored_layers=ignored, outputs=seen.outputs, heads=attention_heads(model))
+        fresh = [p for p in found.clashing if not any(p is known for known in unfit)]
+        if not fresh:
+            break
+        unfit += fresh
+    names = module_names(model)
+    found.skipped |= {names[layer]: "runs but reaches no output" for layer in seen.untraced}
+    found.idle = {names[layer] for layer in seen.idle}
+    found.skipped |= {name: "does not run" for name in found.idle if name not in found.skipped}
+    return found, seen
 
 
 def channel_groups(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from ...parameters import module_names
 from ..groups import join
-from .graph import tensors_in
 
 _COUNTED = (_ConvNd, nn.Linear)
 
@@ -44,6 +43,19 @@ def as_inputs(example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, dict):
         return example_inputs
     return tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
+
+
+def tensors_in(outputs: Any) -> list[torch.Tensor]:
+    """Collect the tensors of nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    if isinstance(outputs, Mapping):
+        return [tensor for value in outputs.values() for tensor in tensors_in(value)]
+    if isinstance(outputs, list | tuple):
+        return [tensor for value in outputs for tensor in tensors_in(value)]
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
+        return [tensor for field in dataclasses.fields(outputs) for tensor in tensors_in(getattr(outputs, field.name))]
+    return []
 
 
 def call(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
-from ..order import ChannelRule, removal_order, with_heads
+from ..order import ChannelRule, removal_order
 from .pruner import RankedGroup, heads_to_remove, limit_counts
 
 # Root layer and side to the place of each channel in the order; None where no task reaches the group.
@@ -71,3 +72,25 @@ def _rank_heads(
             channels = table[ranked.root]
             assert channels is not None
             table[ranked.root] = with_heads(channels, ranked.heads, places, count, far)
+
+
+def with_heads(channels: Tensor, heads: int, places: Tensor, count: int, far: float) -> Tensor:
+    """Shift the channels' places so that their mean over a head orders the heads, and the mean over heads stays.
+
+    Args:
+        channels: Place of each channel; the same in every head.
+        heads: Number of heads, each a block of consecutive channels.
+        places: Place of each head in the order of removal.
+        count: How many places go.
+        far: A distance larger than all places of channels.
+
+    Returns:
+        float64, one per channel. The heads that go have the lowest means, below all that stay.
+    """
+    matrix = channels.view(heads, -1)
+    middle = matrix.mean()
+    going = places < count
+    target = torch.where(going, places - far - count, torch.zeros_like(places))
+    staying = int((~going).sum())
+    target[~going] = middle + (middle * int(going.sum()) - target[going].sum()) / staying
+    return (matrix - middle + target[:, None]).flatten()
