@@ -87,8 +87,8 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             rescore: ``(losses, data)`` as for :func:`~disparse_plugin.score_tasks`: scores are made afresh before each
                 step. ``data`` must be readable again and again.
             base: Any importance of torch-pruning, used as the per-task criterion: it is run once per task with that
-                task's gradients in ``.grad`` (``OBDCImportance``, without ``bias``: with that task's Fisher values).
-                Needs ``rescore``; ``criterion``, ``reduction`` and ``parameters`` are then of no effect.
+                task's gradients in ``.grad`` (not ``OBDCImportance``: use ``criterion="fisher"``). Needs ``rescore``;
+                ``criterion``, ``reduction`` and ``parameters`` are then of no effect.
             arbiter: As in :meth:`TaskScores.importance`.
             across: As in :func:`~disparse_plugin.structured.remove_channels`.
             criterion: As in :func:`~disparse_plugin.score_tasks`, for ``rescore``.

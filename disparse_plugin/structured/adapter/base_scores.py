@@ -13,8 +13,6 @@ from ..._support.undisturbed import undisturbed
 from ...parameters import unwrap
 from ...scoring.losses import Batch, TaskLosses, check_losses
 from ..groups import ChannelGroup
-from .base_fisher import Fisher, fisher_per_task, fisher_shown
-from .graph import ROOT_TYPES
 from .private import group_like, tp, unnormalized
 
 
@@ -29,35 +27,22 @@ class BaseScores:
         """Collect the gradients.
 
         Criteria that accumulate squared gradients (``GroupHessianImportance``) get the mean over the batches of the
-        squared batch gradient; with batches of one that is what their authors describe. ``OBDCImportance`` gets the
-        sums over samples that it would collect itself
-        (:func:`.fisher_per_task`). All others get the sum.
+        squared batch gradient; with batches of one that is what their authors describe. All others get the sum.
 
         Raises:
             TypeError: If ``base`` is not callable.
-            ValueError: If it is ``OBDCImportance(bias=True)``, or a loss or gradient is not finite.
+            ValueError: If it is an ``OBDCImportance``, or a loss or gradient is not finite.
         """
         if not callable(base):
             raise TypeError(f"base: must be an importance of torch-pruning, found {type(base).__name__}")
+        if isinstance(base, tp.importance.OBDCImportance):
+            raise ValueError(
+                "base: must be a criterion that reads gradients, found OBDCImportance, which gathers values of its own "
+                "from the summed loss; use criterion='fisher', the same idea per task"
+            )
         self._base, self._model, root = base, model, unwrap(model)
         self._squared = hasattr(base, "accumulate_grad") and hasattr(base, "zero_grad")
-        self._fisher: dict[str, Fisher] | None = None
-        if isinstance(base, tp.importance.OBDCImportance):
-            if base.bias:
-                raise ValueError(
-                    "base: must be OBDCImportance(bias=False), found bias=True; torch-pruning 1.6 multiplies biases "
-                    "with the values of the weights, whose shape differs"
-                )
-            layers = [
-                m for m in root.modules() if isinstance(m, ROOT_TYPES) and isinstance(m, tuple(base.target_types))
-            ]
-            self._fisher = fisher_per_task(root, losses, data, layers)
-            self._grads = {
-                task: {layer.get_parameter("weight"): value for layer, value in fisher.items()}
-                for task, fisher in self._fisher.items()
-            }
-        else:
-            self._grads = _collect(root, losses, data, self._squared)
+        self._grads = _collect(root, losses, data, self._squared)
         self.tasks = tuple(self._grads)
 
     def of_group(self, channels: ChannelGroup, group: Any) -> dict[str, Tensor]:
@@ -79,8 +64,7 @@ class BaseScores:
                 if self._squared:
                     self._base.zero_grad()
                     self._base.accumulate_grad(self._model)
-                with fisher_shown(self._base, copied, self._fisher[task]) if self._fisher else contextlib.nullcontext():
-                    values = _called(self._base, copied, channels.size)
+                values = _called(self._base, copied, channels.size)
             if values is not None:
                 scores[task] = _finite(values, task, channels)
         return scores
