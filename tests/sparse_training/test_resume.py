@@ -57,7 +57,7 @@ def test_a_stop_between_the_optimizer_and_the_scheduler_loses_no_step():
 
 SCRIPT = """
 import os, sys
-from dynamic_runs import Run
+from runs import Run
 from disparse_plugin.sparse_training import load_checkpoint, save_checkpoint
 path, kill = sys.argv[1], int(sys.argv[2])
 run = Run(criterion="random")
