@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -9,10 +10,12 @@ from typing import Any, Generic, TypeVar
 from torch.optim import Optimizer
 
 from ..scoring.losses import Batch
-from .completed_steps import CompletedSteps
 from .live_masks import LiveMasks
 
 _Report = TypeVar("_Report")
+
+# Calls without a single optimizer step before it is said that something is not connected.
+PATIENCE = 1000
 
 
 class MaskScheduler(ABC, Generic[_Report]):
@@ -133,3 +136,51 @@ class MaskScheduler(ABC, Generic[_Report]):
 
     @abstractmethod
     def _load_own_state(self, state: Mapping[str, Any]) -> None: ...
+
+
+class CompletedSteps:
+    """Steps of an optimizer since they were last taken; those that a ``GradScaler`` skipped do not count.
+
+    A ``GradScaler`` that found an infinite gradient does not call ``step``; only with fused optimizers it does, and
+    tells them through ``optimizer.found_inf``.
+
+    Example:
+        >>> import torch
+        >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+        >>> steps = CompletedSteps(sgd)
+        >>> sgd.step(); sgd.step(); steps.take(), steps.take()
+        (2, 0)
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        """Start counting from now.
+
+        Args:
+            optimizer: The optimizer.
+        """
+        self.waiting = 0
+        self._ever = False
+        self._idle = 0
+        self._handle = optimizer.register_step_post_hook(self._count)
+
+    def _count(self, optimizer: Optimizer, *_: Any) -> None:
+        skipped = getattr(optimizer, "found_inf", None)
+        if skipped is None or not bool(skipped):
+            self.waiting += 1
+            self._ever = True
+
+    def take(self) -> int:
+        """Return the number of steps since the last call.
+
+        Warns:
+            UserWarning: After many calls without a single step: probably another optimizer is stepped.
+        """
+        steps, self.waiting = self.waiting, 0
+        self._idle = 0 if steps else self._idle + 1
+        if not self._ever and self._idle == PATIENCE:
+            warnings.warn(
+                f"optimizer: must be the one whose step() trains the model, found no step of it in {PATIENCE} calls; "
+                "pass the inner torch.optim.Optimizer of a wrapper",
+                stacklevel=3,
+            )
+        return steps
