@@ -14,7 +14,9 @@ from ..criteria import Criterion, ScoreFunction
 from ..sparse_training.gradual import GradualPruning
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
 from ..sparse_training.step_scores import check_growth_criterion
-from .base import OneShot, PruningInFit, Scheduled
+from .base import PruningInFit
+from .one_shot import OneShot
+from .scheduled import Scheduled
 
 Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
 
