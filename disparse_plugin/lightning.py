@@ -19,11 +19,13 @@ Everything else is in the callback, whose arguments can all be plain values, as 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .arbiters import Arbiter
@@ -31,8 +33,7 @@ from .callbacks.fits import PrunedFits
 from .callbacks.modes import Mode
 from .criteria import Criterion, ScoreFunction
 from .masks.state_dicts import match_masks
-from .module_losses import check_has_task_losses, task_losses_in
-from .scoring.losses import Batch
+from .scoring.losses import Batch, TaskLosses
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -43,6 +44,8 @@ except ImportError as missing:
     ) from missing
 
 __all__ = ["DiSparsePruning", "match_masks"]
+
+_METHOD = "task_losses"
 
 
 class DiSparsePruning(Callback):
@@ -144,13 +147,13 @@ class DiSparsePruning(Callback):
             )
         self._fits.follow(None)
         if stage == "fit":
-            check_has_task_losses(pl_module)
+            _check_has_task_losses(pl_module)
             self._fits.expect(pl_module)
         self._fits.follow(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start: weights and masks are loaded, optimizers exist."""
-        self._fits.begin(trainer, pl_module, functools.partial(task_losses_in, trainer, pl_module))
+        self._fits.begin(trainer, pl_module, functools.partial(_task_losses_in, trainer, pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune before the first step."""
@@ -185,6 +188,52 @@ class DiSparsePruning(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint. Of one made in another mode, only the masks are taken over."""
         self._fits.load_state_dict(state_dict)
+
+
+def _check_has_task_losses(model: nn.Module) -> None:
+    """Check that a LightningModule tells its losses task by task.
+
+    Raises:
+        TypeError: If it does not.
+    """
+    if not callable(getattr(model, _METHOD, None)):
+        raise TypeError(
+            f"model: must have a method {_METHOD}(batch) that runs it once and returns one scalar loss per task, found "
+            f"none in {type(model).__name__}; add e.g. def {_METHOD}(self, batch): return {{'depth': ..., 'mask': ...}}"
+            f" and use sum(self.{_METHOD}(batch).values()) in training_step"
+        )
+
+
+def _task_losses_in(trainer: Any, model: Any, *, scaled: bool) -> TaskLosses:
+    """Make of ``model.task_losses`` what the core calls: in the precision of the training, and without logging.
+
+    Args:
+        trainer: The trainer.
+        model: The LightningModule.
+        scaled: Whether the caller scales the losses as a ``GradScaler`` does. Without, half precision gradients could
+            vanish, so where training scales, full precision is used.
+    """
+    precision = trainer.precision_plugin
+    context = precision.train_step_context
+    if not scaled and getattr(precision, "scaler", None) is not None:
+        context = contextlib.nullcontext
+
+    def losses(_: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        with _not_logging(model), context():
+            found: Mapping[str, Tensor] = getattr(model, _METHOD)(batch)
+        return found
+
+    return losses
+
+
+@contextlib.contextmanager
+def _not_logging(model: nn.Module) -> Iterator[None]:
+    """Let ``self.log`` do nothing: what is computed for scoring is no result of a training step."""
+    vars(model)["log"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del vars(model)["log"]
 
 
 class _ScoringBatches:
