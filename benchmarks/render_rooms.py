@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = time.perf_counter()
         maps = render_split(chosen, max(round(options.rooms * share), 1), options.size, (options.seed, number))
         path = options.out / f"rooms{options.size}_{split}.npz"
-        np.savez_compressed(path, allow_pickle=False, **maps)
+        np.savez_compressed(path, **maps)
         pictures = len(maps["rgb"])
         each = 1000 * (time.perf_counter() - start) / pictures
         print(f"{path}: {pictures} pictures, {len(chosen)} models, {each:.0f} ms a picture")
