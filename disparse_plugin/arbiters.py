@@ -18,19 +18,30 @@ name                agreement score             a weight is removed first if
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from .errors import did_you_mean
+
 Arbiter: TypeAlias = Callable[[Tensor], Tensor]
 
 _ARBITERS: dict[str, Arbiter] = {}
+_BUILT_IN: frozenset[str] = frozenset()  # filled at the end of this file
 
 
-def register(name: str) -> Callable[[Arbiter], Arbiter]:
+def register(name: str, *, replace: bool = False) -> Callable[[Arbiter], Arbiter]:
     """Make a function available as ``arbiter="name"``.
+
+    Args:
+        name: The name.
+        replace: Whether it may take the place of an arbiter of this package.
+
+    Raises:
+        ValueError: If the name is one of this package's, unless ``replace``.
 
     Example:
         >>> @register("first_task")
@@ -39,6 +50,8 @@ def register(name: str) -> Callable[[Arbiter], Arbiter]:
         >>> resolve("first_task") is first_task
         True
     """
+    if name in _BUILT_IN and not replace:
+        raise ValueError(f"name: must not be one of this package's, found {name!r}; choose another, or replace=True")
 
     def add(function: Arbiter) -> Arbiter:
         _ARBITERS[name] = function
@@ -143,7 +156,7 @@ def resolve(arbiter: str | Arbiter, argument: str = "arbiter") -> Arbiter:
     """Turn what a user passes as an arbiter into a function of the tasks' percentiles.
 
     Args:
-        arbiter: A name, or the function itself.
+        arbiter: A name, as reports print it (``"at_least(2)"`` too), or the function itself.
         argument: What errors call it.
 
     Raises:
@@ -151,16 +164,21 @@ def resolve(arbiter: str | Arbiter, argument: str = "arbiter") -> Arbiter:
         TypeError: If it is neither a name nor a callable.
 
     Example:
-        >>> resolve("unanimous") is unanimous
-        True
+        >>> resolve("unanimous") is unanimous, resolve("at_least(2)") == at_least(2)
+        (True, True)
     """
     if isinstance(arbiter, str):
-        if arbiter not in _ARBITERS:
-            raise ValueError(
-                f"{argument}: must be one of {', '.join(sorted(_ARBITERS))}, at_least(k) or a callable over the task "
-                f"axis, found {arbiter!r}"
-            )
-        return _ARBITERS[arbiter]
+        if arbiter in _ARBITERS:
+            return _ARBITERS[arbiter]
+        if (count := re.fullmatch(r"at_least\(\s*(\d+)\s*\)", arbiter)) is not None:
+            return at_least(int(count[1]))
+        hint = did_you_mean(arbiter, _ARBITERS)
+        if arbiter.startswith("at_least"):
+            hint = "; write how many tasks must want a weight, e.g. 'at_least(2)'"
+        raise ValueError(
+            f"{argument}: must be one of {', '.join(sorted(_ARBITERS))}, at_least(k) or a callable over the task "
+            f"axis, found {arbiter!r}{hint}"
+        )
     if not callable(arbiter):
         raise TypeError(
             f"{argument}: must be a name or a callable over the task axis, found {type(arbiter).__name__}: {arbiter!r}"
@@ -180,3 +198,6 @@ def is_order_statistic(arbiter: Arbiter) -> bool:
     uses.
     """
     return arbiter is unanimous or arbiter is any_task or isinstance(arbiter, AtLeast)
+
+
+_BUILT_IN = frozenset(_ARBITERS)

@@ -20,11 +20,14 @@ name                      score                  use it for
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from .errors import did_you_mean
 
 ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,15 +53,22 @@ class Criterion:
 
 
 _CRITERIA: dict[str, Criterion] = {}
+_BUILT_IN: frozenset[str] = frozenset()  # filled at the end of this file
 
 
-def register(*names: str, summed: bool = True, elementwise: bool = False) -> Callable[[ScoreFunction], ScoreFunction]:
+def register(
+    *names: str, summed: bool = True, elementwise: bool = False, replace: bool = False
+) -> Callable[[ScoreFunction], ScoreFunction]:
     """Make a function available as ``criterion="name"``.
 
     Args:
         *names: The names.
         summed: As in :class:`Criterion`.
         elementwise: As in :class:`Criterion`.
+        replace: Whether it may take the place of a criterion of this package.
+
+    Raises:
+        ValueError: If a name is one of this package's, unless ``replace``.
 
     Example:
         >>> @register("cubic", elementwise=True)
@@ -67,6 +77,9 @@ def register(*names: str, summed: bool = True, elementwise: bool = False) -> Cal
         >>> resolve("cubic").name
         'cubic'
     """
+    taken = sorted(_BUILT_IN.intersection(names))
+    if taken and not replace:
+        raise ValueError(f"names: must not be of this package, found {taken[0]!r}; choose another, or replace=True")
 
     def add(function: ScoreFunction) -> ScoreFunction:
         for name in names:
@@ -178,25 +191,23 @@ def resolve(criterion: str | Criterion | ScoreFunction) -> Criterion:
     """Turn what a user passes as ``criterion`` into a :class:`Criterion`.
 
     Args:
-        criterion: A registered name, a :class:`Criterion`, or a function ``(weight, grad) -> score``.
+        criterion: A registered name, what reports print (``"layer_adaptive(taylor)"``), a :class:`Criterion`, or a
+            function ``(weight, grad) -> score``.
 
     Raises:
         ValueError: If the name is unknown.
-        TypeError: If it is none of the three.
+        TypeError: If it is none of these.
 
     Example:
         >>> resolve("snip").summed, resolve(lambda weight, grad: grad.abs()).name
         (True, '<lambda>')
+        >>> resolve("layer_adaptive(taylor)") == layer_adaptive("taylor")
+        True
     """
     if isinstance(criterion, Criterion):
         return criterion
     if isinstance(criterion, str):
-        if criterion not in _CRITERIA:
-            raise ValueError(
-                f"criterion: must be one of {', '.join(sorted(_CRITERIA))} or a callable(weight, grad), found "
-                f"{criterion!r}"
-            )
-        return _CRITERIA[criterion]
+        return _by_name(criterion)
     if callable(criterion):
         return Criterion(getattr(criterion, "__name__", type(criterion).__name__), criterion)
     raise TypeError(
@@ -204,4 +215,21 @@ def resolve(criterion: str | Criterion | ScoreFunction) -> Criterion:
     )
 
 
+def _by_name(name: str) -> Criterion:
+    """Read the grammar of reports: ``NAME``, or ``WRAPPER(CRITERION)``."""
+    if name in _CRITERIA:
+        return _CRITERIA[name]
+    if (wrapped := re.fullmatch(r"(\w+)\((.*)\)", name)) is not None and wrapped[1] in _WRAPPERS:
+        return _WRAPPERS[wrapped[1]](wrapped[2].strip())
+    if name in _WRAPPERS:
+        raise ValueError(f"criterion: {name} works on another criterion, found none; write '{name}(taylor)'")
+    known = [*_CRITERIA, *(f"{wrapper}({inner})" for wrapper in _WRAPPERS for inner in _CRITERIA)]
+    raise ValueError(
+        f"criterion: must be one of {', '.join(sorted(_CRITERIA))}, layer_adaptive(...) of one, or a "
+        f"callable(weight, grad), found {name!r}{did_you_mean(name, known)}"
+    )
+
+
+_WRAPPERS: dict[str, Callable[[str], Criterion]] = {"layer_adaptive": layer_adaptive}
 _CRITERIA["lamp"] = dataclasses.replace(layer_adaptive("magnitude"), name="lamp")
+_BUILT_IN = frozenset(_CRITERIA)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .errors import did_you_mean
+
 ParameterKey: TypeAlias = tuple[nn.Module, str]
+# What can be left out: modules with everything inside them, qualified names, glob patterns of names.
+Exclude: TypeAlias = Iterable[nn.Module | str]
 
 _PRUNABLE = (
     nn.Conv1d,
@@ -26,7 +31,7 @@ _PRUNABLE = (
 _WRAPPER_COMPONENTS = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 
-def prunable_parameters(model: nn.Module, *, exclude: Collection[nn.Module] = ()) -> list[ParameterKey]:
+def prunable_parameters(model: nn.Module, *, exclude: Exclude = ()) -> list[ParameterKey]:
     """List every convolution and linear weight of a model, as ``torch.nn.utils.prune`` wants them.
 
     These are the weights that DiSparse scores: biases and normalisation layers are never pruned or counted
@@ -34,31 +39,94 @@ def prunable_parameters(model: nn.Module, *, exclude: Collection[nn.Module] = ()
 
     Args:
         model: Any module. Wrappers (``DistributedDataParallel``, ``torch.compile``) are looked through.
-        exclude: Modules to leave out, with everything inside them.
+        exclude: What to leave out: modules (with everything inside them), qualified names of modules or parameters
+            (``"encoder.stem"``, ``"head.weight"``), or glob patterns of such names (``"*.attn.*"``).
 
     Returns:
         ``(module, "weight")`` pairs in the order of ``model.modules()``, each module once.
 
     Raises:
-        ValueError: If a module of ``exclude`` is not part of ``model``.
+        TypeError: If an entry of ``exclude`` is neither a module nor a string.
+        ValueError: If an entry of ``exclude`` is nothing of ``model``.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
         >>> [(type(module).__name__, name) for module, name in prunable_parameters(net)]
         [('Conv2d', 'weight'), ('Linear', 'weight')]
-        >>> len(prunable_parameters(net, exclude=[net[3]]))
-        1
+        >>> len(prunable_parameters(net, exclude=[net[3]])), len(prunable_parameters(net, exclude=["0.*"]))
+        (1, 1)
     """
-    inside = set(model.modules())
-    for module in exclude:
-        if module not in inside:
-            raise ValueError(
-                f"exclude: every entry must be a module of the model, found {type(module).__name__} which is not in "
-                "it; "
-                "pass modules taken from the same model, e.g. exclude=[model.head]"
-            )
-    skipped = {inner for module in exclude for inner in module.modules()}
-    return [(m, "weight") for m in model.modules() if isinstance(m, _PRUNABLE) and m not in skipped]
+    return left_in(model, [(m, "weight") for m in model.modules() if isinstance(m, _PRUNABLE)], exclude)
+
+
+def left_in(
+    model: nn.Module, parameters: Iterable[ParameterKey], exclude: Exclude, argument: str = "exclude"
+) -> list[ParameterKey]:
+    """Leave out what a user excludes; the one meaning of ``exclude`` everywhere.
+
+    Args:
+        model: The model.
+        parameters: ``(module, name)`` pairs of it.
+        exclude: As in :func:`prunable_parameters`.
+        argument: What messages call it.
+
+    Returns:
+        The pairs that are left, in their order.
+
+    Raises:
+        TypeError: If an entry is neither a module nor a string, or all is one string.
+        ValueError: If an entry is nothing of the model.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        >>> [module is net[1] for module, _ in left_in(net, prunable_parameters(net), ["0.weight"])]
+        [True]
+    """
+    pairs = list(parameters)
+    if isinstance(exclude, str | nn.Module):
+        raise TypeError(f"{argument}: must be a list, found {type(exclude).__name__}; write [{_shown(exclude)}]")
+    entries = list(exclude)
+    if not entries:
+        return pairs
+    named = keys_by_name(model)
+    paths = {path: module for module, path in module_names(model).items() if path}
+    gone: set[ParameterKey] = set()
+    for entry in entries:
+        gone |= _matching(entry, named, paths, model, argument)
+    return [pair for pair in pairs if pair not in gone]
+
+
+def _matching(
+    entry: object,
+    named: dict[str, ParameterKey],
+    paths: dict[str, nn.Module],
+    model: nn.Module,
+    argument: str,
+) -> set[ParameterKey]:
+    """Return the parameters that one entry of ``exclude`` means."""
+    if isinstance(entry, nn.Module):
+        found = [entry] if entry in set(unwrap(model).modules()) else []
+        names = []
+    elif isinstance(entry, str):
+        found = [module for path, module in paths.items() if fnmatch.fnmatchcase(path, entry)]
+        names = [key for name, key in named.items() if fnmatch.fnmatchcase(name, entry)]
+    else:
+        raise TypeError(
+            f"{argument}: every entry must be a module, a name or a glob pattern, found {type(entry).__name__}: "
+            f"{entry!r}"
+        )
+    if not found and not names:
+        hint = did_you_mean(entry, [*paths, *named]) if isinstance(entry, str) else "; take it from the same model"
+        raise ValueError(
+            f"{argument}: every entry must be a module of the model, or the name or glob pattern of one or of a "
+            f"parameter, found {_shown(entry)}{hint}"
+        )
+    inside = {inner for module in found for inner in module.modules()}
+    return {*names, *(key for key in named.values() if key[0] in inside)}
+
+
+def _shown(entry: object) -> str:
+    return repr(entry) if isinstance(entry, str) else f"a {type(entry).__name__}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -164,12 +232,15 @@ def present_mask(key: ParameterKey) -> Tensor:
     return torch.ones_like(stored(*key), dtype=torch.bool) if mask is None else mask
 
 
-def check_parameters(model: nn.Module, parameters: Iterable[ParameterKey] | None) -> tuple[ParameterKey, ...]:
+def check_parameters(
+    model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude: Exclude = ()
+) -> tuple[ParameterKey, ...]:
     """Check a list of ``(module, name)`` pairs against a model, before anything is scored or changed.
 
     Args:
         model: The model, unwrapped.
         parameters: The pairs, or None for :func:`prunable_parameters`.
+        exclude: What to leave out of them, as in :func:`prunable_parameters`.
 
     Returns:
         The pairs as a tuple.
@@ -180,19 +251,14 @@ def check_parameters(model: nn.Module, parameters: Iterable[ParameterKey] | None
             shares its memory with another parameter.
     """
     pairs = tuple(prunable_parameters(model) if parameters is None else parameters)
+    for pair in pairs:
+        _check_pair(pair)
+    pairs = tuple(left_in(model, pairs, exclude))
     if not pairs:
         raise ValueError(
-            "parameters: at least one (module, name) pair is needed, found none; the model has no Conv*/Linear weight "
-            "or the list passed is empty"
+            "parameters: at least one (module, name) pair is needed, found none; the model has no Conv*/Linear weight, "
+            "the list passed is empty, or exclude leaves nothing"
         )
-    for pair in pairs:
-        if not (
-            isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module) and isinstance(pair[1], str)
-        ):
-            raise TypeError(
-                f"parameters: every entry must be a (module, name) pair, found {pair!r}; "
-                "use prunable_parameters(model) or e.g. [(model.conv1, 'weight')]"
-            )
     names = qualified_names(model, pairs)
     for (module, name), qualified in zip(pairs, names, strict=True):
         _check_tensor(module, name, qualified)
@@ -201,6 +267,14 @@ def check_parameters(model: nn.Module, parameters: Iterable[ParameterKey] | None
         raise ValueError(f"parameters: every pair may stand once, found {', '.join(twice)} more than once")
     _check_untied(model, pairs)
     return pairs
+
+
+def _check_pair(pair: object) -> None:
+    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module) and isinstance(pair[1], str)):
+        raise TypeError(
+            f"parameters: every entry must be a (module, name) pair, found {pair!r}; "
+            "use prunable_parameters(model) or e.g. [(model.conv1, 'weight')]"
+        )
 
 
 def _check_tensor(module: nn.Module, name: str, qualified: str) -> None:

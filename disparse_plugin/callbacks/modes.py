@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
+from .. import arbiters, criteria
 from ..agreement.amounts import check_amount
 from ..agreement.budgets import check_budget
 from ..arbiters import Arbiter
-from ..choices_by_name import arbiter_by_name, criterion_by_name
 from ..criteria import Criterion, ScoreFunction
 from ..sparse_training.gradual import GradualPruning
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
@@ -53,13 +53,13 @@ def maker(
     options = _of_mode(mode, given)
     check_budget(0, options.get("min_keep", 0))
     name = _DEFAULT_CRITERIA[mode] if criterion is None else criterion
-    judge = arbiter_by_name(arbiter)
+    judge = arbiters.resolve(arbiter)
     if mode in ("static", "pretrained"):
-        return functools.partial(OneShot, amount, criterion_by_name(name), judge, **options)
+        return functools.partial(OneShot, amount, criteria.resolve(name), judge, **options)
     fixed = {"amount": amount, "arbiter": judge}
     if mode == "gradual":
-        return functools.partial(Scheduled, GradualPruning, {**options, **fixed, "criterion": criterion_by_name(name)})
-    growth: str | Criterion = RANDOM if name == RANDOM else check_growth_criterion(criterion_by_name(name))
+        return functools.partial(Scheduled, GradualPruning, {**options, **fixed, "criterion": criteria.resolve(name)})
+    growth: str | Criterion = RANDOM if name == RANDOM else check_growth_criterion(criteria.resolve(name))
     options = {"distribution": "erk", **options, **fixed, "criterion": growth}
     return functools.partial(Scheduled, DiSparseScheduler, options)
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from .._support.distributed import failing_together
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..parameters import ParameterKey, check_parameters, qualified_names, unwrap
+from ..parameters import Exclude, ParameterKey, check_parameters, qualified_names, unwrap
 from .losses import Batch, TaskLosses
 from .sums import GradientObserver, ScoreSums
 from .task_scores import TaskScores
@@ -23,6 +23,7 @@ def score_tasks(
     *,
     criterion: str | Criterion | ScoreFunction = "snip",
     parameters: Iterable[ParameterKey] | None = None,
+    exclude: Exclude = (),
     num_batches: int | None = None,
     cycle: bool = False,
     progress: bool = False,
@@ -48,6 +49,8 @@ def score_tasks(
         criterion: A name, a :class:`~disparse_plugin.criteria.Criterion` or a callable ``(weight, grad) -> score``; see
             :mod:`disparse_plugin.criteria`.
         parameters: ``(module, name)`` pairs to score; by default :func:`~disparse_plugin.prunable_parameters`.
+        exclude: What to leave out: modules, names or glob patterns, as in
+            :func:`~disparse_plugin.prunable_parameters`. It is neither scored nor pruned nor counted.
         num_batches: How many batches to use; None for all of ``data``.
         cycle: Start again at the first batch when ``data`` ends before ``num_batches``.
         progress: Show a tqdm bar.
@@ -89,7 +92,7 @@ def score_tasks(
     root = unwrap(model)
     with failing_together():
         rule = resolve(criterion)
-        keys = check_parameters(root, parameters)
+        keys = check_parameters(root, parameters, exclude)
         batches = _batches(data, num_batches, cycle, progress)
         sums = ScoreSums(keys, qualified_names(root, keys), rule)
         sums.add_batches(model, losses, batches, observe=observe)

@@ -13,6 +13,7 @@ from .._support.distributed import add_up, check_same
 from .._support.undisturbed import undisturbed
 from ..agreement.ranking import count_true, extremes
 from ..criteria import Criterion
+from ..errors import NonFiniteError
 from ..parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
 from .gradients import UsedWeights
 from .losses import Batch, TaskLosses, check_losses
@@ -31,10 +32,6 @@ class GradientObserver(Protocol):
 
     def add(self, task: str, grads: Mapping[int, Tensor]) -> None:
         """Take one task's gradients, by the index of the parameter in ``keys``; they must not be changed."""
-
-
-class NonFiniteError(ValueError):
-    """A loss or a score is NaN or infinite."""
 
 
 class ScoreSums:

@@ -11,8 +11,9 @@ from torch.amp.grad_scaler import GradScaler
 
 from .._support.distributed import failing_together, on_any_rank
 from ..criteria import Criterion
+from ..errors import NonFiniteError
 from ..scoring.losses import Batch, TaskLosses
-from ..scoring.sums import NonFiniteError, ScoreSums
+from ..scoring.sums import ScoreSums
 from .live_masks import LiveMasks
 
 # How often an update whose half precision gradients overflow is put off, the loss scale halved each time.

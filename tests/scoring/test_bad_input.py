@@ -220,7 +220,7 @@ def test_a_weight_that_was_parametrized_after_scoring():
 
 
 def test_prunable_parameters_of_another_model():
-    with pytest.raises(ValueError, match="exclude: every entry must be a module of the model, found Linear"):
+    with pytest.raises(ValueError, match=r"exclude: every entry must be a module of the model, .* found a Linear"):
         prunable_parameters(TwoHeads(), exclude=[nn.Linear(2, 2)])
 
 

@@ -1,4 +1,4 @@
-"""Arbiters and criteria on their own, against the numpy definitions."""
+"""Criteria on their own, against the numpy definitions, and by the names that reports print."""
 
 import numpy as np
 import pytest
@@ -6,29 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from disparse_plugin import arbiters, at_least, criteria, layer_adaptive, score_tasks
+from disparse_plugin import criteria, layer_adaptive, score_tasks
 from networks import TwoHeads, digit_batches, digit_losses
-from oracles.agreement import ARBITERS, lamp, ordered_positions
-
-BY_NAME = {"at_least(2)": at_least(2), "at_least(3)": at_least(3)}
-
-
-@given(
-    st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, None]), min_size=4, max_size=4), min_size=1, max_size=6),
-    st.sampled_from(sorted(ARBITERS)),
-)
-def test_arbiters_ignore_absent_tasks(rows, name):
-    table = torch.tensor([[torch.nan if value is None else value for value in row] for row in rows])
-    found = arbiters.resolve(BY_NAME.get(name, name))(table)
-    for column, value in enumerate(found.tolist()):
-        present = [row[column] for row in rows if row[column] is not None]
-        if present:
-            assert value == pytest.approx(float(ARBITERS[name](present)), abs=1e-6)
-
-
-def test_at_least_one_is_unanimous():
-    table = torch.rand(4, 50)
-    assert torch.equal(at_least(1)(table), arbiters.unanimous(table))
+from oracles.agreement import lamp, ordered_positions
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32).map(lambda x: round(x, 2)), min_size=1, max_size=40))
@@ -77,16 +57,44 @@ def test_layer_adaptive_keeps_every_layer_alive():
     assert adapted[key].any()
 
 
+@pytest.mark.parametrize("name", ["snip", "layer_adaptive(taylor)", "layer_adaptive( fisher )", "lamp"])
+def test_what_reports_print_is_accepted(name):
+    rule = criteria.resolve(name)
+    assert criteria.resolve(rule.name) == rule
+    scores = score_tasks(TwoHeads().eval(), digit_losses, digit_batches(), criterion=name)
+    assert scores.criterion == rule.name
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(criteria, "_CRITERIA", dict(criteria._CRITERIA))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_built_in_name_is_replaced_only_when_asked_for():
+    with pytest.raises(ValueError, match="names: must not be of this package, found 'fisher'"):
+        criteria.register("mine", "fisher")
+    criteria.register("fisher", replace=True)(lambda weight, grad: weight.abs() + grad.abs())
+    assert criteria.resolve("fisher").score(torch.ones(1), torch.ones(1)).item() == 2
+    criteria.register("mine")(lambda weight, grad: weight.abs())
+    criteria.register("mine")(lambda weight, grad: 3 * weight.abs())  # as when a cell of a notebook runs again
+    assert criteria.resolve("layer_adaptive(mine)").score(torch.ones(1), torch.ones(1)).item() == 3
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: criteria.resolve("snipp"), ValueError, r"criterion: must be one of .*snip.*found 'snipp'"),
+        (
+            lambda: criteria.resolve("snipp"),
+            ValueError,
+            r"criterion: must be one of .*snip.*found 'snipp'; did you mean",
+        ),
+        (lambda: criteria.resolve("layer_adaptive"), ValueError, r"found none; write 'layer_adaptive\(taylor\)'"),
+        (lambda: criteria.resolve("layer_adaptive(tailor)"), ValueError, "found 'tailor'; did you mean 'taylor'"),
+        (lambda: criteria.resolve("layeradaptive(taylor)"), ValueError, r"did you mean 'layer_adaptive\(taylor\)'"),
+        (lambda: criteria.resolve("layer_adaptive(lamp)"), ValueError, "not layer-adaptive yet, found 'lamp'"),
         (lambda: criteria.resolve(3), TypeError, "criterion: must be a name or a callable.*found int"),
         (lambda: layer_adaptive("lamp"), ValueError, "not layer-adaptive yet, found 'lamp'"),
-        (lambda: arbiters.resolve("all"), ValueError, r"arbiter: must be one of .*unanimous.*found 'all'"),
-        (lambda: arbiters.resolve(None), TypeError, "arbiter: must be a name or a callable.*found NoneType"),
-        (lambda: at_least(0), ValueError, "k: must be at least 1, found 0"),
-        (lambda: at_least(1.5), TypeError, "k: must be an int, found float"),
     ],
 )
 def test_unknown_choices(call, error, message):

@@ -1,0 +1,21 @@
+"""Errors that callers may want to tell apart, and how messages help with names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NonFiniteError(ValueError):
+    """A loss or a score is NaN or infinite."""
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'NAME'?"``, or nothing where no known name is near.
+
+    Example:
+        >>> did_you_mean("magnitud", ["magnitude", "snip"]), did_you_mean("x", ["snip"])
+        ("; did you mean 'magnitude'?", '')
+    """
+    near = difflib.get_close_matches(found, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
