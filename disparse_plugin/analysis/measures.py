@@ -18,7 +18,7 @@ With ``n`` alive weights in a layer, of which task k keeps ``n_k``, densities ``
     has a density of its own, unlike in Fleiss' kappa). 1 for equal masks, 0 for independent ones at *any* density,
     negative for masks that avoid each other, NaN where every task keeps all or every task keeps nothing.
 ``rank_correlation``
-    Spearman's correlation of the scores themselves, before any cut; the mean over pairs.
+    Spearman's correlation of the scores themselves, before any cut (Am. J. Psychol. 15, 1904); the mean over pairs.
 
 Over several layers the expected and observed counts are added up first (for kappa, weights ``n (1 - E)`` for each
 layer's kappa), and rank correlations are averaged with weights ``n``.
@@ -36,8 +36,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..agreement.ranking import count_true
-from .rank_correlation import spearman, standard_ranks
+from ..agreement.ranking import count_true, ranks
 
 Pair: TypeAlias = tuple[str, str]
 
@@ -111,8 +110,8 @@ def count_stratum(masks: Mapping[str, Tensor], scores: Mapping[str, Tensor] | No
         times += mask.to(times.device)
     correlations = dict.fromkeys(pairs, math.nan)
     if scores is not None and pairs:
-        ordered = {task: standard_ranks(scores[task]) for task in masks}
-        correlations = {(a, b): spearman(ordered[a], ordered[b]) for a, b in pairs}
+        ordered = {task: _standard_ranks(scores[task]) for task in masks}
+        correlations = {(a, b): _spearman(ordered[a], ordered[b]) for a, b in pairs}
     return Stratum(
         size,
         {task: count_true(mask) for task, mask in masks.items()},
@@ -271,3 +270,44 @@ def _ratio(part: float, whole: float) -> float:
 def plain(value: float) -> float | None:
     """Return a number as JSON can hold it: None for NaN."""
     return None if math.isnan(value) else value
+
+
+def _average_ranks(values: Tensor) -> Tensor:
+    """Rank from 0 (lowest) to n-1; equal values share the mean of their ranks.
+
+    The first-come tie rule of :mod:`disparse_plugin.agreement.ranking` would make tables full of equal scores look alike.
+
+    Example:
+        >>> _average_ranks(torch.tensor([0.5, 0.1, 0.5, 0.0])).tolist()
+        [2.5, 1.0, 2.5, 0.0]
+    """
+    place = ranks(values).long()
+    ordered = torch.empty_like(values)
+    ordered[place] = values
+    _, group, counts = ordered.unique_consecutive(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0) - 1
+    means: Tensor = (last - (counts - 1) / 2).double()
+    return means[group][place]
+
+
+def _standard_ranks(values: Tensor) -> Tensor:
+    """Return :func:`_average_ranks` with mean 0 and length 1, so that a dot product is Spearman's correlation.
+
+    All zeros where the values are all equal, whose correlation with anything is undefined.
+
+    Example:
+        >>> a, b = _standard_ranks(torch.tensor([1.0, 2.0, 9.0])), _standard_ranks(torch.tensor([5.0, 7.0, 6.0]))
+        >>> round(float(a @ b), 3)
+        0.5
+    """
+    centred = _average_ranks(values)
+    centred -= centred.mean()
+    length = torch.linalg.vector_norm(centred)
+    return centred / length if bool(length > 0) else centred
+
+
+def _spearman(a: Tensor, b: Tensor) -> float:
+    """Return Spearman's rank correlation of two :func:`_standard_ranks`; NaN where one of the two is constant."""
+    if not bool(a.any()) or not bool(b.any()):
+        return float("nan")
+    return float(a @ b.to(a.device))
