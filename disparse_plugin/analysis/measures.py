@@ -275,7 +275,7 @@ def plain(value: float) -> float | None:
 def _average_ranks(values: Tensor) -> Tensor:
     """Rank from 0 (lowest) to n-1; equal values share the mean of their ranks.
 
-    The first-come tie rule of :mod:`disparse_plugin.agreement.ranking` would make tables full of equal scores look alike.
+    By the first-come rule of :mod:`disparse_plugin.agreement.ranking`, tables full of equal scores would look alike.
 
     Example:
         >>> _average_ranks(torch.tensor([0.5, 0.1, 0.5, 0.0])).tolist()

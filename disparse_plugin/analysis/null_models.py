@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..agreement.amounts import check_amount
 from ..agreement.percentiles import AliveScores
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..parameters import ParameterKey
 from ..scoring.losses import Batch, TaskLosses
+from ..scoring.score import score_tasks
 from .controls import Controls
 from .measures import Overlap, count_stratum
 from .overlap import TaskOverlap, overlap_of_masks
 from .permuted_labels import permute_labels
-from .score_tables import ScoreTables, chunks
-from .task_masks import AliveMasks, Cut, alive_masks
+from .task_masks import AliveMasks, Cut, alive_masks, alive_scores
 
 Permute: TypeAlias = Callable[[Batch, torch.Generator], Batch]
 
@@ -90,18 +90,18 @@ def overlap_with_controls(
     rule = resolve(criterion)
     keys = None if parameters is None else list(parameters)
     generator = torch.Generator().manual_seed(seed)
-    real: list[ScoreTables] = []
-    permuted: list[ScoreTables] = []
-    for chunk in chunks(data, num_batches, groups):
-        real.append(ScoreTables.of(model, losses, chunk, rule, keys))
-        without_labels = ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
-        permuted = [ScoreTables.sum([*permuted, without_labels])]
+    real: list[_ScoreTables] = []
+    permuted: list[_ScoreTables] = []
+    for chunk in _chunks(data, num_batches, groups):
+        real.append(_ScoreTables.of(model, losses, chunk, rule, keys))
+        without_labels = _ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
+        permuted = [_ScoreTables.sum([*permuted, without_labels])]
     if len(real) < 2:
         raise ValueError(f"data: must hold at least two batches, one for each half, found {len(real)}")
     analysis = _Analysis(rule, amount, cut, real[0].tasks)
-    overlap = analysis.observed(ScoreTables.sum(real))
+    overlap = analysis.observed(_ScoreTables.sum(real))
     across, ceiling = analysis.between_halves(real[::2], real[1::2], overlap.names)
-    below = analysis.observed(ScoreTables.sum(permuted), correlate=False)
+    below = analysis.observed(_ScoreTables.sum(permuted), correlate=False)
     profiles = tuple(
         Controls((), *analysis.between_halves(first, second, overlap.names)).relative_agreement()
         for first, second in _resampled(real[::2], real[1::2], resamples, seed)
@@ -118,21 +118,21 @@ class _Analysis:
     cut: Cut
     tasks: tuple[str, ...]
 
-    def masks(self, tables: ScoreTables) -> tuple[AliveMasks, AliveScores]:
+    def masks(self, tables: _ScoreTables) -> tuple[AliveMasks, AliveScores]:
         step = self.rule.per_layer or (lambda score: score)
         scores = [{task: step(row[task]) for task in self.tasks if task in row} for row in tables.rows.values()]
         return alive_masks(scores, self.tasks, self.amount, self.cut), scores
 
-    def observed(self, tables: ScoreTables, *, correlate: bool = True) -> TaskOverlap:
+    def observed(self, tables: _ScoreTables, *, correlate: bool = True) -> TaskOverlap:
         masks, scores = self.masks(tables)
         names = tuple(tables.rows)
         return overlap_of_masks(names, self.tasks, self.amount, self.cut, masks, scores if correlate else None)
 
     def between_halves(
-        self, first: Sequence[ScoreTables], second: Sequence[ScoreTables], names: Sequence[str]
+        self, first: Sequence[_ScoreTables], second: Sequence[_ScoreTables], names: Sequence[str]
     ) -> tuple[tuple[Overlap, ...], tuple[Overlap, ...]]:
         """Compare tasks across the halves, and each task with itself, in the named layers."""
-        sums = ScoreTables.sum(first), ScoreTables.sum(second)
+        sums = _ScoreTables.sum(first), _ScoreTables.sum(second)
         one, other = (dict(zip(half.rows, self.masks(half)[0], strict=True)) for half in sums)
         across, ceiling = [], []
         for name in names:
@@ -144,9 +144,69 @@ class _Analysis:
 
 
 def _resampled(
-    first: Sequence[ScoreTables], second: Sequence[ScoreTables], count: int, seed: int
-) -> Iterator[list[list[ScoreTables]]]:
+    first: Sequence[_ScoreTables], second: Sequence[_ScoreTables], count: int, seed: int
+) -> Iterator[list[list[_ScoreTables]]]:
     """Draw groups with replacement, inside each half; nothing where a half is a single group."""
     generator = np.random.default_rng(seed)
     for _ in range(count if len(second) > 1 else 0):
         yield [[half[place] for place in generator.integers(len(half), size=len(half))] for half in (first, second)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _ScoreTables:
+    """Scores of the alive entries, before any per-layer step, so that sums of them are scores too.
+
+    Attributes:
+        tasks: Task names.
+        rows: For each parameter, by its qualified name, the scores of each task that reaches it, flat.
+    """
+
+    tasks: tuple[str, ...]
+    rows: dict[str, dict[str, Tensor]]
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        losses: TaskLosses,
+        batches: Sequence[Batch],
+        rule: Criterion,
+        keys: Sequence[ParameterKey] | None,
+    ) -> _ScoreTables:
+        """Score a model on some batches."""
+        plain = dataclasses.replace(rule, per_layer=None)
+        scores = score_tasks(model, losses, batches, criterion=plain, parameters=keys)
+        rows = [dict(row) for row in alive_scores(scores)]
+        return cls(scores.tasks, dict(zip(scores.names, rows, strict=True)))
+
+    @classmethod
+    def sum(cls, tables: Sequence[_ScoreTables]) -> _ScoreTables:
+        """Add up the scores of several groups of batches; the tables themselves are not changed.
+
+        Scores that do not depend on the data (magnitudes) are added up as well, which does not change their order.
+        """
+        rows: dict[str, dict[str, Tensor]] = {}
+        for table in tables:
+            for name, row in table.rows.items():
+                total = rows.setdefault(name, {})
+                for task, score in row.items():
+                    total[task] = total[task] + score if task in total else score
+        return cls(tables[0].tasks, rows)
+
+
+def _chunks(data: Iterable[Batch], num_batches: int | None, groups: int) -> Iterator[list[Batch]]:
+    """Cut the batches into near-equal groups, holding one group at a time where the number of batches is known."""
+    known = num_batches if num_batches is not None else len(data) if isinstance(data, Sized) else None
+    source: Iterable[Batch] = data
+    if known is None:
+        source = list(data)
+        known = len(source)
+    batches = iter(source)
+    groups = min(groups, known)
+    for group in range(groups):
+        chunk = list(itertools.islice(batches, known * (group + 1) // groups - known * group // groups))
+        if not chunk:
+            raise ValueError(
+                f"num_batches: must be at most the number of batches in data, found {num_batches} with fewer in data"
+            )
+        yield chunk

@@ -90,7 +90,7 @@ class TaskOverlap:
     def watershed(self, *, min_drop: float = 0.1, significance: float = 0.05) -> Watershed | None:
         """Find the layer after which the tasks agree clearly less, or None when the data do not support one.
 
-        The rule is stated in :mod:`.watershed`. With controls it is applied to the agreement
+        The rule is stated in :mod:`disparse_plugin.analysis.watershed`. With controls it is applied to the agreement
         relative to the ceiling; without, to kappa.
 
         Args:
