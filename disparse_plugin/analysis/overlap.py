@@ -97,7 +97,7 @@ class TaskOverlap:
             min_drop: The least drop of the mean agreement that counts.
             significance: Largest p-value of the permutation test.
         """
-        return judge_watershed(self, min_drop=min_drop, significance=significance)[0]
+        return judge_watershed(self.layers, self.controls, min_drop=min_drop, significance=significance)[0]
 
     def explain_watershed(self, *, min_drop: float = 0.1, significance: float = 0.05) -> str:
         """Say what :meth:`watershed` found and what it means for an architecture, or why it found none.
@@ -106,7 +106,7 @@ class TaskOverlap:
             min_drop: As in :meth:`watershed`.
             significance: As in :meth:`watershed`.
         """
-        return judge_watershed(self, min_drop=min_drop, significance=significance)[1]
+        return judge_watershed(self.layers, self.controls, min_drop=min_drop, significance=significance)[1]
 
     def suggest_branch(self, after: str | None = None) -> Branch | None:
         """Say what it would cost to give every task its own copy of the layers after one layer.
@@ -125,7 +125,7 @@ class TaskOverlap:
             if watershed is None:
                 return None
             after = watershed.layer
-        return branch(self, after)
+        return branch(self.layers, self.private, self[after].name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values for JSON; what is undefined is None."""

@@ -24,15 +24,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .change_point import Drop, find_drop
-
-if TYPE_CHECKING:
-    from .controls import Controls
-    from .overlap import TaskOverlap
+from .controls import Controls
+from .measures import Overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,27 +80,34 @@ class Watershed:
         return "\n".join(lines)
 
 
-def judge_watershed(overlap: TaskOverlap, *, min_drop: float, significance: float) -> tuple[Watershed | None, str]:
+def judge_watershed(
+    layers: Sequence[Overlap], controls: Controls | None, *, min_drop: float, significance: float
+) -> tuple[Watershed | None, str]:
     """Apply the rule of this module.
+
+    Args:
+        layers: The shared layers, in order.
+        controls: Their controls, if there are any.
+        min_drop: The least drop of the mean agreement that counts.
+        significance: Largest p-value of the permutation test.
 
     Returns:
         The watershed or None, and in words what was found or why there is none.
     """
-    controls = overlap.controls
-    profile = [layer.kappa for layer in overlap.layers] if controls is None else controls.relative_agreement()
+    profile = [layer.kappa for layer in layers] if controls is None else controls.relative_agreement()
     places, drop = _drop(profile, min_drop, significance)
     if drop is None:
         measure = "kappa" if controls is None else "agreement relative to the ceiling"
         return None, f"No watershed: {measure} has no single drop of at least {min_drop:g} along the layers."
-    last, following = places[drop.place - 1], places[drop.place]
-    border = f"between {overlap.names[last]} and {overlap.names[following]}"
+    last, following = layers[places[drop.place - 1]].name, layers[places[drop.place]].name
     interval, support = None, None
     if controls is not None:
-        excess = _excess_over_permuted(overlap, controls, places, drop.place)
+        excess = _excess_over_permuted(layers, controls.permuted, places, drop.place)
         if excess < min_drop:
             return None, (
-                f"No watershed: agreement drops {border}, but kappa drops there by {excess:.2f} more than with "
-                "permuted labels. Architecture, heads and inputs make this drop, not what the tasks have to learn."
+                f"No watershed: agreement drops between {last} and {following}, but kappa drops there by {excess:.2f} "
+                "more than with permuted labels. Architecture, heads and inputs make this drop, not what the tasks "
+                "have to learn."
             )
     if controls is not None and controls.resamples:
         found = _again(controls.resamples, min_drop, significance)
@@ -111,27 +115,21 @@ def judge_watershed(overlap: TaskOverlap, *, min_drop: float, significance: floa
         low, high = (int(place) for place in np.quantile(found or [0], [0.1, 0.9], method="nearest"))
         if support < 0.5 or high - low > max(2, len(profile) / 4):
             return None, (
-                f"No watershed: agreement drops {border}, but resampled batches do not confirm it (a drop in "
-                f"{100 * support:.0f} % of them)."
+                f"No watershed: agreement drops between {last} and {following}, but resampled batches do not confirm "
+                f"it (a drop in {100 * support:.0f} % of them)."
             )
-        interval = (overlap.names[low], overlap.names[high])
-    watershed = Watershed(
-        overlap.names[last],
-        overlap.names[following],
-        drop.before,
-        drop.after,
-        drop.p_value,
-        controls is not None,
-        interval,
-        support,
-    )
+        interval = (layers[low].name, layers[high].name)
+    relative = controls is not None
+    watershed = Watershed(last, following, drop.before, drop.after, drop.p_value, relative, interval, support)
     return watershed, str(watershed)
 
 
-def _excess_over_permuted(overlap: TaskOverlap, controls: Controls, places: Sequence[int], border: int) -> float:
+def _excess_over_permuted(
+    observed: Sequence[Overlap], permuted: Sequence[Overlap], places: Sequence[int], border: int
+) -> float:
     """By how much more observed kappa falls at a place than kappa with permuted labels does."""
     falls = []
-    for layers in (overlap.layers, controls.permuted):
+    for layers in (observed, permuted):
         kappas = np.array([layers[place].kappa for place in places])
         falls.append(float(np.nanmean(kappas[:border]) - np.nanmean(kappas[border:])))
     return falls[0] - falls[1]
@@ -179,10 +177,16 @@ class Branch:
         )
 
 
-def branch(overlap: TaskOverlap, after: str) -> Branch:
-    """Count what branching after a layer costs; see :meth:`disparse_plugin.analysis.TaskOverlap.suggest_branch`."""
-    copied = overlap.layers[overlap.names.index(overlap[after].name) + 1 :]
-    total = sum(layer.size for layer in (*overlap.layers, *overlap.private))
+def branch(layers: Sequence[Overlap], private: Sequence[Overlap], after: str) -> Branch:
+    """Count what branching after a layer costs; see :meth:`disparse_plugin.analysis.TaskOverlap.suggest_branch`.
+
+    Args:
+        layers: The shared layers, in order.
+        private: The layers of single tasks.
+        after: Name of one of the shared layers.
+    """
+    copied = layers[[layer.name for layer in layers].index(after) + 1 :]
+    total = sum(layer.size for layer in (*layers, *private))
     weights = sum((len(layer.tasks) - 1) * layer.size for layer in copied)
     kept = sum(
         sum(stratum.kept.values()) - (stratum.size - stratum.kept_by[0]) for layer in copied for stratum in layer.strata
