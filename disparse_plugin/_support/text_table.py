@@ -35,3 +35,17 @@ def _aligned(row: Sequence[str], widths: Sequence[int], left: int) -> list[str]:
         cell.ljust(width) if place < left else cell.rjust(width)
         for place, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
+
+
+def readable(name: str, limit: int = 60) -> str:
+    r"""Return a name as one line that can be drawn and encoded: nothing unprintable, long ones cut in the middle.
+
+    Example:
+        >>> readable("depth\n\ud800"), readable("encoder.layer1.conv1.weight", 12)
+        ('depth??', 'encod…weight')
+    """
+    clean = "".join(letter if letter.isprintable() else "?" for letter in name)
+    if len(clean) <= limit:
+        return clean
+    tail = limit // 2
+    return f"{clean[: limit - tail - 1]}…{clean[-tail:]}"

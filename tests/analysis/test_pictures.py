@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from disparse_plugin import score_tasks
 from disparse_plugin.analysis import (
@@ -124,6 +125,57 @@ def test_the_report_is_one_file_with_everything_in_it(controlled, tmp_path):
     removed = sum(layer.kept_by[0] for layer in layers) / sum(layer.size for layer in layers)
     assert f"{100 * removed:.2f} %" in text
     assert all(name in text for name in controlled.names)
+
+
+ODD_NAMES = ["cost $x_1$ and $y", "_hidden", "a < b & c", "lone \ud800", "x" * 200, "two\nlines", ""]
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_odd_names_are_drawn_as_they_are(plot):
+    generator = np.random.default_rng(0)
+    tables = {task: {index: generator.random(9).tolist() for index in range(3)} for task in ODD_NAMES}
+    fig, ax = plot(task_overlap(build(tables, [9] * 3)[1], 0.6))
+    fig.canvas.draw()
+    if plot is plot_density:
+        shown = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert len(shown) == len(ODD_NAMES) - 1  # the empty name has no entry
+        assert [shown[0].replace("\\$", "$"), shown[1].strip(), shown[2]] == ODD_NAMES[:3]
+        assert max(map(len, shown)) <= 41
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_fourteen_tasks_can_be_told_apart(plot):
+    fig, ax = plot(random_overlap(5, "abcdefghijklmn"))
+    fig.canvas.draw()
+    styles = {(line.get_color(), line.get_marker()) for line in ax.lines}
+    assert len(styles) == len(ax.lines)
+
+
+def test_of_many_pairs_the_lowest_are_drawn():
+    conflict = GradientConflict()
+    score_tasks(TwoHeads("abcdefgh").eval(), digit_losses, digit_batches(1), observe=conflict)
+    ax = plot_conflict(conflict)[1]
+    means = {}
+    for layer in conflict.layers():
+        means.setdefault(layer.tasks, []).append(layer.cosine)
+    lowest = sorted(means, key=lambda pair: np.mean(means[pair]))[:12]
+    assert {line.get_label() for line in ax.lines[:-1]} == {" & ".join(pair) for pair in lowest}
+    assert "12 of 28 pairs" in ax.get_title()
+
+
+def test_given_something_else_the_error_says_what_to_make():
+    scores = build({"a": {0: [1, 2]}, "b": {0: [2, 1]}}, [2])[1]
+    for plot in PLOTS:
+        with pytest.raises(TypeError, match=r"overlap: must be a TaskOverlap, found TaskScores; task_overlap\(scores"):
+            plot(scores)
+    with pytest.raises(TypeError, match="conflict: must be a GradientConflict, found TaskScores"):
+        plot_conflict(scores)
+
+
+def test_plots_draw_into_a_part_of_a_figure():
+    figure = Figure()
+    ax = figure.subfigures(1, 2)[1].subplots()
+    assert plot_iou(random_overlap(2), ax) == (figure, ax)
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
