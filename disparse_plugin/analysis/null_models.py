@@ -21,7 +21,7 @@ from .controls import Controls
 from .measures import Overlap, count_stratum
 from .overlap import TaskOverlap, overlap_of_masks
 from .permuted_labels import permute_labels
-from .task_masks import AliveMasks, Cut, alive_masks, alive_scores
+from .task_masks import AliveMasks, AmountOf, alive_masks, alive_scores
 
 Permute: TypeAlias = Callable[[Batch, torch.Generator], Batch]
 
@@ -34,7 +34,7 @@ def overlap_with_controls(
     *,
     criterion: str | Criterion | ScoreFunction = "snip",
     parameters: Iterable[ParameterKey] | None = None,
-    cut: Cut = "per_task",
+    cut: AmountOf = "per_task",
     num_batches: int | None = None,
     permute: Permute = permute_labels,
     groups: int = 8,
@@ -115,7 +115,7 @@ class _Analysis:
 
     rule: Criterion
     amount: float
-    cut: Cut
+    cut: AmountOf
     tasks: tuple[str, ...]
 
     def masks(self, tables: _ScoreTables) -> tuple[AliveMasks, AliveScores]:
@@ -195,7 +195,7 @@ class _ScoreTables:
 
 
 def _chunks(data: Iterable[Batch], num_batches: int | None, groups: int) -> Iterator[list[Batch]]:
-    """Cut the batches into near-equal groups, holding one group at a time where the number of batches is known."""
+    """AmountOf the batches into near-equal groups, holding one group at a time where the number of batches is known."""
     known = num_batches if num_batches is not None else len(data) if isinstance(data, Sized) else None
     source: Iterable[Batch] = data
     if known is None:

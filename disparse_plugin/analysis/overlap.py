@@ -11,7 +11,7 @@ from .._support.text_table import draw
 from ..agreement.percentiles import AliveScores
 from ..scoring.task_scores import TaskScores
 from .measures import Overlap, count_stratum, together
-from .task_masks import AliveMasks, Cut, alive_masks, alive_scores
+from .task_masks import AliveMasks, AmountOf, alive_masks, alive_scores
 from .watershed import Branch, Watershed, branch, judge_watershed
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class TaskOverlap:
 
     tasks: tuple[str, ...]
     amount: float
-    cut: Cut
+    cut: AmountOf
     layers: tuple[Overlap, ...]
     private: tuple[Overlap, ...] = ()
     controls: Controls | None = None
@@ -187,7 +187,7 @@ class TaskOverlap:
 
 
 def task_overlap(
-    scores: TaskScores, amount: float, *, cut: Cut = "per_task", rank_correlation: bool = True
+    scores: TaskScores, amount: float, *, cut: AmountOf = "per_task", rank_correlation: bool = True
 ) -> TaskOverlap:
     """Compare the tasks' own masks, layer by layer, with what chance would give at the same densities.
 
@@ -227,7 +227,12 @@ def task_overlap(
 
 
 def overlap_of_masks(
-    names: Sequence[str], tasks: Sequence[str], amount: float, cut: Cut, masks: AliveMasks, scores: AliveScores | None
+    names: Sequence[str],
+    tasks: Sequence[str],
+    amount: float,
+    cut: AmountOf,
+    masks: AliveMasks,
+    scores: AliveScores | None,
 ) -> TaskOverlap:
     """Count masks that are there already.
 

@@ -26,13 +26,16 @@ from ..agreement.ranking import lowest, ranks
 from ..parameters import ParameterKey, alive_mask, stored
 from ..scoring.task_scores import TaskScores, _spread
 
-Cut: TypeAlias = Literal["per_task", "union"]
+# What an amount is meant of; the option is called cut.
+AmountOf: TypeAlias = Literal["per_task", "union"]
 
 # For each parameter, which alive entries each task that reaches it keeps: bool, 1-D.
 AliveMasks: TypeAlias = Sequence[dict[str, Tensor]]
 
 
-def own_masks(scores: TaskScores, amount: float, *, cut: Cut = "per_task") -> dict[str, dict[ParameterKey, Tensor]]:
+def own_masks(
+    scores: TaskScores, amount: float, *, cut: AmountOf = "per_task"
+) -> dict[str, dict[ParameterKey, Tensor]]:
     """Return what each task would keep on its own.
 
     Args:
@@ -72,7 +75,7 @@ def alive_scores(scores: TaskScores) -> AliveScores:
     return scores._alive_scores(scores._alive())
 
 
-def alive_masks(scores: AliveScores, tasks: Sequence[str], amount: float, cut: Cut) -> AliveMasks:
+def alive_masks(scores: AliveScores, tasks: Sequence[str], amount: float, cut: AmountOf) -> AliveMasks:
     """Return what each task would keep on its own, as :func:`own_masks`, for the alive entries alone."""
     check_amount(amount)
     if cut == "per_task":
