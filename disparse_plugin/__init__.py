@@ -1,5 +1,6 @@
 """DiSparse (Sun et al., CVPR 2022) for PyTorch's pruning tools: remove only what all tasks find unimportant."""
 
+from ._support.public_path import keep_old_paths, publish
 from .arbiters import at_least
 from .criteria import layer_adaptive
 from .methods.channels import DiSparseSemiStructured, DiSparseStructured, channel_importance
@@ -26,3 +27,16 @@ __all__ = [
     "prunable_parameters",
     "score_tasks",
 ]
+
+publish(globals())
+
+# Whole models pickled by version 0.1.0 name the classes of their hooks by these modules.
+keep_old_paths(
+    __name__,
+    {
+        "checkpoint_masks": "masks.state_dicts",
+        "dynamic_method": "masks.in_place",
+        "patterns": "methods.channels",
+        "scores": "scoring.task_scores",
+    },
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._support.public_path import publish
 from .controls import Controls
 from .gradient_conflict import GradientConflict
 from .measures import Overlap, Stratum
@@ -33,3 +34,5 @@ __all__ = [
     "plot_matrix",
     "task_overlap",
 ]
+
+publish(globals())

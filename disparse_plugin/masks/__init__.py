@@ -1,5 +1,6 @@
 """The life of a mask, from copying to folding: the public room of what the files around it do one by one."""
 
+from .._support.public_path import publish
 from .attach import apply_masks, attach_masks, clone_pruned, fold, masks_of
 from .carving import keep_tasks
 from .files import load_masks, save_masks
@@ -17,3 +18,5 @@ __all__ = [
     "save_masks",
     "sparsity_report",
 ]
+
+publish(globals())

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from .._support.public_path import publish
 from ..masks.in_place import DiSparseDynamic
 from ..scoring.losses import joint
 from .checkpoints import load_checkpoint, save_checkpoint
@@ -37,3 +38,5 @@ __all__ = [
     "register_optimizer",
     "save_checkpoint",
 ]
+
+publish(globals())

@@ -13,6 +13,7 @@ Needs ``pip install 'disparse-plugin[structured]'``. The names here are what the
 # First: this is the file that explains a missing torch-pruning.
 from .adapter import private as _private  # noqa: F401, I001
 
+from .._support.public_path import publish
 from .attention import attention_heads, sync_attention
 from .groups import channel_parameters
 from .importance import DiSparseImportance
@@ -33,3 +34,5 @@ __all__ = [
     "replay_removal",
     "sync_attention",
 ]
+
+publish(globals())
