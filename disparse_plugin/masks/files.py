@@ -38,7 +38,7 @@ def save_masks(
         ValueError: If the model carries no mask, or a mask of ``tasks`` does not fit it.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from torch.nn.utils import prune
         >>> net = nn.Sequential(nn.Linear(4, 2))
         >>> hook = prune.random_unstructured(net[0], "weight", 0.5)
