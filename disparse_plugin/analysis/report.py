@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from .._support.files import replacing
 from ..masks.sparsity import sparsity_report
 from .gradient_conflict import GradientConflict
 from .measures import Overlap
@@ -62,7 +63,7 @@ def html_report(
     """Write sparsity, overlap, watershed, gradient conflict and all plots into one self-contained HTML file.
 
     Args:
-        path: The file; an existing one is replaced.
+        path: The file; an existing one is replaced atomically.
         overlap: From :func:`~disparse_plugin.analysis.task_overlap`, or with controls.
         model: If given, its class and number of parameters are reported, and the masks that it carries.
         conflict: If given, a section on gradient conflict is added.
@@ -87,9 +88,10 @@ def html_report(
     parts += [_section(heading, f"<pre>{html.escape(str(note))}</pre>") for heading, note in sections.items()]
     head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
     body = f"<h1>{html.escape(title)}</h1>" + "".join(parts)
-    target = Path(path)
-    target.write_text(f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>', encoding="utf-8")
-    return target
+    page = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    return Path(path)
 
 
 def _summary(overlap: TaskOverlap, model: nn.Module | None) -> str:

@@ -127,6 +127,20 @@ def test_the_report_is_one_file_with_everything_in_it(controlled, tmp_path):
     assert all(name in text for name in controlled.names)
 
 
+def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("disparse_plugin._support.files.os.fsync", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        html_report(path, random_overlap(2))
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 ODD_NAMES = ["cost $x_1$ and $y", "_hidden", "a < b & c", "lone \ud800", "x" * 200, "two\nlines", ""]
 
 

@@ -11,6 +11,7 @@ from disparse_plugin import TaskScores, disparse_static
 from disparse_plugin.masks import load_masks, masks_of, sparsity_report
 from disparse_plugin.sparse_training import DiSparseDynamic, DiSparseScheduler, load_checkpoint
 from disparse_plugin.structured import replay_removal
+from masks import equal_masks
 from networks import PartlyShared, square_losses, vectors
 from places import FILES as OF_ALL_VERSIONS
 
@@ -20,10 +21,6 @@ FILES = OF_ALL_VERSIONS / "0.1.0"
 @pytest.fixture
 def pruned_state():
     return torch.load(FILES / "pruned_state.pt", weights_only=True)
-
-
-def equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_scores(pruned_state):
@@ -44,7 +41,7 @@ def test_masks(pruned_state):
     load_masks(model, FILES / "masks.safetensors")
     model.load_state_dict(pruned_state)
     saved = {name.removesuffix("_mask"): value != 0 for name, value in pruned_state.items() if name.endswith("_mask")}
-    assert equal(masks_of(model), saved)
+    assert equal_masks(masks_of(model), saved)
     assert sparsity_report(model).alive == 51 + 25  # of 101 that a task reaches, half; and all of no task
 
 
@@ -67,7 +64,7 @@ def test_a_checkpoint_goes_on_where_it_stopped():
         optimizer.step()
         scheduler.step(batch)
     later = torch.load(FILES / "five_steps_later.pt", weights_only=True)
-    assert equal(
+    assert equal_masks(
         {name: value for name, value in later.items() if name.endswith("_mask")},
         {name: value for name, value in model.state_dict().items() if name.endswith("_mask")},
     )

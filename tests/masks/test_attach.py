@@ -1,0 +1,119 @@
+"""Masks on a model: copying, attaching, applying, folding."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from disparse_plugin import disparse_static
+from disparse_plugin.masks import (
+    apply_masks,
+    attach_masks,
+    clone_pruned,
+    fold,
+    masks_of,
+)
+from masks import equal_masks
+from networks import Snapshot, TwoHeads, digit_batches, digit_losses
+
+
+@pytest.fixture
+def model():
+    return TwoHeads().eval()
+
+
+@pytest.fixture
+def pruned(model):
+    disparse_static(model, digit_losses, digit_batches(), 0.9)
+    return model
+
+
+def outputs(model):
+    with torch.no_grad():
+        return torch.cat(list(model.eval()(digit_batches(1)[0][0]).values()))
+
+
+class TestClone:
+    def test_right_after_pruning(self, pruned):
+        before = Snapshot(pruned)
+        twin = clone_pruned(pruned)
+        before.check()
+        assert torch.equal(outputs(twin), outputs(pruned))
+        assert equal_masks(masks_of(twin), masks_of(pruned))
+        assert not {p.data_ptr() for p in twin.parameters()} & {p.data_ptr() for p in pruned.parameters()}
+
+    def test_the_copy_can_be_copied_by_deepcopy(self, pruned):
+        again = copy.deepcopy(clone_pruned(pruned))
+        assert torch.equal(outputs(again), outputs(pruned))
+
+    def test_the_copy_trains_on_its_own(self, pruned):
+        twin, before = clone_pruned(pruned), outputs(pruned)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+        sum(digit_losses(twin, digit_batches(1)[0]).values()).backward()
+        optimizer.step()
+        assert torch.equal(outputs(pruned), before)
+        assert not torch.equal(outputs(twin), before)
+
+    def test_a_dense_model(self, model):
+        assert torch.equal(outputs(clone_pruned(model)), outputs(model))
+
+
+class TestAttach:
+    def test_a_checkpoint_of_a_pruned_model_loads_strictly(self, pruned):
+        fresh = TwoHeads().eval()
+        with pytest.raises(RuntimeError, match="weight_mask"):
+            fresh.load_state_dict(pruned.state_dict())
+        attach_masks(fresh, masks_of(pruned))
+        fresh.load_state_dict(pruned.state_dict())
+        assert torch.equal(outputs(fresh), outputs(pruned))
+
+    def test_a_folded_model_loads_strictly_into_a_dense_one(self, pruned):
+        expected = outputs(pruned)
+        fresh = TwoHeads().eval()
+        fresh.load_state_dict(fold(pruned).state_dict())
+        assert torch.equal(outputs(fresh), expected)
+
+    def test_an_existing_mask_is_replaced_in_place(self, pruned):
+        layer = pruned.trunk[0]
+        buffer, hooks = layer.weight_mask, list(layer._forward_pre_hooks.values())
+        attach_masks(pruned, {(layer, "weight"): ~masks_of(pruned)["trunk.0.weight"]})
+        assert layer.weight_mask is buffer
+        assert list(layer._forward_pre_hooks.values()) == hooks
+        assert torch.equal(layer.weight, layer.weight_orig * layer.weight_mask)
+
+    @pytest.mark.parametrize(
+        ("masks", "error", "message"),
+        [
+            ({"nothing.weight": torch.ones(1).bool()}, ValueError, "found nothing.weight which is not"),
+            ({(nn.Linear(2, 2), "weight"): torch.ones(2, 2).bool()}, ValueError, r"found \(Linear, 'weight'\)"),
+            ({"trunk.0.weight": torch.ones(6, 1, 3, 3)}, TypeError, "must be a bool tensor, found torch.float32"),
+            ({"trunk.0.weight": torch.ones(3).bool()}, ValueError, r"shape \(6, 1, 3, 3\), found \(3,\)"),
+        ],
+    )
+    def test_what_does_not_fit_changes_nothing(self, model, masks, error, message):
+        masks = {"trunk.3.weight": torch.ones(6, 6, 3, 3).bool(), **masks}
+        before = Snapshot(model)
+        for function in (attach_masks, apply_masks):
+            with pytest.raises(error, match=message):
+                function(model, masks)
+        before.check()
+
+
+def test_an_average_takes_the_masks_of_the_model(pruned):
+    average = TwoHeads().eval()
+    apply_masks(average, pruned)
+    assert not prune.is_pruned(average)
+    weights = dict(average.named_parameters())
+    for name, mask in masks_of(pruned).items():
+        assert (weights[name][~mask] == 0).all()
+        assert (weights[name][mask] != 0).all()
+
+
+def test_fold_leaves_a_plain_model(pruned):
+    before = outputs(pruned)
+    assert fold(pruned) is pruned
+    assert not prune.is_pruned(pruned)
+    assert set(pruned.state_dict()) == set(TwoHeads().state_dict())
+    assert torch.equal(outputs(pruned), before)

@@ -1,0 +1,68 @@
+"""The report counts masks, by layer and by task."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from disparse_plugin import disparse_static
+from disparse_plugin.masks import sparsity_report
+from networks import PartlyShared, TwoHeads, digit_batches, digit_losses, square_losses, vectors
+
+
+@pytest.fixture
+def model():
+    return TwoHeads().eval()
+
+
+@pytest.fixture
+def pruned(model):
+    disparse_static(model, digit_losses, digit_batches(), 0.9)
+    return model
+
+
+def test_counts_masks_not_zeros(pruned):
+    with torch.no_grad():
+        pruned.heads["a"].weight_orig.zero_()
+    report = sparsity_report(pruned)
+    total = sum(layer.weight_mask.numel() for layer in (pruned.trunk[0], pruned.trunk[3], *pruned.heads.values()))
+    assert (report.total, report.alive) == (total, total - round(0.9 * total))
+    assert report.all_parameters == sum(parameter.numel() for parameter in pruned.parameters())
+    assert report.sparsity == pytest.approx(0.9, abs=1e-3)
+    assert report.sparsity_of_all == pytest.approx(round(0.9 * total) / report.all_parameters)
+
+
+def test_parts_follow_the_tasks():
+    model = PartlyShared()
+    with pytest.warns(UserWarning, match="no task"):
+        scores = disparse_static(model, square_losses, vectors(), 0.5)
+    report = sparsity_report(model, scores)
+    assert list(report.parts) == ["a + b + c", "a + b", "a", "b", "c", "d", "no task"]
+    assert report.parts["no task"] == (25, 25)
+    assert sum(alive for alive, _ in report.parts.values()) == report.alive
+    text = str(report)
+    assert all(part in text for part in report.parts)
+    assert "abc.weight" in text
+
+
+def test_flops_are_those_of_the_forward_times_density(pruned):
+    report = sparsity_report(pruned, example_inputs=(digit_batches(1)[0][0],))
+    by_name = {layer.name: layer for layer in report.layers}
+    assert by_name["trunk.3.weight"].flops == 2 * 4 * 6 * 6 * 9 * 16
+    assert by_name["heads.a.weight"].flops == 2 * 4 * 96 * 3
+    sparse, dense = report.theoretical_flops
+    assert sparse == pytest.approx(sum(layer.flops * layer.alive / layer.total for layer in report.layers))
+    assert f"of {dense:,} (" in str(report)
+    assert sparsity_report(pruned).theoretical_flops is None
+
+
+def test_plain_values(pruned):
+    report = sparsity_report(pruned)
+    assert json.loads(json.dumps(report.to_dict()))["prunable"]["alive"] == report.alive
+    assert [row["name"] for row in report.rows()] == [layer.name for layer in report.layers]
+
+
+def test_nothing_to_report():
+    with pytest.raises(ValueError, match="model: must have a prunable parameter"):
+        sparsity_report(nn.BatchNorm1d(3))
