@@ -1,4 +1,9 @@
-"""What the masks say about the tasks: overlap, chance, ceiling, watershed, gradient conflict, plots, report."""
+"""What the masks say about the tasks: overlap, chance, ceiling, watershed, gradient conflict, plots, report.
+
+A file in this room answers one question about scores or masks, or shows an answer; none changes a model. Numbers come
+as frozen records with ``to_dict()`` and ``rows()``, and state their formula and its source; pictures take ``ax=None``
+and return ``(fig, ax)``.
+"""
 
 from __future__ import annotations
 

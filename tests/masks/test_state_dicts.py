@@ -6,7 +6,8 @@ from torch.nn.utils import prune
 
 from disparse_plugin import disparse_static
 from disparse_plugin.masks import masks_of
-from disparse_plugin.masks.state_dicts import attach_in_place, follow_masks, match_masks
+from disparse_plugin.masks.in_place import attach_in_place
+from disparse_plugin.masks.state_dicts import follow_masks, match_masks
 from masks import equal_masks
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses
 
