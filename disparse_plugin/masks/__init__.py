@@ -1,8 +1,8 @@
 """The life of a mask: put on a model, copied, carved, counted, written to a file, folded away.
 
-A mask is bool, True = keep, on a model in the form of ``torch.nn.utils.prune``: ``weight_orig``, ``weight_mask`` and one
-hook. A file in this room does one thing to masks that are there already; which weights a mask keeps is decided
-elsewhere (:mod:`disparse_plugin.scoring`, :mod:`disparse_plugin.methods`).
+A mask is bool, True = keep, and on a model it has the form of ``torch.nn.utils.prune``: ``weight_orig``,
+``weight_mask`` and one hook. A file in this room does one thing to masks that are there already; which weights a mask
+keeps is decided elsewhere (:mod:`disparse_plugin.scoring`, :mod:`disparse_plugin.methods`).
 """
 
 from .._support.public_path import publish
