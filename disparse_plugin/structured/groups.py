@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from ..parameters import ParameterKey, unwrap
-
-Side: TypeAlias = Literal["out", "in", "parameter"]
+from .layers import Side, rule_of
+from .shrinking import tensors_of
 
 # Element scores by qualified parameter name, then by task; only what the task reaches.
 ScoresByName: TypeAlias = Mapping[str, Mapping[str, Tensor]]
-
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-_WITH_CHANNELS = (_ConvNd, nn.Linear, nn.PReLU, nn.Embedding, *_NORMS)
 
 REDUCTIONS = ("mean", "sum", "max")
 NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "max": torch.max, "sum": torch.sum}
@@ -123,55 +118,18 @@ class ChannelGroup:
 def parameter_slices(follower: Follower) -> Iterator[ParameterSlice]:
     """Yield the parameters of a follower that shrink with it, and how.
 
-    Layers of a type that is not known here yield nothing: they may be pruned, but give no score.
+    Layers of a type that is not in the table yield nothing: they may be pruned, but give no score.
     """
-    layer = follower.layer
+    layer, places, channels = follower.layer, follower.positions, follower.channels
     if isinstance(layer, nn.Parameter):
-        dim = follower.dim % layer.dim()
-        yield ParameterSlice(follower.target, layer.shape, dim, 1, follower.positions, follower.channels)
-    elif isinstance(layer, nn.MultiheadAttention):
-        yield from _attention_slices(follower, layer)
-    elif isinstance(layer, _WITH_CHANNELS):
-        for name, dim, blocks in _layout(layer, follower.side):
-            parameter = layer._parameters.get(name)
-            if parameter is not None:
-                path = join(follower.target, name)
-                yield ParameterSlice(path, parameter.shape, dim, blocks, follower.positions, follower.channels)
-
-
-def _layout(layer: nn.Module, side: Side) -> list[tuple[str, int, int]]:
-    """Return ``(parameter, dimension, blocks)`` for one side of a layer."""
-    if isinstance(layer, _ConvNd):
-        if is_depthwise(layer):
-            return [("weight", 0, 1), ("bias", 0, 1)]
-        outer, inner = (1, 0) if layer.transposed else (0, 1)
-        if side == "out":
-            return [("weight", outer, layer.groups if layer.transposed else 1), ("bias", 0, 1)]
-        return [("weight", inner, 1 if layer.transposed else layer.groups)]
-    if isinstance(layer, nn.Linear):
-        return [("weight", 0, 1), ("bias", 0, 1)] if side == "out" else [("weight", 1, 1)]
-    if isinstance(layer, nn.Embedding):
-        return [("weight", 1, 1)]
-    if isinstance(layer, nn.PReLU) and layer.num_parameters == 1:
-        return []
-    return [("weight", 0, 1), ("bias", 0, 1)]
-
-
-def _attention_slices(follower: Follower, layer: nn.MultiheadAttention) -> Iterator[ParameterSlice]:
-    """Slice ``nn.MultiheadAttention``: rows of query, key and value, columns of the input, both sides of the output."""
-    width, places, channels = layer.embed_dim, follower.positions, follower.channels
-    rows = torch.cat([places, places + width, places + 2 * width])
-    for name, dim, positions, owners in [
-        ("in_proj_weight", 1, places, channels),
-        ("in_proj_weight", 0, rows, channels.repeat(3)),
-        ("in_proj_bias", 0, rows, channels.repeat(3)),
-        ("out_proj.weight", 0, places, channels),
-        ("out_proj.weight", 1, places, channels),
-        ("out_proj.bias", 0, places, channels),
-    ]:
-        parameter = layer.get_parameter(name) if name in dict(layer.named_parameters()) else None
-        if parameter is not None:
-            yield ParameterSlice(join(follower.target, name), parameter.shape, dim, 1, positions, owners)
+        yield ParameterSlice(follower.target, layer.shape, follower.dim % layer.dim(), 1, places, channels)
+        return
+    for owner, name, axis, tensor in tensors_of(layer, follower.side):
+        if name in owner._parameters:
+            positions = torch.cat([places + number * follower.count for number in range(axis.repeats)])
+            path = join(follower.target, axis.name)
+            dim = axis.dim % tensor.dim()
+            yield ParameterSlice(path, tensor.shape, dim, axis.blocks, positions, channels.repeat(axis.repeats))
 
 
 def channel_scores(group: ChannelGroup, scores: ScoresByName, reduction: str = "mean") -> dict[str, Tensor]:
@@ -281,22 +239,16 @@ def channel_parameters(model: nn.Module, *, bias: bool = False) -> list[Paramete
     """
     root = unwrap(model)
     inner = {m for parent in root.modules() if isinstance(parent, nn.MultiheadAttention) for m in parent.children()}
-    wanted = ("weight", "bias") if bias else ("weight",)
+    wanted = ("weight", "in_proj_weight", *(("bias",) if bias else ()))
     keys: list[ParameterKey] = []
     for module in root.modules():
-        if not isinstance(module, (*_WITH_CHANNELS, nn.MultiheadAttention)) or module in inner:
+        if rule_of(module) is None or module in inner:
             continue
-        names = ("in_proj_weight",) if isinstance(module, nn.MultiheadAttention) else wanted
-        for name in names:
+        for name in wanted:
             parameter = module._parameters.get(name)
             if parameter is not None and not is_lazy(parameter):
                 keys.append((module, name))
     return keys
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Tell whether every output channel of a convolution has an input channel of its own."""
-    return isinstance(layer, _ConvNd) and layer.groups == layer.out_channels > 1
 
 
 def join(path: str, name: str) -> str:

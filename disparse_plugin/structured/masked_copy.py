@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ..parameters import keys_by_name, module_names
+from .applying import Pruners
 from .attention import attention_heads, head_dim_left
+from .cuts import Cut
 from .groups import Follower, parameter_slices
-from .plan import Cut
+from .layers import Axis, rule_of
+from .shrinking import cut as cut_tensor
+from .shrinking import kept_of, shrink
+
+_Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
 
-def masked_copy(model: nn.Module, cuts: Iterable[Cut]) -> nn.Module:
+def masked_copy(model: nn.Module, cuts: Iterable[Cut], *, customized_pruners: Pruners | None = None) -> nn.Module:
     """Copy a model and silence the positions of a removal, leaving all shapes as they are.
 
     Weights at the positions are zero on both sides, so nothing goes in or out. Norms take their statistics over the
@@ -26,14 +31,20 @@ def masked_copy(model: nn.Module, cuts: Iterable[Cut]) -> nn.Module:
     Args:
         model: The full model; not changed.
         cuts: The cuts of a plan.
+        customized_pruners: As in torch-pruning, by class, if they were used to make the cuts. Such a layer is taken
+            to be right by itself: it runs with the channels that are left, and the others are zero.
 
     Returns:
         The masked copy, in evaluation mode.
     """
-    masked = copy.deepcopy(model).eval()
-    modules = {name: module for module, name in module_names(masked).items()}
-    parameters = {name: module._parameters[key] for name, (module, key) in keys_by_name(masked).items()}
-    heads = attention_heads(masked)
+    return mask(copy.deepcopy(model).eval(), list(cuts), customized_pruners)
+
+
+def mask(model: nn.Module, cuts: list[Cut], customized_pruners: Pruners | None = None) -> nn.Module:
+    """Silence the positions of a removal in a model itself; see :func:`masked_copy`."""
+    modules = {name: module for module, name in module_names(model).items()}
+    parameters = {name: module._parameters[key] for name, (module, key) in keys_by_name(model).items()}
+    full = {name: copy.deepcopy(modules[name]) for name in {_owner(cut) for cut in cuts}}
     with torch.no_grad():
         for cut in cuts:
             layer = parameters[cut.target] if cut.side == "parameter" else modules[cut.target]
@@ -41,17 +52,14 @@ def masked_copy(model: nn.Module, cuts: Iterable[Cut]) -> nn.Module:
             follower = Follower(cut.target, layer, cut.side, cut.dim, cut.count, cut.positions, cut.positions)
             for piece in parameter_slices(follower):
                 _silence(parameters[piece.name], piece.dim, piece.blocks, piece.positions)
-            if isinstance(layer, nn.Module):
-                _norm_over_kept(layer, cut)
-    for module in masked.modules():
-        qkv = module._modules.get("qkv")
-        if isinstance(qkv, nn.Linear) and qkv in heads and "scale" in module.__dict__:
-            gone = [c.positions for c in cuts if c.side == "out" and modules[c.target] is qkv]
-            if gone:
-                module.__dict__["scale"] = head_dim_left(qkv.out_features // 3, heads[qkv], torch.cat(gone)) ** -0.5
-            if "fused_attn" in module.__dict__:
-                module.__dict__["fused_attn"] = False  # the fused product takes its scale from the full width
-    return masked
+        for cut in cuts:
+            _over_kept(modules[_owner(cut)], full[_owner(cut)], cut, customized_pruners or {})
+        _rescale(model, [cut for cut in cuts if cut.side == "out"], modules)
+    return model
+
+
+def _owner(cut: Cut) -> str:
+    return cut.target.rpartition(".")[0] if cut.side == "parameter" else cut.target
 
 
 def _silence(parameter: nn.Parameter | None, dim: int, blocks: int, positions: Tensor) -> None:
@@ -65,56 +73,98 @@ def _silence(parameter: nn.Parameter | None, dim: int, blocks: int, positions: T
         parameter[block * height : (block + 1) * height, place] = 0.0
 
 
-def _norm_over_kept(layer: nn.Module, cut: Cut) -> None:
-    kept = torch.ones(cut.count, dtype=torch.bool)
-    kept[cut.positions] = False
-    if isinstance(layer, nn.LayerNorm | nn.GroupNorm):
-        hook = _layer_norm(kept) if isinstance(layer, nn.LayerNorm) else _group_norm(kept)
-        layer.register_forward_hook(hook)
-    elif isinstance(layer, _NormBase) and not layer.affine:
-        layer.register_forward_hook(lambda _, __, output: output * _column(kept, output, 1))
+def _over_kept(layer: nn.Module, full: nn.Module, cut: Cut, pruners: Pruners) -> None:
+    """Let a layer compute as it will with fewer channels, where zero weights are not enough for that."""
+    if cut.side == "parameter":
+        name = cut.target.rpartition(".")[2]
+        if is_rms_norm(full, name):
+            parameter = full._parameters[name]
+            assert parameter is not None
+            full._parameters[name] = nn.Parameter(cut_tensor(parameter, Axis(name, 0), cut.count, cut.positions))
+            layer.register_forward_hook(_through(full, kept_of(cut.count, cut.positions), lambda x: x.dim() - 1))
+        return
+    kept, rule = kept_of(cut.count, cut.positions), rule_of(layer)
+    if type(layer) in pruners and cut.side == "out" and rule is None:
+        pruners[type(layer)].prune_out_channels(full, cut.positions.tolist())
+        layer.register_forward_hook(_through(full, kept, lambda x: _channel_dim(x, cut.count)))
+    elif rule is not None and rule.over is not None:
+        over, original = rule.over, copy.deepcopy(full)
+        shrink(full, "out", cut.positions)
+        layer.register_forward_hook(_through(full, kept, lambda x: over(original, x)))
+    elif rule is not None:
+        rule.adjust(layer, len(kept))
+        if (dim := rule.silent_dim) is not None:
+            layer.register_forward_hook(lambda _, __, output: output * _column(kept, output, dim))
+
+
+def _through(smaller: nn.Module, kept: Tensor, dim_of: Callable[[Tensor], int]) -> _Hook:
+    """Make a hook that runs a smaller layer on the channels that are left, and gives zeros for the others."""
+
+    def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        dim, places = dim_of(inputs[0]), kept.to(output.device)
+        smaller.train(layer.training)
+        value = smaller(inputs[0].index_select(dim, places))
+        return torch.zeros_like(output).index_copy(dim, places, value.to(output.dtype))
+
+    return hook
+
+
+def _channel_dim(x: Tensor, count: int) -> int:
+    if x.dim() > 2 and x.shape[1] == count:
+        return 1
+    return next((dim for dim in reversed(range(x.dim())) if x.shape[dim] == count), x.dim() - 1)
 
 
 def _column(kept: Tensor, like: Tensor, dim: int) -> Tensor:
     shape = [1] * like.dim()
     shape[dim] = -1
-    return kept.to(like).view(shape)
+    return kept_mask(kept, like.shape[dim]).to(like).view(shape)
 
 
-def _layer_norm(kept: Tensor) -> Callable[[nn.LayerNorm, tuple[Tensor, ...], Tensor], Tensor]:
-    def hook(layer: nn.LayerNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        # Some subclasses (timm's LayerNorm2d) normalise over dimension 1.
-        dim = _normalized_dim(layer, x)
-        places = kept.nonzero().flatten().to(x.device)
-        part = x.index_select(dim, places).movedim(dim, -1)
-        weight = None if layer.weight is None else layer.weight[places]
-        bias = None if layer.bias is None else layer.bias[places]
-        value = F.layer_norm(part, (places.numel(),), weight, bias, layer.eps).movedim(-1, dim)
-        return torch.zeros_like(output).index_copy(dim, places, value)
-
-    return hook
+def kept_mask(kept: Tensor, count: int) -> Tensor:
+    """Return a bool vector that is True at the given positions."""
+    flags = torch.zeros(count, dtype=torch.bool)
+    flags[kept] = True
+    return flags
 
 
-def _normalized_dim(layer: nn.LayerNorm, x: Tensor) -> int:
-    if type(layer).forward is nn.LayerNorm.forward or x.dim() != 4:
-        return x.dim() - 1
-    probe = nn.LayerNorm.forward(layer, x.movedim(1, -1)).movedim(-1, 1) if x.shape[1] == layer.weight.numel() else None
-    saved, layer._forward_hooks = layer._forward_hooks, type(layer._forward_hooks)()
+def is_rms_norm(module: nn.Module, name: str) -> bool:
+    """Tell by trying whether a module divides by the root of the mean square over the last dimension.
+
+    Such norms have many classes (Llama, Qwen, T5, Gemma, ...), so it is not the name that decides: on random rows ``x``
+    the output must be ``g * x / sqrt(mean(x ** 2))`` with the same ``g`` for every row.
+
+    Example:
+        >>> is_rms_norm(nn.RMSNorm(8), "weight"), is_rms_norm(nn.LayerNorm(8), "weight")
+        (True, False)
+    """
+    weight = module._parameters.get(name)
+    others = [p for other, p in module._parameters.items() if p is not None and other != name]
+    if weight is None or weight.dim() != 1 or others or next(module.children(), None) is not None:
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, len(weight), generator=generator).to(weight)
     try:
-        same = probe is not None and torch.allclose(layer(x), probe, atol=1e-4)
-    finally:
-        layer._forward_hooks = saved
-    return 1 if same else x.dim() - 1
+        with torch.no_grad():
+            out: Any = module(x)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+        return False
+    if not isinstance(out, Tensor) or out.shape != x.shape:
+        return False
+    gain = (out / (x * x.square().mean(-1, keepdim=True).rsqrt())).float()
+    return bool(torch.allclose(gain, gain[:1].expand_as(gain), rtol=1e-2, atol=1e-4))
 
 
-def _group_norm(kept: Tensor) -> Callable[[nn.GroupNorm, tuple[Tensor, ...], Tensor], Tensor]:
-    def hook(layer: nn.GroupNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        x = inputs[0]
-        places = kept.nonzero().flatten().to(x.device)
-        weight = None if layer.weight is None else layer.weight[places]
-        bias = None if layer.bias is None else layer.bias[places]
-        value = F.group_norm(x.index_select(1, places), layer.num_groups, weight, bias, layer.eps)
-        return torch.zeros_like(output).index_copy(1, places, value)
-
-    return hook
+def _rescale(model: nn.Module, outs: list[Cut], modules: dict[str, nn.Module]) -> None:
+    """Give attention layers of timm the scale of the head width that is left."""
+    heads = attention_heads(model)
+    for module in model.modules():
+        qkv = module._modules.get("qkv")
+        if not isinstance(qkv, nn.Linear) or qkv not in heads or "scale" not in module.__dict__:
+            continue
+        gone = [cut.positions for cut in outs if modules[cut.target] is qkv]
+        if gone:
+            width = head_dim_left(qkv.out_features // 3, heads[qkv], torch.cat(gone))
+            module.__dict__["scale"] = width**-0.5
+        if "fused_attn" in module.__dict__:
+            module.__dict__["fused_attn"] = False  # the fused product takes its scale from the full width

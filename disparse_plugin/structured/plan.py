@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._support.files import read_tensors, write_tensors
-from ..parameters import module_names, unwrap
-from .adapter.graph import pruner_of
-from .attention import attention_heads, sync_attention
-from .groups import Side
+from ..parameters import unwrap
+from .applying import apply_cuts
+from .cuts import Attributes, Cut, check_cuts, composed
 
 _KIND = "disparse_plugin.removal"
-
-# Module name to the plain numbers that it holds after the removal, where they changed.
-Attributes: TypeAlias = Mapping[str, Mapping[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Cut:
-    """Positions that one layer loses on one side.
-
-    Attributes:
-        target: Qualified name of the module, or of the parameter if ``side`` is ``"parameter"``.
-        side: ``"out"``, ``"in"`` or ``"parameter"``.
-        dim: The dimension of a bare parameter; -1 elsewhere.
-        count: How many positions the side has before.
-        positions: int64, ascending, each once.
-    """
-
-    target: str
-    side: Side
-    dim: int
-    count: int
-    positions: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +30,7 @@ class RemovalPlan:
             are not listed are brought into line by :func:`~disparse_plugin.structured.sync_attention`.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
         >>> gone = torch.tensor([1])
         >>> RemovalPlan((Cut("0", "out", -1, 3, gone), Cut("1", "in", -1, 3, gone))).apply(net)
@@ -77,30 +54,24 @@ class RemovalPlan:
         Raises:
             ValueError: If a layer or an attribute is missing, or a layer has another size. The model is unchanged.
         """
-        root = unwrap(model)
-        modules = {name: module for module, name in module_names(root).items()}
-        heads = attention_heads(root)
-        steps = []
-        for cut in self.cuts:
-            layer = _parameter(root, cut.target) if cut.side == "parameter" else modules.get(cut.target)
-            if layer is None:
-                raise ValueError(
-                    f"model: must have the layer {cut.target!r}, found none; replay on the same architecture"
-                )
-            # Chosen before any cut: a grouped convolution can come to look like a depthwise one half-way.
-            pruner = pruner_of(layer, customized_pruners)
-            _check_size(cut, layer, pruner)
-            steps.append((cut, layer, pruner))
-        _check_attributes(self.attributes, modules)
-        with torch.no_grad():
-            for cut, layer, pruner in steps:
-                _cut(root, cut, layer, pruner)
-        changed = {layer for cut, layer, _ in steps if cut.side == "out"}
-        told = {child for name in self.attributes for child in modules[name].children()}
-        sync_attention({qkv: count for qkv, count in heads.items() if qkv in changed and qkv not in told}, root)
-        for name, values in self.attributes.items():
-            for attribute, value in values.items():
-                setattr(modules[name], attribute, value)
+        check_cuts(self.cuts)
+        apply_cuts(unwrap(model), self.cuts, self.attributes, customized_pruners)
+
+    def then(self, later: RemovalPlan) -> RemovalPlan:
+        """Join this removal and one of the smaller model, in the numbering of the full model.
+
+        Example:
+            >>> import torch
+            >>> first = RemovalPlan((Cut("fc", "out", -1, 4, torch.tensor([1])),))
+            >>> second = RemovalPlan((Cut("fc", "out", -1, 3, torch.tensor([1])),))
+            >>> first.then(second).cuts[0].positions
+            tensor([1, 2])
+        """
+        attributes = {
+            name: {**self.attributes.get(name, {}), **later.attributes.get(name, {})}
+            for name in (*self.attributes, *later.attributes)
+        }
+        return RemovalPlan(composed(self.cuts, later.cuts), attributes)
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a safetensors file; an existing file is replaced atomically.
@@ -124,11 +95,15 @@ class RemovalPlan:
             ValueError: If it is another file, damaged, or written by a newer version.
         """
         tensors, facts = read_tensors(path, kind=_KIND)
-        cuts = tuple(Cut(**fact, positions=tensors[str(n)]) for n, fact in enumerate(facts["cuts"]))
-        attributes = {
-            name: {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-            for name, values in facts.get("attributes", {}).items()
-        }
+        try:
+            cuts = tuple(Cut(**fact, positions=tensors[str(n)]) for n, fact in enumerate(facts["cuts"]))
+            attributes = {
+                name: {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+                for name, values in facts.get("attributes", {}).items()
+            }
+            check_cuts(cuts)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"path: must hold a consistent removal, found {path} damaged: {error}") from error
         return cls(cuts, attributes)
 
 
@@ -150,73 +125,3 @@ def replay_removal(
         ValueError: If the file is of another kind or does not fit the model, which is then unchanged.
     """
     RemovalPlan.load(path).apply(model, customized_pruners=customized_pruners)
-
-
-def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the numbers, and tuples of whole numbers, that a module holds as attributes."""
-
-    def is_plain(value: object) -> bool:
-        if isinstance(value, tuple):
-            return all(type(entry) is int for entry in value)
-        return type(value) in (int, float)
-
-    return {name: value for name, value in module.__dict__.items() if is_plain(value)}
-
-
-def _check_attributes(attributes: Attributes, modules: Mapping[str, nn.Module]) -> None:
-    for name, values in attributes.items():
-        missing = set(values) - set(plain_attributes(modules[name])) if name in modules else set(values)
-        if missing:
-            raise ValueError(
-                f"model: {name!r} must have {', '.join(sorted(missing))}, found none; replay on the same architecture"
-            )
-
-
-def _parameter(root: nn.Module, name: str) -> nn.Parameter | None:
-    path, _, last = name.rpartition(".")
-    modules = {name: module for module, name in module_names(root).items()}
-    return modules[path]._parameters.get(last) if path in modules else None
-
-
-def _check_size(cut: Cut, layer: nn.Module | nn.Parameter, pruner: Any) -> None:
-    if isinstance(layer, nn.Parameter):
-        count = layer.shape[cut.dim] if layer.dim() > cut.dim else 0
-    else:
-        count = (pruner.get_in_channels if cut.side == "in" else pruner.get_out_channels)(layer)
-    if count is not None and count != cut.count:
-        raise ValueError(
-            f"model: {cut.target} must have {cut.count} positions ({cut.side}), found {count}; replay on the full-size "
-            "architecture, removals in the order in which they were made"
-        )
-
-
-def _cut(root: nn.Module, cut: Cut, layer: nn.Module | nn.Parameter, pruner: Any) -> None:
-    positions = cut.positions.tolist()
-    if isinstance(layer, nn.Parameter):
-        pruner.pruning_dim = cut.dim
-        smaller = pruner.prune_out_channels(layer, positions).requires_grad_(layer.requires_grad)
-        path, _, last = cut.target.rpartition(".")
-        owner = next(module for module, name in module_names(root).items() if name == path)
-        setattr(owner, last, smaller)
-        return
-    frozen = [name for name, parameter in layer.named_parameters() if not parameter.requires_grad]
-    (pruner.prune_in_channels if cut.side == "in" else pruner.prune_out_channels)(layer, positions)
-    for name in frozen:
-        layer.get_parameter(name).requires_grad_(False)
-
-
-def merge_cuts(cuts: Iterable[Cut]) -> tuple[Cut, ...]:
-    """Join the cuts of one side of one layer, which several groups may share (after a concatenation).
-
-    Example:
-        >>> one, two = Cut("fc", "in", -1, 4, torch.tensor([2])), Cut("fc", "in", -1, 4, torch.tensor([0, 2]))
-        >>> merge_cuts([one, two])[0].positions
-        tensor([0, 2])
-    """
-    merged: dict[tuple[str, Side, int], Cut] = {}
-    for cut in cuts:
-        key = (cut.target, cut.side, cut.dim)
-        known = merged.get(key)
-        positions = cut.positions if known is None else torch.cat([known.positions, cut.positions])
-        merged[key] = dataclasses.replace(cut, positions=positions.unique())
-    return tuple(merged.values())

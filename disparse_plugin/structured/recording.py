@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..parameters import module_names, unwrap
 from .adapter.private import parameter_name, tp
-from .groups import Side
-from .plan import Attributes, Cut, RemovalPlan, plain_attributes
+from .cuts import Attributes, Cut, plain_attributes
+from .layers import Side
+from .plan import RemovalPlan
 
 
 def record_removal(pruner: Any) -> RemovalRecording:

@@ -21,9 +21,10 @@ from ..scoring.task_scores import TaskScores
 from .adapter.groups import find_groups
 from .adapter.observation import Inputs, Observation, as_inputs
 from .budget import QUANTITIES, Budget, Quantity, choose, units_to_keep
+from .cuts import Cut, merge_cuts
 from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_parameters, channel_scores, normalized
 from .order import ChannelRule, removal_order
-from .plan import Cut, RemovalPlan, merge_cuts
+from .plan import RemovalPlan
 from .report import Change, GroupChange, PartChange, RemovalReport
 from .trial import Trial, copied, tolerance_of
 

@@ -54,7 +54,7 @@ def test_masking_is_what_it_says() -> None:
     """The oracle of the tests above, on numbers that can be followed by hand."""
     net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.ReLU(), nn.Linear(3, 2))
     names = {"0": ("out", 3), "1": ("out", 3), "3": ("in", 3)}
-    from disparse_plugin.structured.plan import Cut
+    from disparse_plugin.structured.cuts import Cut
 
     cuts = [Cut(name, side, -1, count, torch.tensor([1])) for name, (side, count) in names.items()]  # type: ignore[arg-type]
     x = torch.randn(4, 2)

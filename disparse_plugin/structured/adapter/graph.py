@@ -14,52 +14,73 @@ from torch import nn
 
 from ...parameters import ParameterKey
 from ..groups import channel_parameters
+from ..layers import makes_channels, rule_of
+from ..shrinking import shrink
 from .observation import tensors_in
-from .private import bounded, cut_parameter, tp
+from .private import bounded, tp
 
 # What torch-pruning raises on architectures that it cannot map.
 TRACE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
-ROOT_TYPES = (nn.modules.conv._ConvNd, nn.Linear)
 
-
-class SortedLayerNormPruner(tp.function.LayernormPruner):  # type: ignore[misc]
-    """Prunes LayerNorm without permuting its weights.
+class _RulePruner(tp.function.BasePruningFunc):  # type: ignore[misc]
+    """Cuts a layer by the table of layer types, for those that torch-pruning does not know or cuts wrongly.
 
     ``LayernormPruner`` of torch-pruning 1.6.1 keeps the entries in the order in which a Python set happens to iterate
     (it calls ``Tensor.sort`` and drops the result), so outputs are silently wrong.
     """
 
-    def prune_out_channels(self, layer: nn.LayerNorm, idxs: Collection[int]) -> nn.LayerNorm:
-        """Remove the given positions of the last dimension."""
-        shape = layer.normalized_shape
-        gone = set(idxs)
-        keep = [position for position in range(shape[-1]) if position not in gone]
-        for name in ("weight", "bias"):
-            parameter = layer._parameters.get(name)
-            if parameter is not None:
-                setattr(layer, name, cut_parameter(self, parameter, keep, parameter.dim() - 1))
-        layer.normalized_shape = (*shape[:-1], len(keep))
+    def prune_out_channels(self, layer: nn.Module, idxs: Collection[int]) -> nn.Module:
+        """Remove the given positions of the outputs."""
+        shrink(layer, "out", torch.tensor(sorted(idxs), dtype=torch.int64))
         return layer
 
+    def get_out_channels(self, layer: nn.Module) -> int | None:
+        rule = rule_of(layer)
+        return None if rule is None else rule.count(layer, "out")
+
     prune_in_channels = prune_out_channels
+    get_in_channels = get_out_channels
 
 
-_LAYER_NORM = SortedLayerNormPruner()
+class _TwoSidedRulePruner(_RulePruner):
+    """The same for layers with inputs of their own."""
+
+    def prune_in_channels(self, layer: nn.Module, idxs: Collection[int]) -> nn.Module:
+        """Remove the given positions of the inputs."""
+        shrink(layer, "in", torch.tensor(sorted(idxs), dtype=torch.int64))
+        return layer
+
+    def get_in_channels(self, layer: nn.Module) -> int | None:
+        rule = rule_of(layer)
+        return None if rule is None else rule.count(layer, "in")
+
+
+_ONE_SIDED, _TWO_SIDED = _RulePruner(), _TwoSidedRulePruner()
+
+
+def _pruners_of_rules(model: nn.Module, *, known: bool) -> dict[type[nn.Module], Any]:
+    """Map the classes that are cut by our table to what cuts them; those that torch-pruning knows, or the others."""
+    found = {}
+    for module in model.modules():
+        rule = rule_of(module)
+        if rule is not None and rule.ours and (tp.ops.module2type(module) in tp.function.PrunerBox) == known:
+            found[type(module)] = _ONE_SIDED if rule.same else _TWO_SIDED
+    return found
 
 
 def fix_layer_norms(graph: Any) -> None:
     """Replace torch-pruning's pruner of every LayerNorm in a graph, also in dependencies made before."""
-    classes = {type(module) for module in graph.model.modules() if isinstance(module, nn.LayerNorm)}
-    for cls in classes - set(graph.CUSTOMIZED_PRUNERS):
-        graph.register_customized_layer(cls, _LAYER_NORM)
+    for cls, pruner in _pruners_of_rules(graph.model, known=True).items():
+        if cls not in graph.CUSTOMIZED_PRUNERS:
+            graph.register_customized_layer(cls, pruner)
     broken = tp.function.LayernormPruner.prune_out_channels
     for node in graph.module2node.values():
         for dep in node.dependencies:
             if getattr(dep.handler, "__func__", None) is broken:
-                dep.handler = _LAYER_NORM.prune_out_channels
+                dep.handler = _ONE_SIDED.prune_out_channels
             if getattr(dep.trigger, "__func__", None) is broken:
-                dep.trigger = _LAYER_NORM.prune_out_channels
+                dep.trigger = _ONE_SIDED.prune_out_channels
 
 
 def trace(
@@ -87,7 +108,7 @@ def trace(
             model,
             example_inputs=example_inputs,
             output_transform=lambda outputs: [t for t in tensors_in(outputs) if t.grad_fn is not None],
-            customized_pruners=dict(customized_pruners or {}),
+            customized_pruners={**_pruners_of_rules(model, known=False), **(customized_pruners or {})},
             ignored_params=list(ignored_parameters),
             verbose=False,
         )
@@ -100,16 +121,7 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
-def pruner_of(layer: nn.Module | nn.Parameter, customized_pruners: Mapping[type[nn.Module], Any] | None = None) -> Any:
-    """Return the object of torch-pruning that cuts a layer, with the repaired one for LayerNorm."""
-    if isinstance(layer, nn.Module) and customized_pruners and type(layer) in customized_pruners:
-        return customized_pruners[type(layer)]
-    if isinstance(layer, nn.LayerNorm):
-        return _LAYER_NORM
-    return tp.function.PrunerBox[tp.ops.module2type(layer)]
-
-
 def traced_parameters(graph: Any) -> list[ParameterKey]:
     """List what to score: not the weights of layers that never run, which a parent may read."""
     traced = set(graph.module2node)
-    return [key for key in channel_parameters(graph.model) if key[0] in traced or not isinstance(key[0], ROOT_TYPES)]
+    return [key for key in channel_parameters(graph.model) if key[0] in traced or not makes_channels(key[0])]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ...parameters import module_names
 from ..attention import attention_heads
-from ..groups import ChannelGroup, Follower, Side, is_depthwise
-from .graph import ROOT_TYPES, TRACE_ERRORS, one_line, trace
+from ..groups import ChannelGroup, Follower
+from ..layers import Side, is_depthwise, makes_channels, rule_of
+from .graph import TRACE_ERRORS, one_line, trace
 from .observation import Inputs, Observation, observe
 from .private import parameter_name, tp, unchanging
 
@@ -95,7 +96,7 @@ def channel_groups(
     blocks = block_counts(graph)
     with unchanging(graph):
         for module in list(graph.module2node):
-            if not isinstance(module, ROOT_TYPES) or module in visited:
+            if not makes_channels(module) or module in visited:
                 continue
             visited.add(module)
             if module in kept:
@@ -136,9 +137,7 @@ def _reroot_attention(graph: Any, group: Any) -> tuple[Any, int]:
         UnusableGroupError: If no layer follows.
     """
     inner = [
-        dep
-        for dep, _ in group
-        if isinstance(dep.target.module, ROOT_TYPES) and graph.is_in_channel_pruning_fn(dep.handler)
+        dep for dep, _ in group if makes_channels(dep.target.module) and graph.is_in_channel_pruning_fn(dep.handler)
     ]
     if not inner:
         raise UnusableGroupError("an attention without an output layer")
@@ -237,16 +236,10 @@ def _follower(graph: Any, item: Any, names: Mapping[nn.Module, str]) -> Follower
 
 def _misfit(follower: Follower, size: int) -> str | None:
     """Say why torch-pruning's positions cannot be those of the layer, or return None."""
-    layer, count, what = follower.layer, follower.count, f"{follower.target} ({follower.side})"
-    if isinstance(layer, nn.LSTM):
-        return f"{what} is an LSTM, which torch-pruning cuts wrongly"
-    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
-        return f"{what} normalises over {len(layer.normalized_shape)} dimensions"
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        if layer.transposed and layer.groups > 1 and not is_depthwise(layer):
-            return f"{what} is a grouped transposed convolution"
-        if is_depthwise(layer) and layer.in_channels != layer.out_channels:
-            return f"{what} merges input channels group by group"
+    count, what, rule = follower.count, f"{follower.target} ({follower.side})", rule_of(follower.layer)
+    refusal = rule.refusal(follower.layer) if rule is not None else None
+    if refusal is not None:
+        return f"{what} {refusal}"
     if follower.positions.numel() and not 0 <= int(follower.positions.min()) <= int(follower.positions.max()) < count:
         return f"{what} has {count} positions, found {int(follower.positions.max())}: a mapping that cannot be right"
     if follower.channels.numel() and int(follower.channels.max()) >= size:
@@ -302,7 +295,8 @@ def block_counts(graph: Any) -> dict[tuple[nn.Module, Side], int]:
         pruner = graph.get_pruner_of_module(module)
         if pruner is None or is_depthwise(module):
             continue
-        own = module.num_heads if isinstance(module, nn.MultiheadAttention) else 1
+        rule = rule_of(module)
+        own = rule.folds(module) if rule is not None else 1
         counts[module, "out"] = max(pruner.get_out_channel_groups(module), own)
         counts[module, "in"] = max(pruner.get_in_channel_groups(module), own)
     return {key: count for key, count in counts.items() if count > 1}

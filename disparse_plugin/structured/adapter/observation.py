@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ...parameters import module_names
 from ..groups import join
-
-_COUNTED = (_ConvNd, nn.Linear)
+from ..layers import makes_channels, rule_of
 
 Inputs = tuple[Any, ...] | dict[str, Any]
 
@@ -91,7 +89,7 @@ def observe(model: nn.Module, inputs: Inputs) -> Observation:
     reached = _reached([tensor.grad_fn for tensor in outputs], made_by, seen.outputs)
     ran = set(made_by.values())
     seen.untraced = ran - reached
-    seen.idle = {module for module in model.modules() if isinstance(module, _COUNTED) and module not in ran}
+    seen.idle = {module for module in model.modules() if makes_channels(module) and module not in ran}
     return seen
 
 
@@ -100,26 +98,17 @@ def _watching(model: nn.Module, seen: Observation, made_by: dict[Any, nn.Module]
     names = module_names(model)
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        out = output[0] if isinstance(output, tuple) else output
-        if isinstance(layer, nn.MultiheadAttention):
-            uses = inputs[0].numel() // layer.embed_dim
-            weights = ["in_proj_weight", "out_proj.weight"]
-        elif isinstance(layer, _ConvNd):
-            transposed = layer.transposed
-            uses = inputs[0].numel() // layer.in_channels if transposed else out.numel() // layer.out_channels
-            weights = ["weight"]
-        else:
-            uses, weights = out.numel() // max(1, out.shape[-1]), ["weight"]
-        for weight in weights:
+        rule, out = rule_of(layer), output[0] if isinstance(output, tuple) else output
+        assert rule is not None
+        for weight, uses in rule.uses(layer, inputs[0], out).items() if inputs else ():
             name = join(names[layer], weight)
             seen.uses[name] = seen.uses.get(name, 0) + uses
-        if isinstance(layer, _COUNTED):
+        if makes_channels(layer):
             made_by[out.grad_fn] = layer
 
-    watched = (*_COUNTED, nn.MultiheadAttention)
     with contextlib.ExitStack() as stack:
         for module in names:
-            if isinstance(module, watched):
+            if rule_of(module) is not None:
                 stack.callback(module.register_forward_hook(count).remove)
         yield
 

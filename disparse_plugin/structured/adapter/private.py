@@ -149,9 +149,9 @@ def initial_counts(pruner: Any) -> dict[str, float]:
     return counts
 
 
-def cut_parameter(pruner: Any, parameter: nn.Parameter, keep: list[int], dim: int) -> nn.Parameter:
-    """Keep some positions of a parameter, and of its gradient, as the layer pruners of torch-pruning do."""
-    return pruner._prune_parameter_and_grad(parameter, keep, dim)  # type: ignore[no-any-return]
+def known_pruner(layer: nn.Module) -> Any:
+    """Return what cuts a layer in torch-pruning, as it comes; None for a type that it does not know."""
+    return tp.function.PrunerBox.get(tp.ops.module2type(layer))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from disparse_plugin.structured.plan import Cut, merge_cuts
+from disparse_plugin.structured.cuts import Cut, merge_cuts
 
 
 def cuts_of(pruner: Any, groups: Iterable[Any]) -> tuple[Cut, ...]:

@@ -1,0 +1,294 @@
+"""What the removal of channels must know of each type of layer, in one table: a new type is one entry of ``RULES``.
+
+Nothing else in this room asks for the type of a layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+Side: TypeAlias = Literal["out", "in", "parameter"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Where the channels of one side of a layer lie in one of its tensors.
+
+    Attributes:
+        name: Of the parameter or buffer, seen from the layer.
+        dim: The dimension that the channels index.
+        blocks: In how many blocks of dimension 0 the channels are spread out (inputs of grouped convolutions).
+        repeats: How often the channels follow each other along ``dim`` (query, key and value in one tensor).
+    """
+
+    name: str
+    dim: int
+    blocks: int = 1
+    repeats: int = 1
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _no_uses(*_: Any) -> dict[str, int]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRule:
+    """What there is to know of a type of layer.
+
+    Attributes:
+        axes: From a layer and a side to the tensors that shrink with it.
+        count: From a layer and a side to the number of channels; None if it has none of its own.
+        resize: Writes the numbers that the layer holds of a side (``out_channels``) after its tensors were cut.
+        same: Whether the layer has as many outputs as inputs by construction; then all its channels are ``"out"``.
+        over: From a layer and its input to the dimension over which it computes statistics of the channels that there
+            are (LayerNorm). None: each channel for itself.
+        silent_dim: The dimension of channels in the output, where zero weights do not make it zero (running means).
+        adjust: Changes a layer with masked channels so that it computes as one with that many channels will, where
+            that is more than zeros (the scale of an attention).
+        uses: From a layer, its input and its output to the multiplications per entry of its weights.
+        folds: In how many equal blocks the channels must be cut alike, beyond what the axes say (attention heads).
+        refusal: Why this layer cannot lose channels, or None.
+        ours: Whether torch-pruning is to cut it by this rule, because it does not know the type or cuts it wrongly.
+    """
+
+    axes: Callable[[Any, Side], Sequence[Axis]]
+    count: Callable[[Any, Side], int | None]
+    resize: Callable[[Any, Side, int], None]
+    same: bool = True
+    over: Callable[[Any, Tensor], int] | None = None
+    silent_dim: int | None = None
+    adjust: Callable[[Any, int], None] = _nothing
+    uses: Callable[[Any, Tensor, Tensor], Mapping[str, int]] = _no_uses
+    folds: Callable[[Any], int] = lambda _: 1
+    refusal: Callable[[Any], str | None] = _nothing
+    ours: bool = False
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Tell whether every output channel of a convolution has an input channel of its own."""
+    return isinstance(layer, _ConvNd) and layer.groups == layer.out_channels > 1
+
+
+def _convolution_axes(layer: _ConvNd, side: Side) -> list[Axis]:
+    if is_depthwise(layer):
+        return [Axis("weight", 0), Axis("bias", 0)]
+    outer, inner = (1, 0) if layer.transposed else (0, 1)
+    if side == "out":
+        return [Axis("weight", outer, layer.groups if layer.transposed else 1), Axis("bias", 0)]
+    return [Axis("weight", inner, 1 if layer.transposed else layer.groups)]
+
+
+def _resize_convolution(layer: _ConvNd, side: Side, count: int) -> None:
+    if is_depthwise(layer):
+        layer.in_channels = layer.out_channels = layer.groups = count
+    elif side == "out":
+        layer.out_channels = count
+    else:
+        layer.in_channels = count
+
+
+def _convolution_uses(layer: _ConvNd, x: Tensor, out: Tensor) -> dict[str, int]:
+    return {"weight": x.numel() // layer.in_channels if layer.transposed else out.numel() // layer.out_channels}
+
+
+def _convolution_refusal(layer: _ConvNd) -> str | None:
+    if layer.transposed and layer.groups > 1 and not is_depthwise(layer):
+        return "is a grouped transposed convolution"
+    if is_depthwise(layer) and layer.in_channels != layer.out_channels:
+        return "merges input channels group by group"
+    return None
+
+
+def _linear_uses(_: nn.Module, __: Tensor, out: Tensor) -> dict[str, int]:
+    return {"weight": out.numel() // max(1, out.shape[-1])}
+
+
+def _resize(out: str, into: str) -> Callable[[Any, Side, int], None]:
+    return lambda layer, side, count: setattr(layer, out if side == "out" else into, count)
+
+
+def _of_norm(*names: str) -> Callable[[Any, Side], list[Axis]]:
+    return lambda _, __: [Axis(name, -1) for name in names]
+
+
+def _attention_axes(_: nn.MultiheadAttention, __: Side) -> list[Axis]:
+    """Rows of query, key and value, columns of the input, both sides of the output."""
+    return [
+        Axis("in_proj_weight", 1),
+        Axis("in_proj_weight", 0, repeats=3),
+        Axis("in_proj_bias", 0, repeats=3),
+        Axis("out_proj.weight", 0),
+        Axis("out_proj.weight", 1),
+        Axis("out_proj.bias", 0),
+    ]
+
+
+def _resize_attention(layer: nn.MultiheadAttention, _: Side, count: int) -> None:
+    layer.embed_dim = layer.kdim = layer.vdim = count
+    layer.head_dim = count // layer.num_heads
+    layer.out_proj.in_features = layer.out_proj.out_features = count
+
+
+def _rescale_attention(layer: nn.MultiheadAttention, count: int) -> None:
+    """Multiply the queries such that the scale is that of narrower heads."""
+    factor = (layer.embed_dim / count) ** 0.5
+    assert layer.in_proj_weight is not None
+    layer.in_proj_weight[: layer.embed_dim] *= factor
+    if layer.in_proj_bias is not None:
+        layer.in_proj_bias[: layer.embed_dim] *= factor
+
+
+def _attention_uses(layer: nn.MultiheadAttention, x: Tensor, _: Tensor) -> dict[str, int]:
+    return dict.fromkeys(("in_proj_weight", "out_proj.weight"), x.numel() // layer.embed_dim)
+
+
+def _attention_refusal(layer: nn.MultiheadAttention) -> str | None:
+    if layer.in_proj_weight is None or layer.bias_k is not None:
+        return "is an attention whose keys and values are of another width, or have a bias of their own"
+    return None
+
+
+def _normalized_dim(layer: nn.LayerNorm, x: Tensor) -> int:
+    """Find out over which dimension a LayerNorm works: some subclasses (timm's LayerNorm2d) take dimension 1."""
+    if type(layer).forward is nn.LayerNorm.forward or x.dim() != 4 or x.shape[1] != layer.normalized_shape[0]:
+        return x.dim() - 1
+    if x.shape[-1] != x.shape[1]:
+        return 1
+    probe = nn.LayerNorm.forward(layer, x.movedim(1, -1)).movedim(-1, 1)
+    return 1 if torch.allclose(layer.forward(x), probe, atol=1e-4) else x.dim() - 1
+
+
+def _norm_refusal(layer: Any) -> str | None:
+    shape = layer.normalized_shape
+    return f"normalises over {len(shape)} dimensions" if len(shape) > 1 else None
+
+
+_CONVOLUTION = LayerRule(
+    axes=_convolution_axes,
+    count=lambda layer, side: int(layer.in_channels if side == "in" else layer.out_channels),
+    resize=_resize_convolution,
+    same=False,
+    uses=_convolution_uses,
+    refusal=_convolution_refusal,
+)
+_LINEAR = LayerRule(
+    axes=lambda _, side: [Axis("weight", 0), Axis("bias", 0)] if side == "out" else [Axis("weight", 1)],
+    count=lambda layer, side: int(layer.in_features if side == "in" else layer.out_features),
+    resize=_resize("out_features", "in_features"),
+    same=False,
+    uses=_linear_uses,
+)
+_TRANSPOSED_LINEAR = LayerRule(  # GPT-2 keeps its linear layers as (inputs, outputs)
+    axes=lambda _, side: [Axis("weight", 1), Axis("bias", 0)] if side == "out" else [Axis("weight", 0)],
+    count=lambda layer, side: int(layer.weight.shape[0 if side == "in" else 1]),
+    resize=_resize("nf", "nx"),
+    same=False,
+    uses=_linear_uses,
+    ours=True,
+)
+_BATCH_NORM = LayerRule(
+    axes=_of_norm("weight", "bias", "running_mean", "running_var"),
+    count=lambda layer, _: int(layer.num_features),
+    resize=_resize("num_features", "num_features"),
+    silent_dim=1,
+)
+_FROZEN_BATCH_NORM = LayerRule(
+    axes=_of_norm("weight", "bias", "running_mean", "running_var"),
+    count=lambda layer, _: len(layer.weight),
+    resize=_nothing,
+    silent_dim=1,
+    ours=True,
+)
+_LAYER_NORM = LayerRule(
+    axes=_of_norm("weight", "bias"),
+    count=lambda layer, _: int(layer.normalized_shape[-1]),
+    resize=lambda layer, _, count: setattr(layer, "normalized_shape", (*layer.normalized_shape[:-1], count)),
+    over=_normalized_dim,
+    refusal=_norm_refusal,
+    ours=True,  # torch-pruning 1.6.1 permutes the weights
+)
+_RMS_NORM = dataclasses.replace(_LAYER_NORM, axes=_of_norm("weight"), over=lambda _, x: x.dim() - 1)
+_GROUP_NORM = LayerRule(
+    axes=_of_norm("weight", "bias"),
+    count=lambda layer, _: int(layer.num_channels),
+    resize=_resize("num_channels", "num_channels"),
+    over=lambda _, __: 1,
+)
+_PRELU = LayerRule(
+    axes=lambda layer, _: [Axis("weight", 0)] if layer.num_parameters > 1 else [],
+    count=lambda layer, _: int(layer.num_parameters) if layer.num_parameters > 1 else None,
+    resize=_resize("num_parameters", "num_parameters"),
+)
+_EMBEDDING = LayerRule(
+    axes=lambda _, __: [Axis("weight", 1)],
+    count=lambda layer, _: int(layer.embedding_dim),
+    resize=_resize("embedding_dim", "embedding_dim"),
+)
+_ATTENTION = LayerRule(
+    axes=_attention_axes,
+    count=lambda layer, _: int(layer.embed_dim),
+    resize=_resize_attention,
+    adjust=_rescale_attention,
+    uses=_attention_uses,
+    folds=lambda layer: int(layer.num_heads),
+    refusal=_attention_refusal,
+)
+_RECURRENT = LayerRule(
+    axes=lambda _, __: [],
+    count=lambda layer, side: int(layer.input_size if side == "in" else layer.hidden_size),
+    resize=_nothing,
+    same=False,
+    refusal=lambda layer: f"is a {type(layer).__name__}, which torch-pruning cuts wrongly",
+)
+
+# The first that fits counts. A string names a class of a package that may not be installed, as module:class.
+RULES: tuple[tuple[type | str, LayerRule], ...] = (
+    (_ConvNd, _CONVOLUTION),
+    (nn.Linear, _LINEAR),
+    (nn.MultiheadAttention, _ATTENTION),
+    (nn.Embedding, _EMBEDDING),
+    (nn.PReLU, _PRELU),
+    (_NormBase, _BATCH_NORM),
+    (nn.LayerNorm, _LAYER_NORM),
+    (nn.RMSNorm, _RMS_NORM),
+    (nn.GroupNorm, _GROUP_NORM),
+    (nn.RNNBase, _RECURRENT),
+    ("torchvision.ops.misc:FrozenBatchNorm2d", _FROZEN_BATCH_NORM),
+    ("transformers.pytorch_utils:Conv1D", _TRANSPOSED_LINEAR),
+)
+
+
+def rule_of(layer: object) -> LayerRule | None:
+    """Return what is known of a layer; None for a type that is not in the table.
+
+    Example:
+        >>> rule_of(nn.Linear(4, 3)).count(nn.Linear(4, 3), "in"), rule_of(nn.ReLU())
+        (4, None)
+    """
+    for kind, rule in RULES:
+        if isinstance(kind, str):
+            module, _, name = kind.partition(":")
+            found = getattr(sys.modules.get(module), name, ())  # nothing is of a class that nobody imported
+        else:
+            found = kind
+        if isinstance(layer, found):
+            return rule
+    return None
+
+
+def makes_channels(layer: object) -> bool:
+    """Tell whether a layer makes channels of its own, as convolutions and linear layers do: roots of groups."""
+    rule = rule_of(layer)
+    return rule in (_CONVOLUTION, _LINEAR, _TRANSPOSED_LINEAR)
