@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,12 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from .arbiters import Arbiter
+from .callbacks.base import Fit
 from .callbacks.fits import PrunedFits
-from .callbacks.modes import Mode
+from .callbacks.modes import Mode, Options
 from .criteria import Criterion, ScoreFunction
 from .scoring.losses import Batch, TaskLosses
+from .sparse_training.step_scores import check_callable_losses
 
 try:
     from accelerate.utils import send_to_device
@@ -63,8 +64,8 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
     Example:
         >>> losses = lambda model, batch: {"a": model(batch["x"])[0].mean(), "b": model(batch["x"])[1].mean()}
         >>> callback = DiSparseTrainerCallback(losses, "dynamic", 0.9, update_every=100, stop_at=15_000)
-        >>> callback.sparsity
-        0.0
+        >>> callback, callback.sparsity
+        (DiSparseTrainerCallback(mode='dynamic', amount=0.9, update_every=100, stop_at=15000), 0.0)
     """
 
     def __init__(
@@ -77,7 +78,16 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         arbiter: str | Arbiter = "unanimous",
         exclude: Sequence[str] = (),
         fold: bool = False,
-        **options: Any,
+        min_keep: float | None = None,
+        num_batches: int | None = None,
+        start_at: int | None = None,
+        update_every: int | None = None,
+        stop_at: int | None = None,
+        distribution: str | Mapping[str, float] | None = None,
+        drop_fraction: float | None = None,
+        exempt: Sequence[str] | None = None,
+        regrow_dropped: bool | None = None,
+        seed: int | None = None,
     ) -> None:
         """Take the options; the model is not touched before it is trained.
 
@@ -90,22 +100,48 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             arbiter: As there.
             exclude: Names of submodules whose weights are left out.
             fold: Make the masks permanent when ``train`` has ended; a further ``train`` brings them back.
-            **options: Those of the mode, by the names and with the defaults that they have there.
+            min_keep: As there, and so are all that follow.
+            num_batches: One-shot modes.
+            start_at: ``"pretrained"`` and ``"gradual"``.
+            update_every: ``"gradual"`` and ``"dynamic"``.
+            stop_at: ``"gradual"`` and ``"dynamic"``.
+            distribution: ``"dynamic"``.
+            drop_fraction: ``"dynamic"``.
+            exempt: ``"dynamic"``.
+            regrow_dropped: ``"dynamic"``.
+            seed: ``"dynamic"``.
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
         """
-        if not callable(losses):
-            raise TypeError(
-                f"losses: must be a function of model and batch that returns one loss per task, found "
-                f"{type(losses).__name__}"
-            )
+        check_callable_losses(losses)
         self._losses, self._one_shot = losses, mode in ("static", "pretrained")
         self._fits = PrunedFits(
-            mode, amount, criterion=criterion, arbiter=arbiter, exclude=exclude, fold=fold, options=options
+            Options(
+                mode=mode,
+                amount=amount,
+                criterion=criterion,
+                arbiter=arbiter,
+                exclude=exclude,
+                fold=fold,
+                min_keep=min_keep,
+                num_batches=num_batches,
+                start_at=start_at,
+                update_every=update_every,
+                stop_at=stop_at,
+                distribution=distribution,
+                drop_fraction=drop_fraction,
+                exempt=exempt,
+                regrow_dropped=regrow_dropped,
+                seed=seed,
+            )
         )
         self._batches: _RandomBatches | None = None
+
+    def __repr__(self) -> str:
+        """Show what was chosen."""
+        return f"{type(self).__name__}({self._fits.options})"
 
     @property
     def sparsity(self) -> float:
@@ -145,9 +181,9 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             self._fits.load_state_dict(_decoded(saved[_STATE]))
         state.stateful_callbacks.setdefault(type(self).__name__, {})  # absent in the checkpoint of a dense run
         self._batches = _RandomBatches(given["train_dataloader"], args, state)
-        self._fits.begin(_Fit(state, given["optimizer"]), model, self._losses_for(model))
+        self._fits.begin(self._fit(model, state, given["optimizer"]))
         model.train()
-        self._fits.before_training([self._batches])
+        self._fits.before_training([self._batches], state.global_step)
 
     def on_substep_end(
         self,
@@ -157,7 +193,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         **given: Any,
     ) -> None:
         """Note a batch whose gradient is accumulated."""
-        self._fits.after_batch(self._batches)
+        self._after_batch(state)
 
     def on_step_end(
         self,
@@ -167,7 +203,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         **given: Any,
     ) -> None:
         """Change masks when it is time."""
-        self._fits.after_batch(self._batches)
+        self._after_batch(state)
 
     def on_log(
         self,
@@ -188,35 +224,29 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         **given: Any,
     ) -> None:
         """Make the masks permanent if asked; checkpoints were written before, with masks."""
-        self._fits.end(given["model"])
+        self._fits.end(given["model"], state.global_step)
         self._batches = None
 
     def state(self) -> dict[str, Any]:
         """Return what a later run goes on from, as text in ``trainer_state.json``: one bit per weight or less."""
         return {"args": {}, "attributes": {}, _STATE: _encoded(self._fits.state_dict())}
 
-    def _losses_for(self, model: nn.Module) -> Any:
+    def _after_batch(self, state: TrainerState) -> None:
+        self._fits.after_batch(self._batches, state.global_step)
+
+    def _fit(self, model: nn.Module, state: TrainerState, optimizer: Any) -> Fit:
         def losses_for(*, scaled: bool) -> TaskLosses:  # noqa: ARG001
             # The forward of a model that accelerate has prepared is in the precision of the training by itself.
             return lambda _, batches: self._losses(model, next(batches))
 
-        return losses_for
-
-
-class _Fit:
-    """A training of the Trainer, as :meth:`PruningInFit.begin` wants to see it."""
-
-    def __init__(self, state: TrainerState, optimizer: Any) -> None:
-        self._state = state
-        self.ckpt_path = "checkpoint" if state.global_step else None
-        self.estimated_stepping_batches = state.max_steps
-        self.optimizers = [getattr(optimizer, "optimizer", optimizer)]  # accelerate's wrapper has no state of its own
-        self.precision_plugin = SimpleNamespace(scaler=getattr(optimizer, "scaler", None))
-
-    @property
-    def global_step(self) -> int:
-        """The number of optimizer steps so far."""
-        return int(self._state.global_step)
+        return Fit(
+            model=model,
+            losses_for=losses_for,
+            optimizers=[getattr(optimizer, "optimizer", optimizer)],  # accelerate's wrapper has no state of its own
+            grad_scaler=getattr(optimizer, "scaler", None),
+            resumed=state.global_step > 0,
+            total_steps=state.max_steps,
+        )
 
 
 class _RandomBatches:

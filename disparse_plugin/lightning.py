@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -29,14 +30,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .arbiters import Arbiter
+from .callbacks.base import Fit
 from .callbacks.fits import PrunedFits
-from .callbacks.modes import Mode
+from .callbacks.modes import Mode, Options
 from .criteria import Criterion, ScoreFunction
 from .masks.state_dicts import match_masks
 from .scoring.losses import Batch, TaskLosses
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
     from lightning.pytorch.utilities import CombinedLoader
 except ImportError as missing:
     raise ImportError(
@@ -63,8 +66,9 @@ class DiSparsePruning(Callback):
     ``task_losses`` is called for scoring in the precision of the training; what it logs is then not logged.
 
     Example:
-        >>> DiSparsePruning(mode="pretrained", amount=0.9, criterion="layer_adaptive(taylor)").sparsity
-        0.0
+        >>> callback = DiSparsePruning(mode="pretrained", amount=0.9, criterion="layer_adaptive(taylor)")
+        >>> callback, callback.sparsity
+        (DiSparsePruning(mode='pretrained', amount=0.9, criterion='layer_adaptive(taylor)'), 0.0)
     """
 
     def __init__(
@@ -117,21 +121,30 @@ class DiSparsePruning(Callback):
             TypeError: If an argument is of the wrong type.
             ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
         """
-        options = {
-            "min_keep": min_keep,
-            "num_batches": num_batches,
-            "start_at": start_at,
-            "update_every": update_every,
-            "stop_at": stop_at,
-            "distribution": distribution,
-            "drop_fraction": drop_fraction,
-            "exempt": exempt,
-            "regrow_dropped": regrow_dropped,
-            "seed": seed,
-        }
         self._fits = PrunedFits(
-            mode, amount, criterion=criterion, arbiter=arbiter, exclude=exclude, fold=fold, options=options
+            Options(
+                mode=mode,
+                amount=amount,
+                criterion=criterion,
+                arbiter=arbiter,
+                exclude=exclude,
+                fold=fold,
+                min_keep=min_keep,
+                num_batches=num_batches,
+                start_at=start_at,
+                update_every=update_every,
+                stop_at=stop_at,
+                distribution=distribution,
+                drop_fraction=drop_fraction,
+                exempt=exempt,
+                regrow_dropped=regrow_dropped,
+                seed=seed,
+            )
         )
+
+    def __repr__(self) -> str:
+        """Show what was chosen."""
+        return f"{type(self).__name__}({self._fits.options})"
 
     @property
     def sparsity(self) -> float:
@@ -153,27 +166,35 @@ class DiSparsePruning(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start: weights and masks are loaded, optimizers exist."""
-        self._fits.begin(trainer, pl_module, functools.partial(_task_losses_in, trainer, pl_module))
+        fit = Fit(
+            model=pl_module,
+            losses_for=functools.partial(_task_losses_in, trainer, pl_module),
+            optimizers=trainer.optimizers,
+            grad_scaler=getattr(trainer.precision_plugin, "scaler", None),
+            resumed=trainer.ckpt_path is not None,
+            total_steps=_total_steps(trainer),
+        )
+        self._fits.begin(fit)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prune before the first step."""
-        self._fits.before_training(_ScoringBatches(trainer, pl_module))
+        self._fits.before_training(_ScoringBatches(trainer, pl_module), trainer.global_step)
 
     def on_train_batch_end(
         self,
-        trainer: Trainer,  # noqa: ARG002
+        trainer: Trainer,
         pl_module: LightningModule,
         outputs: Any,  # noqa: ARG002
         batch: Batch,
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Change masks when it is time, and log the sparsity."""
-        self._fits.after_batch(batch)
+        self._fits.after_batch(batch, trainer.global_step)
         pl_module.log("sparsity", self.sparsity, on_step=True, on_epoch=False)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the masks permanent if asked; checkpoints of the training were written before, with masks."""
-        self._fits.end(pl_module)
+        self._fits.end(pl_module, trainer.global_step)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Leave the model as an ordinary one."""
@@ -234,6 +255,23 @@ def _not_logging(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del vars(model)["log"]
+
+
+def _total_steps(trainer: Trainer) -> int | None:
+    """Return at how many optimizer steps a fit ends, or None where nobody knows.
+
+    ``estimated_stepping_batches`` is infinite without an end, -1 for data without a length, and takes the accumulation
+    of the first epoch for that of all. With manual optimization it is right if every batch is one step.
+    """
+    estimate = trainer.estimated_stepping_batches
+    if not 0 < estimate < float("inf"):
+        return None
+    changing = [own for own in trainer.callbacks if isinstance(own, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    if not changing or trainer.max_epochs in (None, -1):
+        return int(estimate)
+    batches = trainer.num_training_batches
+    steps = sum(math.ceil(batches / changing[-1].get_accumulate_grad_batches(i)) for i in range(trainer.max_epochs))
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
 
 class _ScoringBatches:

@@ -1,15 +1,15 @@
-"""What a callback asks of a mode: one object per mode prunes during one ``fit``, and is kept from fit to fit.
-
-Nothing here imports Lightning or transformers.
-"""
+"""What a mode is told of a training, and what a callback asks of a mode. No trainer is known here."""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
 
 from ..parameters import ParameterKey
 from ..scoring.losses import Batch, TaskLosses
@@ -22,33 +22,71 @@ class LossesFor(Protocol):
         """Return them; ``scaled`` tells whether the caller scales them as a ``GradScaler`` does."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What a mode has to know of one training; every trainer's callback fills it in.
+
+    Attributes:
+        model: What is pruned, unwrapped.
+        losses_for: Makes the losses.
+        optimizers: The optimizers of torch; their states may be loaded later.
+        grad_scaler: What scales the losses, or None.
+        resumed: Whether the training goes on from a checkpoint.
+        total_steps: At how many optimizer steps it ends, those before a checkpoint included; None where that is not
+            known.
+    """
+
+    model: nn.Module
+    losses_for: LossesFor
+    optimizers: Sequence[Optimizer]
+    grad_scaler: GradScaler | None
+    resumed: bool
+    total_steps: int | None
+
+
 class PruningInFit(ABC):
-    """What a callback asks of a mode."""
+    """How one mode prunes during one ``fit``; an object is kept from fit to fit."""
 
     @abstractmethod
-    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey], losses_for: LossesFor) -> None:
-        """Start a fit: weights and masks are loaded, optimizers exist; their states may be loaded later.
+    def begin(self, fit: Fit, keys: Sequence[ParameterKey]) -> None:
+        """Start a fit: weights and masks are loaded, optimizers exist.
 
         Args:
-            trainer: Lightning's, or an object with the same ``ckpt_path`` (None unless the fit goes on from a
-                checkpoint), ``global_step``, ``estimated_stepping_batches``, ``optimizers`` and
-                ``precision_plugin.scaler``; read during the whole fit.
-            model: What is pruned, unwrapped.
+            fit: The training.
             keys: The parameters that may be pruned.
-            losses_for: Makes the losses.
         """
 
     @abstractmethod
-    def before_training(self, batches: Iterable[Batch]) -> bool:
-        """Act before the first step; ``batches`` can be read over again. Tells whether masks changed."""
+    def before_training(self, batches: Iterable[Batch], step: int) -> bool:
+        """Act before the first step.
+
+        Args:
+            batches: The training data; can be read over again.
+            step: The number of optimizer steps so far: 0, or that of the checkpoint.
+
+        Returns:
+            Whether masks changed.
+        """
 
     @abstractmethod
-    def after_batch(self, batch: Batch) -> bool:
-        """Act after a training batch. Tells whether masks changed."""
+    def after_batch(self, batch: Batch, step: int) -> bool:
+        """Act after a training batch.
+
+        Args:
+            batch: The batch.
+            step: The number of optimizer steps so far.
+
+        Returns:
+            Whether masks changed.
+        """
+
+    @abstractmethod
+    def unfinished(self, step: int) -> str | None:
+        """Say what is still to be done when a fit has ended after ``step`` steps, and how to get it done, or None."""
 
     @abstractmethod
     def end(self) -> None:
-        """Let go of the trainer, and keep what the next fit needs."""
+        """Let go of the fit, and keep what the next one needs."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -5,49 +5,39 @@ Nothing here imports a trainer.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..arbiters import Arbiter
-from ..criteria import Criterion, ScoreFunction
 from ..masks.attach import fold as fold_masks
 from ..masks.attach import masks_of
 from ..masks.in_place import attach_in_place
 from ..masks.state_dicts import follow_masks
 from ..parameters import ParameterKey, present_mask, prunable_parameters
 from ..scoring.losses import Batch
-from .base import LossesFor, PruningInFit
-from .modes import Mode, maker
+from .base import Fit, PruningInFit
+from .modes import Options
 
 
 class PrunedFits:
     """The pruning of a model over one fit, or several.
 
     Attributes:
+        options: What the user chose.
         sparsity: The share of the listed weights that is masked.
     """
 
-    def __init__(
-        self,
-        mode: Mode,
-        amount: float,
-        *,
-        criterion: str | Criterion | ScoreFunction | None,
-        arbiter: str | Arbiter,
-        exclude: Sequence[str],
-        fold: bool,
-        options: Mapping[str, Any],
-    ) -> None:
-        """Check the options; see :class:`disparse_plugin.lightning.DiSparsePruning`.
+    def __init__(self, options: Options) -> None:
+        """Check the options.
 
         Raises:
-            TypeError: If an argument is of the wrong type.
+            TypeError: If one is of the wrong type.
             ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
         """
-        self._mode, self._exclude, self._fold = mode, tuple(exclude), fold
-        self._new_pruning = maker(mode, amount, criterion, arbiter, options)
+        self.options = options
+        self._new_pruning = options.maker()
         self._pruning: PruningInFit = self._new_pruning()
         self._model: nn.Module | None = None
         self._followed: nn.Module | None = None
@@ -74,55 +64,62 @@ class PrunedFits:
             self._pruning, self._folded = self._new_pruning(), None
         self._model = model
 
-    def begin(self, trainer: Any, model: nn.Module, losses_for: LossesFor) -> None:
-        """Start a fit of the expected model; as :meth:`PruningInFit.begin`."""
-        if self._folded is not None and not masks_of(model):
-            attach_in_place(model, self._folded)
+    def begin(self, fit: Fit) -> None:
+        """Start a fit of the expected model."""
+        if self._folded is not None and not masks_of(fit.model):
+            attach_in_place(fit.model, self._folded)
         self._folded = None
-        self._keys = self._parameters(model)
-        self._pruning.begin(trainer, model, self._keys, losses_for)
+        self._keys = self._parameters(fit.model)
+        self._pruning.begin(fit, self._keys)
         self._count()
 
-    def before_training(self, batches: Iterable[Batch]) -> None:
-        """Prune before the first step, if it is time; ``batches`` can be read over again."""
-        if self._pruning.before_training(batches):
+    def before_training(self, batches: Iterable[Batch], step: int) -> None:
+        """Prune before the first step, if it is time; as :meth:`PruningInFit.before_training`."""
+        if self._pruning.before_training(batches, step):
             self._count()
 
-    def after_batch(self, batch: Batch) -> None:
-        """Change masks after a training batch, if it is time."""
-        if self._pruning.after_batch(batch):
+    def after_batch(self, batch: Batch, step: int) -> None:
+        """Change masks after a training batch, if it is time; as :meth:`PruningInFit.after_batch`."""
+        if self._pruning.after_batch(batch, step):
             self._count()
 
-    def end(self, model: nn.Module) -> None:
-        """End a fit, and make the masks permanent if asked."""
+    def end(self, model: nn.Module, step: int) -> None:
+        """End a fit, and make the masks permanent if asked.
+
+        Warns:
+            UserWarning: If the fit ended before the pruning did.
+        """
+        unfinished = self._pruning.unfinished(step)
         self._pruning.end()
+        if unfinished is not None:
+            warnings.warn(unfinished, stacklevel=2)
         self.make_permanent(model)
 
     def make_permanent(self, model: nn.Module) -> None:
         """Fold the masks if asked, and remember them."""
-        if self._fold and (masks := masks_of(model)):
+        if self.options.fold and (masks := masks_of(model)):
             self._folded = {name: mask.cpu() for name, mask in masks.items()}
             fold_masks(model)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later run goes on from; the masks themselves are in the model's state, unless folded."""
-        return {"mode": self._mode, "pruning": self._pruning.state_dict(), "folded": self._folded}
+        return {"mode": self.options.mode, "pruning": self._pruning.state_dict(), "folded": self._folded}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on from a checkpoint. Of one made in another mode, only the masks are taken over."""
         self._folded = state_dict["folded"]
-        if state_dict["mode"] == self._mode:
+        if state_dict["mode"] == self.options.mode:
             self._pruning.load_state_dict(state_dict["pruning"])
 
     def _parameters(self, model: nn.Module) -> list[ParameterKey]:
         modules = dict(model.named_modules())
-        unknown = [name for name in self._exclude if name not in modules]
+        unknown = [name for name in self.options.exclude if name not in modules]
         if unknown:
             raise ValueError(
                 f"exclude: every name must be a submodule of the model, found {unknown[0]!r}; those at the top are "
                 f"{', '.join(name for name, _ in model.named_children())}"
             )
-        return prunable_parameters(model, exclude=[modules[name] for name in self._exclude])
+        return prunable_parameters(model, exclude=[modules[name] for name in self.options.exclude])
 
     def _count(self) -> None:
         masks = [present_mask(key) for key in self._keys]

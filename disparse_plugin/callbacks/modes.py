@@ -1,9 +1,10 @@
-"""The modes of the callbacks: which options each has, and what each makes of them. No Lightning here."""
+"""The modes of the callbacks: which options each has, and what each makes of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from .. import arbiters, criteria
@@ -13,6 +14,7 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..sparse_training.gradual import GradualPruning
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
+from ..sparse_training.schedules import check_steps, describe
 from ..sparse_training.step_scores import check_growth_criterion
 from .base import PruningInFit
 from .one_shot import OneShot
@@ -20,58 +22,87 @@ from .scheduled import Scheduled
 
 Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
 
-_DEFAULT_CRITERIA = {"static": "snip", "pretrained": "taylor", "gradual": "taylor", "dynamic": "gradient"}
-_OPTIONS = {
+_CRITERIA = {"static": "snip", "pretrained": "taylor", "gradual": "taylor", "dynamic": "gradient"}
+_OF_ALL = ("mode", "amount", "criterion", "arbiter", "exclude", "fold")
+_OF_MODE = {
     "static": ("min_keep", "num_batches"),
     "pretrained": ("min_keep", "num_batches", "start_at"),
     "gradual": ("min_keep", "start_at", "update_every", "stop_at"),
     "dynamic": ("update_every", "stop_at", "distribution", "drop_fraction", "exempt", "regrow_dropped", "seed"),
 }
 
+_STEPS = {"num_batches": 1, "start_at": 0, "update_every": 1, "stop_at": 1}  # the least of each
 
-def maker(
-    mode: Mode,
-    amount: float,
-    criterion: str | Criterion | ScoreFunction | None,
-    arbiter: str | Arbiter,
-    given: Mapping[str, Any],
-) -> Callable[[], PruningInFit]:
-    """Check the options, and return what makes a fresh object of the mode.
 
-    Args:
-        mode: The mode.
-        amount: How much is pruned.
-        criterion: Its name, or itself; None for that of the mode.
-        arbiter: Its name, or itself.
-        given: Options by name; None where the user gave none.
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Options:
+    """What the user of a callback chose; None leaves it to the mode.
 
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
+    :class:`disparse_plugin.lightning.DiSparsePruning` explains each.
     """
-    check_amount(amount)
-    options = _of_mode(mode, given)
-    check_budget(0, options.get("min_keep", 0))
-    name = _DEFAULT_CRITERIA[mode] if criterion is None else criterion
-    judge = arbiters.resolve(arbiter)
-    if mode in ("static", "pretrained"):
-        return functools.partial(OneShot, amount, criteria.resolve(name), judge, **options)
-    fixed = {"amount": amount, "arbiter": judge}
-    if mode == "gradual":
-        return functools.partial(Scheduled, GradualPruning, {**options, **fixed, "criterion": criteria.resolve(name)})
-    growth: str | Criterion = RANDOM if name == RANDOM else check_growth_criterion(criteria.resolve(name))
-    options = {"distribution": "erk", **options, **fixed, "criterion": growth}
-    return functools.partial(Scheduled, DiSparseScheduler, options)
 
+    mode: Mode
+    amount: float
+    criterion: str | Criterion | ScoreFunction | None = None
+    arbiter: str | Arbiter = "unanimous"
+    exclude: Sequence[str] = ()
+    fold: bool = False
+    min_keep: float | None = None
+    num_batches: int | None = None
+    start_at: int | None = None
+    update_every: int | None = None
+    stop_at: int | None = None
+    distribution: str | Mapping[str, float] | None = None
+    drop_fraction: float | None = None
+    exempt: Sequence[str] | None = None
+    regrow_dropped: bool | None = None
+    seed: int | None = None
 
-def _of_mode(mode: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode: must be one of {', '.join(get_args(Mode))}, found {mode!r}")
-    options = {name: value for name, value in given.items() if value is not None}
-    foreign = [name for name in options if name not in _OPTIONS[mode]]
-    if foreign:
-        raise ValueError(
-            f"{foreign[0]}: must be left out with mode={mode!r}, found {options[foreign[0]]!r}; the options of this "
-            f"mode are {', '.join(_OPTIONS[mode])}"
-        )
-    return options
+    def __str__(self) -> str:
+        """List what differs from the default, as the arguments of a call."""
+        given = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        plain = (str, int, float, list, tuple, dict)
+        return ", ".join(f"{k}={v!r}" if isinstance(v, plain) else f"{k}={describe(v)}" for k, v in given.items())
+
+    def maker(self) -> Callable[[], PruningInFit]:
+        """Check the options, and return what makes a fresh object of the mode.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
+        """
+        check_amount(self.amount)
+        options = self._of_mode()
+        check_budget(0, options.get("min_keep", 0))
+        for argument, least in _STEPS.items():
+            if argument in options:
+                check_steps(argument, options[argument], least)
+        name = _CRITERIA[self.mode] if self.criterion is None else self.criterion
+        judge = arbiters.resolve(self.arbiter)
+        if self.mode in ("static", "pretrained"):
+            return functools.partial(OneShot, self.amount, criteria.resolve(name), judge, **options)
+        kind = GradualPruning if self.mode == "gradual" else DiSparseScheduler
+        if self.mode == "gradual":
+            criterion: str | Criterion = criteria.resolve(name)
+        else:
+            options = {"distribution": "erk", **options}
+            criterion = RANDOM if name == RANDOM else check_growth_criterion(criteria.resolve(name))
+        options = {**options, "amount": self.amount, "arbiter": judge, "criterion": criterion}
+        return functools.partial(Scheduled, kind, options)
+
+    def _of_mode(self) -> dict[str, Any]:
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode: must be one of {', '.join(get_args(Mode))}, found {self.mode!r}")
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _OF_ALL]
+        options = {name: value for name in names if (value := getattr(self, name)) is not None}
+        foreign = [name for name in options if name not in _OF_MODE[self.mode]]
+        if foreign:
+            raise ValueError(
+                f"{foreign[0]}: must be left out with mode={self.mode!r}, found {options[foreign[0]]!r}; the options "
+                f"of this mode are {', '.join(_OF_MODE[self.mode])}"
+            )
+        return options

@@ -1,7 +1,4 @@
-"""Prune once during a fit: score, then mask.
-
-Nothing here imports Lightning or transformers.
-"""
+"""Prune once during a fit: score, then mask."""
 
 from __future__ import annotations
 
@@ -9,17 +6,14 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
-
 from .._support.distributed import check_same_tensors
 from ..arbiters import Arbiter
 from ..criteria import Criterion
 from ..masks.in_place import attach_in_place
 from ..parameters import ParameterKey, is_masked
-from ..scoring.losses import Batch, TaskLosses
+from ..scoring.losses import Batch
 from ..scoring.score import score_tasks
-from ..sparse_training.schedules import check_steps
-from .base import LossesFor, PruningInFit
+from .base import Fit, PruningInFit
 
 
 class OneShot(PruningInFit):
@@ -35,45 +29,38 @@ class OneShot(PruningInFit):
         num_batches: int = 16,
         start_at: int = 0,
     ) -> None:
-        """Take the options; see :class:`disparse_plugin.lightning.DiSparsePruning`."""
+        """Take the options, checked; see :class:`disparse_plugin.lightning.DiSparsePruning`."""
         self._amount, self._criterion, self._arbiter, self._min_keep = amount, criterion, arbiter, min_keep
-        self._count = check_steps("num_batches", num_batches)
-        self._start = start_at and check_steps("start_at", start_at)
+        self._count, self._start = num_batches, start_at
         self._done = False
-        self._trainer: Any = None
-        self._model: nn.Module | None = None
-        self._losses: TaskLosses | None = None
+        self._fit: Fit | None = None
         self._keys: Sequence[ParameterKey] = ()
         self._recent: deque[Batch] = deque(maxlen=self._count)
 
-    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey], losses_for: LossesFor) -> None:
+    def begin(self, fit: Fit, keys: Sequence[ParameterKey]) -> None:
         """Start a fit."""
-        self._trainer, self._model, self._keys = trainer, model, keys
-        self._losses = losses_for(scaled=False)
-        if trainer.ckpt_path is not None and any(is_masked(*key) for key in keys):
+        self._fit, self._keys = fit, keys
+        if fit.resumed and any(is_masked(*key) for key in keys):
             self._done = True  # a checkpoint of a pruned model, whoever wrote it, is not pruned once more
 
-    def before_training(self, batches: Iterable[Batch]) -> bool:
+    def before_training(self, batches: Iterable[Batch], step: int) -> bool:
         """Prune, if it is time already."""
-        if self._done or self._trainer.global_step < self._start:
-            return False
-        return self._prune(batches)
+        return not self._done and step >= self._start and self._prune(batches)
 
-    def after_batch(self, batch: Batch) -> bool:
+    def after_batch(self, batch: Batch, step: int) -> bool:
         """Prune, if it is time."""
         # A second pass over the data would disturb the loader that is being read, so the last batches are kept.
         if self._done:
             return False
-        if self._trainer.global_step + self._count >= self._start:
+        if step + self._count >= self._start:
             self._recent.append(batch)
-        return self._trainer.global_step >= self._start and self._prune(list(self._recent))
+        return step >= self._start and self._prune(list(self._recent))
 
     def _prune(self, batches: Iterable[Batch]) -> bool:
-        assert self._model is not None
-        assert self._losses is not None
+        assert self._fit is not None
         scores = score_tasks(
-            self._model,
-            self._losses,
+            self._fit.model,
+            self._fit.losses_for(scaled=False),
             batches,
             criterion=self._criterion,
             parameters=self._keys,
@@ -82,14 +69,23 @@ class OneShot(PruningInFit):
         )
         masks = scores.masks(self._amount, self._arbiter, min_keep=self._min_keep)
         check_same_tensors("masks", list(masks.values()), "keep the weights of all ranks equal")
-        attach_in_place(self._model, masks)
+        attach_in_place(self._fit.model, masks)
         self._done = True
         self._recent.clear()
         return True
 
+    def unfinished(self, step: int) -> str | None:
+        """Say that the time to prune has not come."""
+        if self._done:
+            return None
+        return (
+            f"start_at: must be a step of the training, found {self._start} with {step} optimizer steps: nothing was "
+            f"pruned; pass a start_at below {step}, or go on with another fit"
+        )
+
     def end(self) -> None:
-        """Let go of the trainer and of what was gathered."""
-        self._trainer, self._model, self._losses, self._keys = None, None, None, ()
+        """Let go of the fit and of what was gathered."""
+        self._fit, self._keys = None, ()
         self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:

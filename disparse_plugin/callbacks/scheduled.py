@@ -1,19 +1,16 @@
-"""Change masks now and then during a fit, by a scheduler of sparse training.
-
-Nothing here imports Lightning or transformers.
-"""
+"""Change masks now and then during a fit, by a scheduler of sparse training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch.optim import Optimizer
 
 from ..parameters import ParameterKey, is_masked
 from ..scoring.losses import Batch
 from ..sparse_training.mask_scheduler import MaskScheduler
-from .base import LossesFor, PruningInFit
+from .base import Fit, PruningInFit
 
 # The share of a training after which masks stay as they are, where nothing else is said; as in RigL and DiSparse.
 STOP_AFTER = 0.75
@@ -27,60 +24,58 @@ class Scheduled(PruningInFit):
         self._make, self._options = scheduler, dict(options)
         self._state: Mapping[str, Any] | None = None
         self._scheduler: MaskScheduler[Any] | None = None
-        self._trainer: Any = None
         self._step = 0
         self._batches: list[Batch] = []
 
-    def begin(self, trainer: Any, model: nn.Module, keys: Sequence[ParameterKey], losses_for: LossesFor) -> None:
+    def begin(self, fit: Fit, keys: Sequence[ParameterKey]) -> None:
         """Make the scheduler for this fit's optimizer, and let it go on from the last one."""
-        self._trainer = trainer
-        options = {**self._options, "parameters": keys, "stop_at": self._stop_at(trainer)}
+        options = {**self._options, "parameters": keys, "stop_at": self._stop_at(fit)}
         if "exempt" in options:
-            inside = dict(model.named_modules())
+            inside = dict(fit.model.named_modules())
             options["exempt"] = [inside.get(name, name) for name in options["exempt"]]
-        goes_on = self._state is not None or trainer.ckpt_path is not None
+        goes_on = self._state is not None or fit.resumed
         if "distribution" in options and goes_on and any(is_masked(*key) for key in keys):
             options.update(distribution="existing", amount=None)
-        scheduler = self._make(
-            model,
-            _only_optimizer(trainer.optimizers),
-            losses_for(scaled=True),
-            grad_scaler=getattr(trainer.precision_plugin, "scaler", None),
-            **options,
-        )
+        losses = fit.losses_for(scaled=True)
+        scheduler = self._make(fit.model, _only(fit.optimizers), losses, grad_scaler=fit.grad_scaler, **options)
         if self._state is not None:
             scheduler.load_state_dict(self._state)
         self._scheduler = scheduler
 
-    def _stop_at(self, trainer: Any) -> int:
+    def _stop_at(self, fit: Fit) -> int:
         if "stop_at" in self._options:
             return int(self._options["stop_at"])
         if self._state is not None:
             return int(self._state["settings"]["stop_at"])
-        steps = trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError("stop_at: must be given when the training has no end, found None; pass optimizer steps")
-        return max(1, int(STOP_AFTER * steps))
+        if fit.total_steps is None:
+            raise ValueError(
+                "stop_at: must be given when it is not known where the training ends, found None; pass optimizer steps"
+            )
+        return max(1, int(STOP_AFTER * fit.total_steps))
 
-    def before_training(self, batches: Iterable[Batch]) -> bool:  # noqa: ARG002
-        """Note the trainer's step, which is restored by now; the scheduler counts by itself."""
-        self._step = self._trainer.global_step
+    def before_training(self, batches: Iterable[Batch], step: int) -> bool:  # noqa: ARG002
+        """Note the step, which is restored by now; the scheduler counts by itself."""
+        self._step = step
         return False
 
-    def after_batch(self, batch: Batch) -> bool:
+    def after_batch(self, batch: Batch, step: int) -> bool:
         """Let the scheduler count, and change masks when it is time."""
         assert self._scheduler is not None
         self._batches.append(batch)
         report = self._scheduler.step(*self._batches)
-        if self._trainer.global_step != self._step:  # else more batches are accumulated into the same step
-            self._step = self._trainer.global_step
+        if step != self._step:  # else more batches are accumulated into the same step
+            self._step = step
             self._batches.clear()
         return report is not None
+
+    def unfinished(self, step: int) -> str | None:  # noqa: ARG002
+        """Say what the scheduler still had to do."""
+        return None if self._scheduler is None else self._scheduler.unfinished()
 
     def end(self) -> None:
         """Keep the scheduler's state only."""
         self._state = self.state_dict()["scheduler"]
-        self._scheduler, self._trainer, self._step = None, None, 0
+        self._scheduler, self._step = None, 0
         self._batches.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +87,7 @@ class Scheduled(PruningInFit):
         self._state, self._scheduler = state["scheduler"], None
 
 
-def _only_optimizer(optimizers: Sequence[Any]) -> Any:
+def _only(optimizers: Sequence[Optimizer]) -> Optimizer:
     if len(optimizers) != 1:
         raise ValueError(
             f"optimizers: gradual and dynamic pruning need exactly one, found {len(optimizers)}; use one optimizer "

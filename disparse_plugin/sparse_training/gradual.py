@@ -14,14 +14,15 @@ from .. import arbiters
 from .._support.distributed import check_same, check_same_tensors, failing_together
 from ..agreement.amounts import count_to_prune
 from ..agreement.budgets import check_budget
+from ..agreement.ranking import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..parameters import ParameterKey, check_parameters, present_mask, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
-from .schedules import CubicSparsity, Schedule, check_steps, checked, describe
-from .step_scores import StepScores
+from .schedules import Schedule, check_steps, check_window, count_at, cubic, describe
+from .step_scores import StepScores, check_callable_losses, check_grad_scaler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +92,11 @@ class GradualPruning(MaskScheduler[PruningStage]):
             model: The model; wrappers are looked through.
             optimizer: What trains it; of a kind in :mod:`disparse_plugin.sparse_training.optimizer_state`.
             losses: As in :class:`DiSparseScheduler`.
-            amount: The total sparsity at the end (a fraction), or a function from the step to the total sparsity.
+            amount: How much is masked in the end: a fraction (float) or a count (int) of all listed weights; or a
+                function from the step to that.
             update_every: Optimizer steps between stages.
             start_at: The step of the first stage; at 0, the first stage is at ``update_every``.
-            stop_at: The step of the last stage.
+            stop_at: The step of the last stage. The same as ``start_at`` prunes once, at that step.
             criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`.
             arbiter: How the tasks' percentiles are joined.
             min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)),
@@ -109,11 +111,16 @@ class GradualPruning(MaskScheduler[PruningStage]):
         root = unwrap(model)
         with failing_together():
             self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
-            self._amount: Schedule = amount if callable(amount) else CubicSparsity(amount, stop_at, start_at)
-            self._start, self._arbiter, rule = start_at, arbiters.resolve(arbiter), resolve(criterion)
+            self._start = check_steps("start_at", start_at, least=0)
+            check_window(self._start, self._stop)
+            self._arbiter, rule = arbiters.resolve(arbiter), resolve(criterion)
             check_budget(0, min_keep)
+            check_callable_losses(losses)
+            check_grad_scaler(grad_scaler)
             self._min_keep = min_keep
             first = {key: present_mask(key) for key in check_parameters(root, parameters)}
+            total = sum(mask.numel() for mask in first.values())
+            self._amount = amount if callable(amount) else cubic(amount, total, self._start, self._stop)
             settings = {
                 "update_every": update_every,
                 "start_at": start_at,
@@ -167,8 +174,23 @@ class GradualPruning(MaskScheduler[PruningStage]):
         sparsity = (masked + sum(pruned)) / total
         return PruningStage(self.completed, sparsity, dict(zip(self.masks.names, pruned, strict=True)))
 
+    def unfinished(self) -> str | None:
+        """Say how much is still to be masked if the training ends now, and how to get it done."""
+        masks = [present_mask(key) for key in self.masks.keys]
+        total, alive = sum(mask.numel() for mask in masks), sum(count_true(mask) for mask in masks)
+        final = count_at(self._amount, self._stop, total)
+        if self._next is None or total - alive >= final:
+            return None
+        return (
+            f"stop_at: must come before the training ends, found stop_at={self._stop} with {self.completed} optimizer "
+            f"steps: {1 - alive / total:.1%} of the weights are masked, of {final / total:.1%}; pass e.g. "
+            f"stop_at={max(1, 3 * self.completed // 4)}, or train on"
+        )
+
     def _change(self, batches: Sequence[Batch]) -> PruningStage | None:
-        return self.prune_to(checked(self._amount, self.completed, "amount"), *batches)
+        with failing_together():
+            count = count_at(self._amount, self.completed, sum(weight.numel() for weight in self.masks.parameters()))
+        return self.prune_to(count, *batches)
 
     def _following(self) -> int | None:
         if self.completed >= self._stop:

@@ -11,6 +11,7 @@ from ..agreement.amounts import count_to_prune
 from ..parameters import ParameterKey, is_masked, present_mask, stored
 from .densities import layer_counts
 from .exchange import random_mask
+from .schedules import check_not_percent
 
 EXISTING = "existing"
 
@@ -56,6 +57,8 @@ def initial_masks(
     _check_unmasked(keys, names)
     shapes = [tuple(stored(*key).shape) for key in keys]
     wanted = distribution if isinstance(distribution, str) else _by_index(keys, names, distribution)
+    if amount is not None:
+        check_not_percent(amount, total)
     counts = layer_counts(shapes, _total_amount(amount, shapes, wanted, dense), wanted, dense)
     return {
         index: random_mask(stored(*key), counts[index], generator)

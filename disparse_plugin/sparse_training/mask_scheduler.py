@@ -120,6 +120,19 @@ class MaskScheduler(ABC, Generic[_Report]):
         self.completed, self._next = int(state["completed"]), state["next"]
         self._steps.waiting = int(state["waiting"])
 
+    def unfinished(self) -> str | None:
+        """Say what is still to be done if the training ends now, and how to get it done; None if nothing is.
+
+        The callbacks of trainers warn of it. Exchanges that are still to come leave nothing undone.
+        """
+        return None
+
+    def __repr__(self) -> str:
+        """Name the options that decide what happens, and how far it has come."""
+        options = {name: value for name, value in self._settings.items() if name != "alive"}
+        shown = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        return f"{type(self).__name__}({shown}; {len(self.masks.keys)} tensors, {self.completed} steps completed)"
+
     @abstractmethod
     def _change(self, batches: Sequence[Batch]) -> _Report | None:
         """Change the masks; None puts it off to the next step."""

@@ -22,7 +22,7 @@ from .initial_masks import initial_masks
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
 from .schedules import CosineDecay, Schedule, check_steps, checked, describe
-from .step_scores import StepScores, check_growth_criterion
+from .step_scores import StepScores, check_callable_losses, check_grad_scaler, check_growth_criterion
 
 RANDOM = "random"
 
@@ -140,6 +140,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
             self._fraction: Schedule = drop_fraction if callable(drop_fraction) else CosineDecay(drop_fraction, stop_at)
             self._arbiter, self._regrow = arbiters.resolve(arbiter), regrow_dropped
+            check_callable_losses(losses)
+            check_grad_scaler(grad_scaler)
             rule = None if criterion == RANDOM else check_growth_criterion(resolve(criterion))
             keys = check_parameters(root, parameters)
             first = initial_masks(keys, qualified_names(root, keys), amount, distribution, exempt, self._generator)

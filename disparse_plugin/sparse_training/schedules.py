@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import TypeAlias
 
-# From the number of completed optimizer steps to a fraction in [0, 1].
+from ..agreement.amounts import count_to_prune
+
+# From the number of completed optimizer steps to a fraction in [0, 1]; of what is pruned, also to a count (int).
 Schedule: TypeAlias = Callable[[int], float]
 
 
@@ -45,14 +48,14 @@ class CosineDecay:
 class CubicSparsity:
     """The total sparsity of automated gradual pruning: fast at first, slow at the end.
 
-    ``final + (initial - final) * (1 - (t - start_at) / (stop_at - start_at)) ** 3`` between the two steps (Zhu and
-    Gupta, 2017, equation 1).
+    ``final + (initial - final) * (1 - (t - start_at) / (stop_at - start_at)) ** 3`` between the two steps, ``initial``
+    before and ``final`` after (Zhu and Gupta, 2017, equation 1). With ``start_at == stop_at`` it is a single cut.
 
     Attributes:
         final: The sparsity from ``stop_at`` on.
         stop_at: The step at which it is reached.
         start_at: The step at which pruning begins.
-        initial: The sparsity there.
+        initial: The sparsity there, and before.
 
     Example:
         >>> schedule = CubicSparsity(0.8, stop_at=100)
@@ -70,17 +73,26 @@ class CubicSparsity:
             raise ValueError(
                 f"final: must be in [initial, 1] with initial >= 0, found initial={self.initial}, final={self.final}"
             )
-        if not 0 <= self.start_at < self.stop_at:
-            raise ValueError(
-                f"stop_at: must be above start_at >= 0, found start_at={self.start_at}, stop_at={self.stop_at}"
-            )
+        check_window(self.start_at, self.stop_at)
 
     def __call__(self, step: int) -> float:
         """Return the sparsity at a step."""
-        if step < self.start_at:
-            return 0.0
-        passed = min(1.0, (step - self.start_at) / (self.stop_at - self.start_at))
+        if step >= self.stop_at:
+            return self.final
+        passed = max(0, step - self.start_at) / max(1, self.stop_at - self.start_at)
         return self.final + (self.initial - self.final) * (1 - passed) ** 3
+
+
+def check_window(start_at: int, stop_at: int) -> None:
+    """Check that a window of steps does not end before it begins.
+
+    Raises:
+        ValueError: If it does, or begins below 0.
+    """
+    if not 0 <= start_at <= stop_at:
+        raise ValueError(
+            f"stop_at: must be at least start_at, and that at least 0, found start_at={start_at}, stop_at={stop_at}"
+        )
 
 
 def checked(schedule: Schedule, step: int, argument: str) -> float:
@@ -100,18 +112,74 @@ def checked(schedule: Schedule, step: int, argument: str) -> float:
     return value
 
 
-def check_steps(argument: str, value: int) -> int:
-    """Check a number of steps.
+def cubic(amount: float, total: int, start_at: int, stop_at: int) -> CubicSparsity:
+    """Make the default schedule of gradual pruning for a fraction or a count of ``total`` weights.
+
+    Raises:
+        TypeError: If ``amount`` is neither int nor float.
+        ValueError: If it is out of range, or a count that looks like a percentage.
+
+    Example:
+        >>> schedule = cubic(700, 1000, start_at=0, stop_at=10)
+        >>> schedule, count_at(schedule, 10, 1000)
+        (CubicSparsity(final=0.7, stop_at=10, start_at=0, initial=0.0), 700)
+    """
+    count = check_not_percent(amount, total)
+    final = count / total if isinstance(amount, numbers.Integral) else float(amount)
+    return CubicSparsity(final, stop_at, start_at)
+
+
+def count_at(schedule: Schedule, step: int, total: int) -> int:
+    """Return how many of ``total`` weights a schedule wants masked at a step.
+
+    Raises:
+        ValueError: If it returns neither a fraction (float) nor a count (int), or a count that looks like a percentage.
+
+    Example:
+        >>> count_at(lambda step: 0.5, 7, 1000), count_at(lambda step: 500, 7, 1000)
+        (500, 500)
+    """
+    value = schedule(step)
+    if isinstance(value, numbers.Integral):
+        return check_not_percent(value, total)
+    return round(checked(lambda _: value, step, "amount") * total)
+
+
+def check_not_percent(amount: float, total: int) -> int:
+    """Turn an amount into a count of weights; refuse whole numbers that can only be meant as percentages.
+
+    Raises:
+        TypeError: If ``amount`` is neither int nor float.
+        ValueError: If it is out of range, or a count of 1 to 100 that is below 1 % of the weights.
+
+    Example:
+        >>> check_not_percent(90, 5000), check_not_percent(90, 50_000)
+        Traceback (most recent call last):
+        ValueError: amount: 90 is a number of weights, of 50000; for 90 % pass 0.9
+    """
+    count = count_to_prune(amount, total)
+    if isinstance(amount, numbers.Integral) and 1 <= amount <= 100 and amount < 0.01 * total:
+        raise ValueError(f"amount: {amount} is a number of weights, of {total}; for {amount} % pass {amount / 100}")
+    return count
+
+
+def check_steps(argument: str, value: int, least: int = 1) -> int:
+    """Check a number of steps, and return it as an int of Python.
 
     Raises:
         TypeError: If it is not an int.
-        ValueError: If it is below 1.
+        ValueError: If it is below ``least``.
+
+    Example:
+        >>> check_steps("update_every", 0)
+        Traceback (most recent call last):
+        ValueError: update_every: must be at least 1, found 0
     """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument}: must be an int (optimizer steps), found {type(value).__name__}: {value!r}")
-    if value < 1:
-        raise ValueError(f"{argument}: must be at least 1 optimizer step, found {value}")
-    return value
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{argument}: must be an int, found {type(value).__name__}: {value!r}")
+    if value < least:
+        raise ValueError(f"{argument}: must be at least {least}, found {value}")
+    return int(value)
 
 
 def describe(choice: object) -> str | float:

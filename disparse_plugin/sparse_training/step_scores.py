@@ -97,6 +97,36 @@ class StepScores:
         self.tasks, self._put_off = tuple(state["tasks"]), int(state["put_off"])
 
 
+def check_callable_losses(losses: object) -> None:
+    """Check that the losses are a function, before anything is changed.
+
+    Raises:
+        TypeError: If not.
+    """
+    if not callable(losses):
+        raise TypeError(
+            "losses: must be a function of model and batch that returns one loss per task, found "
+            f"{type(losses).__name__}"
+        )
+
+
+def check_grad_scaler(grad_scaler: object) -> None:
+    """Check that there is a ``GradScaler`` or None, before anything is changed.
+
+    Raises:
+        TypeError: If it is something else, such as its class.
+
+    Example:
+        >>> check_grad_scaler(torch.amp.GradScaler)
+        Traceback (most recent call last):
+        TypeError: grad_scaler: must be the GradScaler object of the training, or None, found the class GradScaler
+    """
+    methods = (getattr(grad_scaler, name, None) for name in ("is_enabled", "get_scale"))
+    if isinstance(grad_scaler, type) or not (grad_scaler is None or all(map(callable, methods))):
+        what = f"the class {grad_scaler.__name__}" if isinstance(grad_scaler, type) else type(grad_scaler).__name__
+        raise TypeError(f"grad_scaler: must be the GradScaler object of the training, or None, found {what}")
+
+
 def check_growth_criterion(rule: Criterion) -> Criterion:
     """Refuse a criterion that gives all masked weights the same score, because they are 0.
 

@@ -175,7 +175,7 @@ class TestRefusals:
             fit(tmp_path, Two(), pruning("dynamic"))
 
     def test_a_training_without_end(self, tmp_path):
-        with pytest.raises(ValueError, match="stop_at: must be given when the training has no end"):
+        with pytest.raises(ValueError, match="stop_at: must be given when it is not known where"):
             fit(tmp_path, FourTasks(), pruning("gradual", stop_at=None), max_epochs=-1)
 
     def test_other_options_than_the_checkpoint(self, tmp_path):

@@ -174,8 +174,11 @@ def test_magnitude_pruning_of_the_joint_task_keeps_the_largest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"amount": 1.5}, "final: must be in"),
-        ({"start_at": 8}, "stop_at: must be above start_at"),
+        ({"amount": 1.5}, "amount: a float must be a fraction"),
+        ({"amount": 90}, "amount: 90 is a number of weights, of 10000; for 90 % pass 0.9"),
+        ({"start_at": 9}, "stop_at: must be at least start_at"),
+        ({"start_at": -1, "amount": lambda step: 0.5}, "start_at: must be at least 0"),
+        ({"start_at": 9, "amount": lambda step: 0.5}, "stop_at: must be at least start_at"),
         ({"stop_at": 0}, "stop_at: must be at least 1"),
         ({"criterion": "best"}, "criterion: must be one of"),
     ],
