@@ -23,9 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from .arbiters import Arbiter
-from .callbacks.base import Fit
-from .callbacks.fits import PrunedFits
-from .callbacks.modes import Mode, Options
+from .callbacks import Fit, Mode, Options, PrunedFits
 from .criteria import Criterion, ScoreFunction
 from .scoring.losses import Batch, TaskLosses
 from .sparse_training.step_scores import check_callable_losses
@@ -76,7 +74,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         *,
         criterion: str | Criterion | ScoreFunction | None = None,
         arbiter: str | Arbiter = "unanimous",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[nn.Module | str] = (),
         fold: bool = False,
         min_keep: float | None = None,
         num_batches: int | None = None,
@@ -98,7 +96,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             amount: How much of the weights is pruned: a fraction (float), or a count (int; not with ``"gradual"``).
             criterion: As in :class:`disparse_plugin.lightning.DiSparsePruning`.
             arbiter: As there.
-            exclude: Names of submodules whose weights are left out.
+            exclude: Names, glob patterns or modules that are left out.
             fold: Make the masks permanent when ``train`` has ended; a further ``train`` brings them back.
             min_keep: As there, and so are all that follow.
             num_batches: One-shot modes.

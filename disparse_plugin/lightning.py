@@ -30,9 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .arbiters import Arbiter
-from .callbacks.base import Fit
-from .callbacks.fits import PrunedFits
-from .callbacks.modes import Mode, Options
+from .callbacks import Fit, Mode, Options, PrunedFits
 from .criteria import Criterion, ScoreFunction
 from .masks.state_dicts import match_masks
 from .scoring.losses import Batch, TaskLosses
@@ -78,7 +76,7 @@ class DiSparsePruning(Callback):
         *,
         criterion: str | Criterion | ScoreFunction | None = None,
         arbiter: str | Arbiter = "unanimous",
-        exclude: Sequence[str] = (),
+        exclude: Sequence[nn.Module | str] = (),
         fold: bool = False,
         min_keep: int | float | None = None,
         num_batches: int | None = None,
@@ -100,7 +98,8 @@ class DiSparsePruning(Callback):
                 ``"taylor"``, ``"taylor"`` and ``"gradient"`` in the order of the modes. ``"dynamic"`` also takes
                 ``"random"``.
             arbiter: A name, also ``"at_least(K)"``, or what the core takes.
-            exclude: Names of submodules whose weights are left out, e.g. a loss network.
+            exclude: Names or glob patterns of what is left out, e.g. a loss network, or modules: neither scored nor
+                pruned nor counted.
             fold: Make the masks permanent when ``fit`` has ended. A further ``fit`` brings them back.
             min_keep: Not ``"dynamic"``: how many weights stay in every tensor at least (int), or which fraction of it
                 (float), as in :meth:`~disparse_plugin.TaskScores.masks`.
@@ -113,7 +112,7 @@ class DiSparsePruning(Callback):
                 default three quarters of the first ``fit``.
             distribution: ``"dynamic"``: as in :class:`DiSparseScheduler`, densities by name.
             drop_fraction: ``"dynamic"``: the share to exchange at first.
-            exempt: ``"dynamic"``: names of modules or weights that stay dense and count in the total.
+            exempt: ``"dynamic"``: deprecated; names of modules or weights that stay dense and count in the total.
             regrow_dropped: ``"dynamic"``: as in :class:`DiSparseScheduler`.
             seed: ``"dynamic"``: for the first masks and ``criterion="random"``.
 

@@ -69,7 +69,7 @@ class PrunedFits:
         if self._folded is not None and not masks_of(fit.model):
             attach_in_place(fit.model, self._folded)
         self._folded = None
-        self._keys = self._parameters(fit.model)
+        self._keys = prunable_parameters(fit.model, exclude=self.options.exclude)
         self._pruning.begin(fit, self._keys)
         self._count()
 
@@ -110,16 +110,6 @@ class PrunedFits:
         self._folded = state_dict["folded"]
         if state_dict["mode"] == self.options.mode:
             self._pruning.load_state_dict(state_dict["pruning"])
-
-    def _parameters(self, model: nn.Module) -> list[ParameterKey]:
-        modules = dict(model.named_modules())
-        unknown = [name for name in self.options.exclude if name not in modules]
-        if unknown:
-            raise ValueError(
-                f"exclude: every name must be a submodule of the model, found {unknown[0]!r}; those at the top are "
-                f"{', '.join(name for name, _ in model.named_children())}"
-            )
-        return prunable_parameters(model, exclude=[modules[name] for name in self.options.exclude])
 
     def _count(self) -> None:
         masks = [present_mask(key) for key in self._keys]

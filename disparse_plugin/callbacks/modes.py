@@ -12,6 +12,7 @@ from ..agreement.amounts import check_amount
 from ..agreement.budgets import check_budget
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
+from ..parameters import Exclude
 from ..sparse_training.gradual import GradualPruning
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
 from ..sparse_training.schedules import check_steps, describe
@@ -45,7 +46,7 @@ class Options:
     amount: float
     criterion: str | Criterion | ScoreFunction | None = None
     arbiter: str | Arbiter = "unanimous"
-    exclude: Sequence[str] = ()
+    exclude: Exclude = ()
     fold: bool = False
     min_keep: float | None = None
     num_batches: int | None = None
@@ -82,16 +83,16 @@ class Options:
             if argument in options:
                 check_steps(argument, options[argument], least)
         name = _CRITERIA[self.mode] if self.criterion is None else self.criterion
-        judge = arbiters.resolve(self.arbiter)
+        arbiters.resolve(self.arbiter)
         if self.mode in ("static", "pretrained"):
-            return functools.partial(OneShot, self.amount, criteria.resolve(name), judge, **options)
+            return functools.partial(OneShot, self.amount, criteria.resolve(name), self.arbiter, **options)
         kind = GradualPruning if self.mode == "gradual" else DiSparseScheduler
         if self.mode == "gradual":
             criterion: str | Criterion = criteria.resolve(name)
         else:
             options = {"distribution": "erk", **options}
             criterion = RANDOM if name == RANDOM else check_growth_criterion(criteria.resolve(name))
-        options = {**options, "amount": self.amount, "arbiter": judge, "criterion": criterion}
+        options = {**options, "amount": self.amount, "arbiter": self.arbiter, "criterion": criterion}
         return functools.partial(Scheduled, kind, options)
 
     def _of_mode(self) -> dict[str, Any]:

@@ -1,5 +1,9 @@
 """Sparse training: masks that change while the network trains.
 
+A file in here is a scheduler, or one thing that schedulers do in an optimizer step: counting steps (``mask_scheduler``),
+scoring (``step_scores``), choosing masks (``initial_masks`` with ``densities``, ``exchange``), rewriting them
+(``live_masks`` with ``optimizer_state``), and when (``schedules``). What only looks at a mask belongs to ``masks``.
+
 * :class:`DiSparseScheduler`: train a sparse network from scratch, dropping and growing weights (DiSparse dynamic; RigL,
   SET and static sparse training as special cases).
 * :class:`GradualPruning`: prune a dense network in stages, scoring it anew at each; with :class:`RewindPoint` also

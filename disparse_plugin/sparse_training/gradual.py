@@ -17,11 +17,11 @@ from ..agreement.budgets import check_budget
 from ..agreement.ranking import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..parameters import ParameterKey, check_parameters, present_mask, unwrap
+from ..parameters import Exclude, ParameterKey, check_parameters, present_mask, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
-from .schedules import Schedule, check_steps, check_window, count_at, cubic, describe
+from .schedules import Schedule, check_steps, check_window, count_at, cubic, describe, describe_arbiter
 from .step_scores import StepScores, check_callable_losses, check_grad_scaler
 
 
@@ -84,6 +84,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         arbiter: str | Arbiter = "unanimous",
         min_keep: float = 0,
         parameters: Iterable[ParameterKey] | None = None,
+        exclude: Exclude = (),
         grad_scaler: GradScaler | None = None,
     ) -> None:
         """Put hooks on the model; nothing is masked yet, but masks that are there stay.
@@ -102,6 +103,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)),
                 as in :meth:`disparse_plugin.TaskScores.masks`.
             parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
+            exclude: Modules, names or glob patterns, as in :func:`~disparse_plugin.prunable_parameters`: neither
+                scored nor pruned nor counted.
             grad_scaler: As in :class:`DiSparseScheduler`.
 
         Raises:
@@ -118,7 +121,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
             self._min_keep = min_keep
-            first = {key: present_mask(key) for key in check_parameters(root, parameters)}
+            first = {key: present_mask(key) for key in check_parameters(root, parameters, exclude)}
             total = sum(mask.numel() for mask in first.values())
             self._amount = amount if callable(amount) else cubic(amount, total, self._start, self._stop)
             settings = {
@@ -127,7 +130,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 "stop_at": stop_at,
                 "amount": describe(amount),
                 "criterion": rule.name,
-                "arbiter": describe(arbiter),
+                "arbiter": describe_arbiter(arbiter),
             }
             if min_keep:
                 settings["min_keep"] = min_keep  # states saved before there was such an option still load

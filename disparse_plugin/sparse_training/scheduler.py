@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,16 +16,21 @@ from .. import arbiters
 from .._support.distributed import check_same, check_same_tensors, failing_together
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..parameters import ParameterKey, check_parameters, qualified_names, unwrap
+from ..parameters import Exclude, ParameterKey, check_parameters, qualified_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from .exchange import Exchange, exchange_count, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
-from .schedules import CosineDecay, Schedule, check_steps, checked, describe
+from .schedules import CosineDecay, Schedule, check_steps, checked, describe, describe_arbiter
 from .step_scores import StepScores, check_callable_losses, check_grad_scaler, check_growth_criterion
 
 RANDOM = "random"
+
+EXEMPT_IS_DEPRECATED = (
+    "exempt: is deprecated; for layers that stay dense and count in the total pass distribution={'NAME.weight': 1.0, "
+    "...}, and for what is to be left out altogether exclude=[...]"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +106,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         criterion: str | Criterion | ScoreFunction = "gradient",
         arbiter: str | Arbiter = "unanimous",
         parameters: Iterable[ParameterKey] | None = None,
+        exclude: Exclude = (),
         exempt: Iterable[nn.Module | str] = (),
         regrow_dropped: bool = False,
         grad_scaler: GradScaler | None = None,
@@ -124,7 +131,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
                 ``"random"``.
             arbiter: How the tasks' wishes are joined.
             parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
-            exempt: Modules or qualified names that stay dense and count in the total.
+            exclude: Modules, names or glob patterns, as in :func:`~disparse_plugin.prunable_parameters`: neither
+                scored nor pruned nor counted. A layer that stays dense and counts has the density 1.0.
+            exempt: Deprecated. Modules or qualified names that stay dense and count in the total.
             regrow_dropped: Whether a weight may be grown in the update that drops it, as in RigL's own code.
             grad_scaler: Scale the losses as training does, so that half precision gradients neither vanish nor
                 overflow; an update whose gradients overflow is put off to the next step.
@@ -134,7 +143,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             TypeError: If an argument is of the wrong type, or the optimizer is not known.
             ValueError: If a value is out of range or does not fit the model. The model is as before.
         """
-        root = unwrap(model)
+        root, exempt = unwrap(model), tuple(exempt)
+        if exempt:
+            warnings.warn(EXEMPT_IS_DEPRECATED, DeprecationWarning, stacklevel=2)
         self._generator = torch.Generator().manual_seed(seed)
         with failing_together():
             self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
@@ -143,7 +154,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
             rule = None if criterion == RANDOM else check_growth_criterion(resolve(criterion))
-            keys = check_parameters(root, parameters)
+            keys = check_parameters(root, parameters, exclude)
             first = initial_masks(keys, qualified_names(root, keys), amount, distribution, exempt, self._generator)
             settings = {
                 "alive": [int(mask.sum()) for mask in first.values()],
@@ -151,7 +162,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
                 "stop_at": stop_at,
                 "drop_fraction": describe(drop_fraction),
                 "criterion": RANDOM if rule is None else rule.name,
-                "arbiter": describe(arbiter),
+                "arbiter": describe_arbiter(arbiter),
                 "regrow_dropped": regrow_dropped,
             }
         check_same("settings", settings, "give all ranks the same options")

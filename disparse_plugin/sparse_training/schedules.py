@@ -8,7 +8,9 @@ import numbers
 from collections.abc import Callable
 from typing import TypeAlias
 
+from .. import arbiters
 from ..agreement.amounts import count_to_prune
+from ..arbiters import Arbiter
 
 # From the number of completed optimizer steps to a fraction in [0, 1]; of what is pruned, also to a count (int).
 Schedule: TypeAlias = Callable[[int], float]
@@ -182,6 +184,17 @@ def check_steps(argument: str, value: int, least: int = 1) -> int:
     return int(value)
 
 
+def describe_arbiter(arbiter: str | Arbiter) -> str:
+    """Describe an arbiter as :func:`describe` does; its object and its name as reports print it are the same.
+
+    Example:
+        >>> describe_arbiter("at_least(2)"), describe_arbiter("any")
+        ('AtLeast(k=2)', 'any')
+    """
+    rule = arbiters.resolve(arbiter)
+    return str(describe(rule if isinstance(rule, arbiters.AtLeast) else arbiter))
+
+
 def describe(choice: object) -> str | float:
     """Describe a number, name, schedule or arbiter such that equal settings give equal descriptions in any process.
 
@@ -191,6 +204,8 @@ def describe(choice: object) -> str | float:
     """
     if isinstance(choice, str | int | float):
         return choice
+    if isinstance(choice, numbers.Real):  # of numpy
+        return int(choice) if isinstance(choice, numbers.Integral) else float(choice)
     if dataclasses.is_dataclass(choice):
         return repr(choice)
     return str(getattr(choice, "__qualname__", type(choice).__qualname__))

@@ -5,17 +5,19 @@ import importlib
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelPruning
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelPruning
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
 
-from disparse_plugin import DiSparseStatic, score_tasks
+from disparse_plugin import DiSparseStatic, at_least, score_tasks
 from disparse_plugin.lightning import DiSparsePruning
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from lightning_runs import BATCHES, MODES, FourTasks, Sparsities, equal, fit, half, keys, loader, pruning, sparsity
 from networks import square_losses, vectors
 from places import HELPERS, python
-from runs import alive_count
+from runs import alive_count, masks_of
+from said import warned
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 
@@ -82,7 +84,8 @@ class TestModes:
 
     def test_exempt_layers_stay_dense(self, tmp_path):
         module = FourTasks()
-        fit(tmp_path, module, pruning("dynamic", exempt=["net.heads"], seed=3, criterion="random"))
+        with warned(DeprecationWarning, match="exempt: is deprecated"):
+            fit(tmp_path, module, pruning("dynamic", exempt=["net.heads"], seed=3, criterion="random"))
         assert not any(prune.is_pruned(head) for head in module.net.heads.values())
         total = half(module)[0]
         dense = sum(head.weight.numel() for head in module.net.heads.values())
@@ -134,6 +137,82 @@ def test_several_loaders(tmp_path):
     assert alive_count(module) == half(module)[1]
 
 
+class Manual(FourTasks):
+    """Steps its optimizer by itself, after every second batch."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, index):
+        self.manual_backward(super().training_step(batch, index))
+        if index % 2:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+class TestFitsThatEndEarly:
+    """What was to be masked later is told at the end of the fit, with what to do."""
+
+    def test_gradual_pruning_under_manual_optimization(self, tmp_path):
+        module = Manual()
+        found = r"found stop_at=6 with 4 optimizer steps: 48\.5% of the weights are masked, of 49\.5%; .* stop_at=3, or"
+        with warned(UserWarning, match=found):
+            fit(tmp_path, module, pruning("gradual", update_every=1, stop_at=None))
+        module = Manual()
+        fit(tmp_path, module, pruning("gradual", update_every=1, stop_at=3))  # as the warning says; without one
+        assert alive_count(module) == half(module)[1]
+
+    def test_gradual_pruning_that_is_stopped(self, tmp_path):
+        class Stop(Callback):
+            def on_train_batch_end(self, trainer, *_):
+                trainer.should_stop = trainer.global_step == 4
+
+        with warned(UserWarning, match="stop_at: must come before the training ends"):
+            fit(tmp_path, FourTasks(), pruning("gradual", stop_at=None), Stop(), min_epochs=0)
+
+    def test_one_shot_pruning_whose_step_never_comes(self, tmp_path):
+        module = FourTasks()
+        with warned(UserWarning, match="start_at: .* found 20 with 8 optimizer steps: nothing was pruned"):
+            fit(tmp_path, module, pruning("pretrained", start_at=20))
+        assert not masks_of(module)
+
+    def test_accumulation_that_changes_is_counted(self, tmp_path):
+        """Four steps in the first epoch and two in the second: the last stage is at four and a half, so at four."""
+        record, module = Sparsities(), FourTasks()
+        changing = GradientAccumulationScheduler({0: 1, 1: 2})
+        fit(
+            tmp_path,
+            module,
+            pruning("gradual", stop_at=None, update_every=2),
+            changing,
+            logger=record,
+            log_every_n_steps=1,
+        )
+        assert record.values.index(sparsity(module)) + 1 == 4
+
+    def test_data_without_a_length_needs_stop_at(self, tmp_path):
+        """Lightning's estimate is -1 then, which used to prune everything at the first step."""
+
+        class Stream(IterableDataset):
+            def __iter__(self):
+                return iter(vectors(BATCHES))
+
+        with pytest.raises(ValueError, match="stop_at: must be given when it is not known where"):
+            fit(tmp_path, FourTasks(), pruning("gradual", stop_at=None), data=DataLoader(Stream(), batch_size=None))
+
+
+def test_what_was_chosen_is_shown():
+    shown = repr(DiSparsePruning("dynamic", 0.9, exclude=["net.*"], update_every=5, arbiter=at_least(2)))
+    assert shown == (
+        "DiSparsePruning(mode='dynamic', amount=0.9, arbiter=AtLeast(k=2), exclude=['net.*'], update_every=5)"
+    )
+
+
+def test_exclude_takes_modules_and_patterns(tmp_path):
+    module = FourTasks()
+    fit(tmp_path, module, DiSparsePruning("static", 0.5, exclude=[module.net.unused, "net.heads.?"], num_batches=2))
+    assert set(masks_of(module)) == {f"net.{name}.weight_mask" for name in ("abc", "ab", "d")}
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
@@ -147,6 +226,8 @@ class TestRefusals:
             ({"mode": "static", "amount": 0.5, "arbiter": "none"}, ValueError, "arbiter: must be one of"),
             ({"mode": "dynamic", "amount": 0.5, "criterion": "snip"}, ValueError, "tell masked weights apart"),
             ({"mode": "pretrained", "amount": 0.5, "num_batches": 0}, ValueError, "num_batches: must be at least 1"),
+            ({"mode": "gradual", "amount": 0.5, "update_every": 0.5}, TypeError, "update_every: must be an int"),
+            ({"mode": "pretrained", "amount": 0.5, "start_at": -1}, ValueError, "start_at: must be at least 0"),
         ],
     )
     def test_options(self, options, error, message):
@@ -160,8 +241,8 @@ class TestRefusals:
             fit(tmp_path, module, pruning("static"))
 
     def test_an_unknown_submodule(self, tmp_path):
-        callback = DiSparsePruning("static", 0.5, exclude=["head"])
-        with pytest.raises(ValueError, match="exclude: every name must be a submodule of the model, found 'head'"):
+        callback = DiSparsePruning("static", 0.5, exclude=["net.head"])
+        with pytest.raises(ValueError, match=r"exclude: .* found 'net.head'; did you mean 'net.heads'"):
             fit(tmp_path, FourTasks(), callback)
 
     def test_two_optimizers(self, tmp_path):

@@ -73,7 +73,7 @@ class Losses:
 
 def callback(mode, amount=0.5, losses=None, **options):
     return our_callback().DiSparseTrainerCallback(
-        losses or Losses(), mode, amount, exclude=EXCLUDED, **{**MODES[mode], **options}
+        losses or Losses(), mode, amount, **{"exclude": EXCLUDED, **MODES[mode], **options}
     )
 
 

@@ -113,10 +113,28 @@ def test_a_density_for_every_layer_needs_no_amount():
 
 
 def test_exempt_layers_stay_untouched_and_count_in_the_total():
-    model, _ = make(amount=0.7, exempt=["trunk.0.weight"])
+    with pytest.warns(DeprecationWarning, match=r"distribution={'NAME.weight': 1.0, .* exclude=\[...\]"):
+        model, _ = make(amount=0.7, exempt=["trunk.0.weight"])
     assert "weight" in model.trunk[0]._parameters
     pruned = sum(int((mask == 0).sum()) for mask in masks_of(model).values())
     assert pruned == round(0.7 * weights_total(model))
+
+
+def test_a_density_of_one_does_what_exempt_did():
+    model, _ = make(amount=0.7, distribution={"trunk.0.weight": 1.0})
+    assert bool(model.trunk[0].weight_mask.all())
+    assert alive_count(model) == weights_total(model) - round(0.7 * weights_total(model))
+
+
+def test_excluded_layers_stay_untouched_and_do_not_count():
+    model = TwoHeads()
+    dense = model.trunk[0].weight.numel()
+    total = weights_total(model) - dense
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = DiSparseScheduler(model, optimizer, digit_losses, amount=0.7, stop_at=10, exclude=["trunk.0"])
+    assert "weight" in model.trunk[0]._parameters
+    assert alive_count(model) == total - round(0.7 * total)
+    assert scheduler.masks.names == ("trunk.3.weight", "heads.a.weight", "heads.b.weight")
 
 
 def test_which_weights_stay_is_random_by_the_seed_alone():
@@ -128,6 +146,7 @@ def test_which_weights_stay_is_random_by_the_seed_alone():
     assert not torch.equal(masks[0], masks[2])
 
 
+@pytest.mark.filterwarnings("ignore:exempt:DeprecationWarning")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -140,6 +159,8 @@ def test_which_weights_stay_is_random_by_the_seed_alone():
         ({"amount": 0.9, "exempt": [nn.Linear(2, 2)]}, "exempt: every entry"),
         ({"amount": 0.9, "exempt": ["heads.a.weight", "heads.b.weight", "trunk.3.weight"]}, "would fit"),
         ({"amount": 0.5, "distribution": "existing"}, "amount: must be left out"),
+        ({"amount": 9}, "amount: 9 is a number of weights, of 954; for 9 % pass 0.09"),
+        ({"amount": 0.9, "exclude": ["heads.z"]}, "exclude: .* found 'heads.z'"),
         ({"amount": 0.9, "update_every": 0}, "update_every: must be at least 1"),
         ({"amount": 0.9, "drop_fraction": 1.5}, "drop_fraction: must be in"),
         ({"amount": 0.9, "criterion": "snip"}, "criterion: must tell masked weights apart"),

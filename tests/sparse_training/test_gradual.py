@@ -2,6 +2,7 @@
 
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +19,7 @@ from disparse_plugin.sparse_training import (
     save_checkpoint,
 )
 from networks import TwoHeads, digit_batches, digit_losses
-from runs import Run, alive_count, masks_of, weights_total
+from runs import Run, alive_count, alive_places, frozen_steps, given_losses, masked_model, masks_of, weights_total
 
 
 class GradualRun(Run):
@@ -40,6 +41,70 @@ def test_every_stage_has_the_exact_total_of_the_cubic_schedule():
             found[stage.step] = total - alive_count(run.model)
             assert stage.sparsity == found[stage.step] / total
     assert found == {t: round((0.9 - 0.9 * (1 - t / 8) ** 3) * total) for t in (2, 4, 6, 8)}
+
+
+@pytest.mark.parametrize("amount", [10, 777, np.int64(777)])
+def test_a_whole_number_is_a_number_of_weights(amount):
+    run = GradualRun(amount=amount)
+    run.train(8)
+    assert weights_total(run.model) - alive_count(run.model) == amount
+
+
+def test_one_is_one_weight_and_not_all():
+    model = masked_model([[1.0, 2.0, 3.0]], [[True, True, True]])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = given_losses({"a": {0: [1.0, 1.0, 1.0]}})
+    pruning = GradualPruning(model, optimizer, losses, amount=1, stop_at=1)
+    frozen_steps(pruning, optimizer)
+    assert alive_places(model) == [{1, 2}]
+
+
+def test_a_schedule_of_whole_numbers():
+    run = GradualRun(amount=lambda step: 100 * step)
+    run.train(8)
+    assert weights_total(run.model) - alive_count(run.model) == 800
+
+
+def test_a_window_of_one_step_is_a_single_cut():
+    run = GradualRun(start_at=5, stop_at=5, amount=0.6)
+    (stage,) = run.train(9)
+    assert (stage.step, stage.sparsity) == (5, round(0.6 * 954) / 954)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 20), st.integers(0, 20), st.integers(0, 45))
+def test_the_cubic_schedule_is_the_formula(one, other, start, length, step):
+    initial, final = sorted([one, other])
+    schedule = CubicSparsity(final, start + length, start, initial)
+    if step < start:
+        assert schedule(step) == pytest.approx(initial)
+    elif step >= start + length:
+        assert schedule(step) == final
+    else:
+        assert schedule(step) == pytest.approx(final + (initial - final) * (1 - (step - start) / length) ** 3)
+
+
+def test_what_is_undone_is_said_until_the_last_stage():
+    run = GradualRun()
+    run.train(6)
+    assert "stop_at=8 with 6 optimizer steps: 88.6% of the weights are masked, of 90.0%" in run.scheduler.unfinished()
+    assert "pass e.g. stop_at=4" in run.scheduler.unfinished()
+    run.train(2, first=6)
+    assert run.scheduler.unfinished() is None
+
+
+def test_its_options_are_shown():
+    assert repr(GradualRun(arbiter="any").scheduler) == (
+        "GradualPruning(update_every=2, start_at=0, stop_at=8, amount=0.9, criterion='taylor', arbiter='any'; "
+        "4 tensors, 0 steps completed)"
+    )
+
+
+def test_excluded_layers_are_neither_pruned_nor_counted():
+    run = GradualRun(exclude=["heads.*"], amount=0.5)
+    run.train(8)
+    total = sum(layer.weight_orig.numel() for layer in (run.model.trunk[0], run.model.trunk[3]))
+    assert alive_count(run.model) == total - round(0.5 * total)
+    assert not any(prune.is_pruned(head) for head in run.model.heads.values())
 
 
 @given(st.integers(0, 5), st.integers(1, 4), st.integers(6, 11))
@@ -175,7 +240,7 @@ def test_magnitude_pruning_of_the_joint_task_keeps_the_largest():
     ("options", "message"),
     [
         ({"amount": 1.5}, "amount: a float must be a fraction"),
-        ({"amount": 90}, "amount: 90 is a number of weights, of 10000; for 90 % pass 0.9"),
+        ({"amount": 9}, "amount: 9 is a number of weights, of 954; for 9 % pass 0.09"),
         ({"start_at": 9}, "stop_at: must be at least start_at"),
         ({"start_at": -1, "amount": lambda step: 0.5}, "start_at: must be at least 0"),
         ({"start_at": 9, "amount": lambda step: 0.5}, "stop_at: must be at least start_at"),
@@ -188,6 +253,24 @@ def test_bad_options_leave_the_model_dense(options, message):
     with pytest.raises(ValueError, match=message):
         GradualRun(model=model, **options)
     assert not masks_of(model)
+
+
+@pytest.mark.parametrize("make", [GradualRun, Run])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"grad_scaler": torch.amp.GradScaler}, "grad_scaler: .* found the class GradScaler"),
+        ({"grad_scaler": 8.0}, "grad_scaler: .* found float"),
+        ({"losses": {"a": 1.0}}, "losses: must be a function of model and batch .* found dict"),
+        ({"update_every": 2.0}, "update_every: must be an int, found float"),
+    ],
+)
+def test_what_is_of_the_wrong_type_is_found_before_anything_changes(make, given, message):
+    model = TwoHeads()
+    with pytest.raises(TypeError, match=message):
+        make(model=model, **given)
+    assert not masks_of(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_bad_schedule_or_amount_is_an_error_and_nothing_changes():
