@@ -1,6 +1,6 @@
 """Sparse training: masks that change while the network trains.
 
-A file in here is a scheduler, or one thing that schedulers do in an optimizer step: counting steps (``mask_scheduler``),
+A file in here is a scheduler, or one thing that schedulers do in an optimizer step: counting (``mask_scheduler``),
 scoring (``step_scores``), choosing masks (``initial_masks`` with ``densities``, ``exchange``), rewriting them
 (``live_masks`` with ``optimizer_state``), and when (``schedules``). What only looks at a mask belongs to ``masks``.
 
