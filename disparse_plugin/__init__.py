@@ -1,5 +1,6 @@
 """DiSparse (Sun et al., CVPR 2022) for PyTorch's pruning tools: remove only what all tasks find unimportant."""
 
+from ._support.files import FileFormatError
 from ._support.public_path import keep_old_paths, publish
 from .arbiters import at_least
 from .criteria import layer_adaptive
@@ -17,6 +18,7 @@ __all__ = [
     "DiSparseSemiStructured",
     "DiSparseStatic",
     "DiSparseStructured",
+    "FileFormatError",
     "TaskScores",
     "__version__",
     "at_least",

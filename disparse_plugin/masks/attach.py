@@ -6,8 +6,9 @@ Masks are bool, True = keep, keyed by ``(module, name)`` or by qualified name. E
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -99,14 +100,46 @@ def attach_masks(model: nn.Module, masks: Masks) -> None:
         >>> sorted(net.state_dict())
         ['0.bias', '0.weight_mask', '0.weight_orig']
     """
-    for (module, name), mask in checked_masks(model, masks).items():
-        if alive_mask(module, name) is None:
-            prune.custom_from_mask(module, name, mask.to(stored(module, name).device))
-        else:
-            buffer = module._buffers[f"{name}_mask"]
-            assert buffer is not None
-            buffer.copy_(mask)
-            _refresh(module, name)
+    checked = checked_masks(model, masks)
+    with all_or_nothing(checked):
+        for (module, name), mask in checked.items():
+            if alive_mask(module, name) is None:
+                prune.custom_from_mask(module, name, mask.to(stored(module, name).device))
+            else:
+                buffer = module._buffers[f"{name}_mask"]
+                assert buffer is not None
+                buffer.copy_(mask)
+                _refresh(module, name)
+
+
+@contextlib.contextmanager
+def all_or_nothing(parameters: Iterable[ParameterKey]) -> Iterator[None]:
+    """Attach masks inside; if that fails half-way, every module gets back its parameters, masks and hooks.
+
+    Args:
+        parameters: The parameters whose masks the block changes.
+
+    Yields:
+        Nothing.
+    """
+    before = []
+    for module, name in parameters:
+        mask, effective = module._buffers.get(f"{name}_mask"), vars(module).get(name)
+        tables = [(table, dict(table)) for table in (module._parameters, module._buffers, module._forward_pre_hooks)]
+        before.append((module, name, effective, mask, None if mask is None else mask.clone(), tables))
+    try:
+        yield
+    except BaseException:
+        for module, name, effective, mask, values, tables in reversed(before):
+            for table, entries in tables:
+                table.clear()
+                table.update(entries)
+            vars(module).pop(name, None)
+            if effective is not None:
+                vars(module)[name] = effective
+            if mask is not None and values is not None:
+                mask.copy_(values)
+        raise
 
 
 def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._support.files import packed_bits, read_tensors, unpacked_bits, write_tensors
+from .._support.files import packed_bits, read_tensors, understood, unpacked_bits, write_tensors
 from ..parameters import qualified_names
 from .attach import Masks, attach_masks, checked_masks, masks_of
 
@@ -82,16 +82,16 @@ def load_masks(model: nn.Module, path: str | Path, *, task: str | None = None) -
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a file of masks, is damaged or was written by a newer version, if there is no such task
-            in it, if a name is not in the model, a shape differs, or the model carries a mask that the file lacks.
-            Nothing is changed.
+        FileFormatError: If it is not a file of masks, is damaged, or was written by a newer version.
+        ValueError: If there is no such task in it, a name is not in the model, a shape differs, or the model carries a
+            mask that the file lacks. In all cases nothing is changed.
     """
     tensors, layout = read_tensors(path, kind=_KIND)
-    if task is not None and task not in layout["tasks"]:
-        raise ValueError(f"task: must be one of {layout['tasks']} stored in {path}, found {task!r}")
-    number = 0 if task is None else 1 + layout["tasks"].index(task)
-    shapes = layout["shapes"][number]
-    masks = {name: unpacked_bits(tensors[f"{number}/{name}"], shape) for name, shape in shapes.items()}
+    with understood(path, "masks"):
+        tasks, groups, facts = _masks(tensors, layout)
+    if task is not None and task not in tasks:
+        raise ValueError(f"task: must be one of {tasks} stored in {path}, found {task!r}")
+    masks = groups[0 if task is None else 1 + tasks.index(task)]
     extra = sorted(set(masks_of(model)) - set(masks))
     if extra:
         raise ValueError(
@@ -99,5 +99,27 @@ def load_masks(model: nn.Module, path: str | Path, *, task: str | None = None) -
             "fold(model) makes them permanent"
         )
     attach_masks(model, masks)
-    facts: dict[str, Any] = layout["facts"]
     return facts
+
+
+def _masks(
+    tensors: Mapping[str, Tensor], layout: Mapping[str, Any]
+) -> tuple[list[str], list[dict[str, Tensor]], dict[str, Any]]:
+    """Unpack the tasks' names, the masks of the model and of each task, and the facts, whatever is not as written."""
+    tasks, shapes, facts = layout["tasks"], layout["shapes"], layout["facts"]
+    if len(shapes) != 1 + len(tasks) or not all(isinstance(task, str) for task in tasks):
+        raise ValueError(f"{len(shapes)} groups of masks for {len(tasks)} tasks")
+    listed = {f"{number}/{name}" for number, group in enumerate(shapes) for name in group}
+    if listed != set(tensors):
+        raise ValueError(f"masks missing or not listed ({min(listed ^ set(tensors))})")
+    groups = [
+        {name: unpacked_bits(tensors[f"{number}/{name}"], _shape(shape)) for name, shape in group.items()}
+        for number, group in enumerate(shapes)
+    ]
+    return list(tasks), groups, dict(facts)
+
+
+def _shape(sizes: Any) -> list[int]:
+    if not isinstance(sizes, list) or not all(type(size) is int and size >= 0 for size in sizes):
+        raise ValueError(f"{sizes!r} as a shape")
+    return sizes

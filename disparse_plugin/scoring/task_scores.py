@@ -10,14 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import arbiters
-from .._support.files import read_tensors, write_tensors
 from ..agreement.budgets import Amount, check_budget, kept_at_least, lift, lowest_in_budget, plan
 from ..agreement.percentiles import AliveScores, agreement
 from ..arbiters import Arbiter
-from ..parameters import ParameterKey, alive_mask, check_parameters, keys_by_name, qualified_names, stored, unwrap
+from ..parameters import ParameterKey, alive_mask, check_parameters, qualified_names, stored, unwrap
 from .checks import check_tables, check_tasks
-
-_KIND = "disparse_plugin.scores"
+from .files import read_scores, write_scores
 
 
 class TaskScores:
@@ -216,19 +214,14 @@ class TaskScores:
             path: The file.
         """
         names = dict(zip(self.parameters, self.names, strict=True))
-        tensors = {
-            f"{number}/{names[key]}": score
-            for number, task in enumerate(self.tasks)
-            for key, score in self._tables[task].items()
-        }
+        tables = {task: {names[key]: score for key, score in table.items()} for task, table in self._tables.items()}
         facts = {
-            "tasks": list(self.tasks),
             "names": list(self.names),
             "unreached": list(self.unreached),
             "criterion": self.criterion,
             "num_batches": self.num_batches,
         }
-        write_tensors(path, tensors, kind=_KIND, facts=facts)
+        write_scores(path, tables, facts)
 
     @classmethod
     def load(cls, path: str | Path, model: nn.Module) -> TaskScores:
@@ -240,31 +233,11 @@ class TaskScores:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not a file of scores, is damaged, was written by a newer version, or does not fit the
-                model.
+            FileFormatError: If it is not a file of scores, is damaged, or was written by a newer version.
+            ValueError: If it does not fit the model.
         """
-        tensors, facts = read_tensors(path, kind=_KIND)
-        wanted = [*facts["names"], *facts["unreached"]]
-        keys = keys_by_name(model)
-        missing = [name for name in wanted if name not in keys]
-        if missing:
-            raise ValueError(
-                f"path: the scores of {path} must belong to the model, found {len(missing)} of {len(wanted)} "
-                "parameters missing "
-                f"in it (first: {missing[0]}); load them with the model they were made for"
-            )
-        tables: dict[str, dict[ParameterKey, Tensor]] = {task: {} for task in facts["tasks"]}
-        for number, task in enumerate(facts["tasks"]):
-            for name in facts["names"]:
-                if (entry := f"{number}/{name}") in tensors:
-                    tables[task][keys[name]] = tensors[entry].to(stored(*keys[name]).device)
-        return cls(
-            model,
-            tables,
-            parameters=[keys[name] for name in wanted],
-            criterion=facts["criterion"],
-            num_batches=facts["num_batches"],
-        )
+        tables, rest = read_scores(path, model)
+        return cls(model, tables, **rest)
 
     def _alive(self) -> list[Tensor | None]:
         return [alive_mask(*key) for key in self.parameters]

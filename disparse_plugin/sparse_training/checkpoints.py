@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
+import hashlib
+import os
 import random
+import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
 
-from .._support.files import replacing
+from .._support.files import FileFormatError, check_exists, replacing, understood
 
 _VERSION = 1
+_SEAL = b"sha256:"  # and 64 digits; no power of two in all, so that no single flipped bit hides it
+_SEAL_SIZE = len(_SEAL) + 64
 
 
 class Stateful(Protocol):
@@ -52,7 +57,9 @@ def save_checkpoint(path: str | Path, **parts: Stateful) -> None:
         raise ValueError("parts: at least one is needed, found none; pass model=model, optimizer=optimizer, ...")
     states = {name: part.state_dict() for name, part in parts.items()}
     with replacing(path) as temporary:
-        torch.save({"version": _VERSION, "parts": states, "random": _random_states()}, temporary)
+        with temporary.open("wb") as file:
+            torch.save({"version": _VERSION, "parts": states, "random": _random_states()}, file)
+        _seal(temporary)
 
 
 def load_checkpoint(path: str | Path, **parts: Stateful) -> None:
@@ -67,21 +74,74 @@ def load_checkpoint(path: str | Path, **parts: Stateful) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the parts are not those in the file, it is damaged, or it was written by a newer version.
+        FileFormatError: If it is another file, is damaged, or was written by a newer version.
+        ValueError: If the parts are not those in the file.
+        Exception: What a part raises that cannot take its state. In all cases everything is as before, parts that were
+            loaded already included; for that, their states are kept in memory twice meanwhile.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: must be an existing file, found none at {path}")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"path: must be a complete file of save_checkpoint, found {path} unreadable") from error
-    if saved.get("version", 0) > _VERSION:
-        raise ValueError(f"path: must be of version {_VERSION} or older, found {saved['version']}; update the package")
+    saved = _read(path)
     if set(saved["parts"]) != set(parts):
         raise ValueError(f"parts: must be {', '.join(saved['parts'])} as in the file, found {', '.join(parts)}")
-    for name, part in parts.items():
-        part.load_state_dict(saved["parts"][name])
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(saved["parts"][name])
+    except BaseException:
+        for name, part in parts.items():
+            part.load_state_dict(before[name])
+        raise
     _set_random_states(saved["random"])
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    """Return the content of a file, after all checks that need no part."""
+    check_exists(path)
+    rule = "a complete file of save_checkpoint"
+    try:
+        if not _is_whole(path):
+            raise FileFormatError(path, rule, "another checksum", "it is damaged: copy it again")
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileFormatError, PermissionError):
+        raise
+    except Exception as error:
+        raise FileFormatError(path, rule, f"it unreadable ({type(error).__name__})") from error
+    with understood(path, "checkpoints"):
+        if content["version"] > _VERSION:
+            raise FileFormatError(path, f"of version {_VERSION} or older", content["version"], "update disparse-plugin")
+        if not all(isinstance(name, str) for name in content["parts"]):
+            raise TypeError("parts without names")
+        _check_random_states(content["random"])
+    return content
+
+
+def _seal(path: Path) -> None:
+    """End a zip file with a comment that holds the SHA-256 of all bytes before it; ``torch.load`` does not mind."""
+    with path.open("rb+") as file:
+        file.seek(-2, os.SEEK_END)  # where a zip file without a comment says so
+        file.write(_SEAL_SIZE.to_bytes(2, "little"))
+        file.write(_SEAL + _digest(file, file.tell()))
+
+
+def _is_whole(path: str | Path) -> bool:
+    """Tell whether a file has the content that its seal is of; an older file, whether its records have theirs."""
+    with Path(path).open("rb") as file:
+        size = file.seek(0, os.SEEK_END) - _SEAL_SIZE
+        file.seek(max(size, 0))
+        seal = file.read()
+        if seal.startswith(_SEAL):
+            return seal == _SEAL + _digest(file, size)
+        with zipfile.ZipFile(file) as archive:
+            return seal.endswith(b"\0\0") and archive.testzip() is None  # no comment, not even half a seal
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """Return the SHA-256 of the first bytes of a file, in hexadecimal digits; the file is left there."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size > 0 and (block := file.read(min(size, 1 << 20))):
+        digest.update(block)
+        size -= len(block)
+    return digest.hexdigest().encode()
 
 
 def _random_states() -> dict[str, Any]:
@@ -103,3 +163,18 @@ def _set_random_states(states: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def _check_random_states(states: dict[str, Any]) -> None:
+    """Try random states on generators of their own, so that a bad one changes nothing.
+
+    Raises:
+        RuntimeError: What torch raises for a bad state.
+        TypeError: What the generators raise for a bad state.
+        ValueError: As well.
+    """
+    torch.Generator().set_state(states["torch"])
+    kind, keys, *rest = states["numpy"]
+    np.random.RandomState().set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = states["python"]
+    random.Random().setstate((version, tuple(internal), gauss))
