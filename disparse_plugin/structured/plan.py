@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .._support.files import read_tensors, write_tensors
+from .._support.files import read_tensors, understood, write_tensors
 from ..parameters import unwrap
 from .applying import apply_cuts
 from .cuts import Attributes, Cut, check_cuts, composed
@@ -92,18 +92,16 @@ class RemovalPlan:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is another file, damaged, or written by a newer version.
+            FileFormatError: If it is another file, damaged, or written by a newer version.
         """
         tensors, facts = read_tensors(path, kind=_KIND)
-        try:
+        with understood(path, "removals"):
             cuts = tuple(Cut(**fact, positions=tensors[str(n)]) for n, fact in enumerate(facts["cuts"]))
             attributes = {
                 name: {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
                 for name, values in facts.get("attributes", {}).items()
             }
             check_cuts(cuts)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"path: must hold a consistent removal, found {path} damaged: {error}") from error
         return cls(cuts, attributes)
 
 
