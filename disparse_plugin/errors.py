@@ -10,6 +10,14 @@ class NonFiniteError(ValueError):
     """A loss or a score is NaN or infinite."""
 
 
+class TiesWarning(UserWarning):
+    """The cut falls among weights that no task tells apart: their magnitude decides."""
+
+
+class EmptyTensorWarning(UserWarning):
+    """A cut leaves nothing of a tensor, so that nothing passes through its layer."""
+
+
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'NAME'?"``, or nothing where no known name is near.
 

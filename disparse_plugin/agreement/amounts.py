@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numbers
 
+from .._support.user_warning import warn_user
+
 
 def check_amount(amount: float, what: str = "amount") -> None:
     """Check an ``amount`` as far as that is possible without knowing the number of entries.
@@ -61,3 +63,39 @@ def count_to_prune(amount: float, alive: int, what: str = "amount") -> int:
             f"pass at most {alive}"
         )
     return int(amount)
+
+
+def percentage_meant(amount: float, alive: int, what: str = "amount") -> str | None:
+    """Tell whether a count is nearly certainly a percentage: at most 100, and less than 1 % of what is alive.
+
+    Returns:
+        What to say about it, or None.
+
+    Example:
+        >>> percentage_meant(90, 1_000_000)
+        'amount: 90 is a number of weights, 0.009 % of 1,000,000; for 90 % pass 0.9'
+        >>> percentage_meant(90, 1000), percentage_meant(0.9, 1_000_000)
+        (None, None)
+    """
+    if not isinstance(amount, numbers.Integral) or not 0 < amount <= 100 or 100 * amount >= alive:
+        return None
+    return (
+        f"{what}: {amount} is a number of weights, {100 * amount / alive:.2g} % of {alive:,}; for {amount} % pass "
+        f"{amount / 100:g}"
+    )
+
+
+def warn_of_percentage(amount: float, alive: int, what: str = "amount") -> None:
+    """Warn, at the user's line, of a count that is nearly certainly a percentage."""
+    if (message := percentage_meant(amount, alive, what)) is not None:
+        warn_user(message)
+
+
+def refuse_percentage(amount: float, alive: int, what: str = "amount") -> None:
+    """Refuse a count that is nearly certainly a percentage, where training would run for hours with it.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if (message := percentage_meant(amount, alive, what)) is not None:
+        raise ValueError(message)

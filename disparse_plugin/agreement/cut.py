@@ -1,173 +1,93 @@
-"""The exact cut without sorting everything.
-
-Where to cut is a question about one percentile, so only the weights near it need exact ranks. A sample tells roughly
-where the cut lies; one pass per task puts every entry below, inside or above a narrow band around it; entries inside
-get exact ranks, the others only need to be on the right side. The result is the very mask that full ranks give, or None
-when the sample misled; then the caller ranks everything. Used on CPUs, where a full sort is the slowest step of all.
-
-Why it is exact: unanimous, any and at_least(k) return one of the tasks' percentiles, picked by order alone. They
-commute with every increasing map, so with clipping all percentiles to the band, and the n lowest of the clipped
-agreement scores are the n lowest of the true ones as long as the cut falls strictly inside.
-"""
+"""The cut: in each quota the lowest agreement scores, without what a floor protects."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..arbiters import Arbiter, is_order_statistic
-from .percentiles import AliveScores, agreement, in_threads
-from .ranking import count_true, kth_lowest, lowest, positions, ranks
+from ..arbiters import Arbiter, ignores_absent_tasks
+from .band import lowest_by_agreement, lowest_of
+from .budgets import Quota
+from .candidates import Candidates, first_of
+from .percentiles import agreement
+from .ranking import count_true, highest
 
-# Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
-SAMPLE = 2**19
-HALF_WIDTH = 0.005
 
-
-def lowest_by_agreement(
-    scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int] | None = None
+def lowest_in_budget(
+    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, quotas: Sequence[Quota], floors: Sequence[int]
 ) -> list[Tensor]:
-    """Mark the ``count`` entries with the lowest agreement scores.
+    """Mark what goes: of each quota's tensors the lowest agreement scores that are not protected.
 
     Args:
-        scores: The alive scores of each parameter.
+        candidates: What is ranked.
         tasks: All task names.
         arbiter: The reduction over tasks.
-        count: How many entries to mark, over all parameters that are cut.
-        within: Indices of the parameters that are cut, in ascending order; by default all. Agreement scores are those
-            among all parameters in any case.
+        quotas: As made by :meth:`Budget.quotas`.
+        floors: How many units of each parameter stay at least.
 
     Returns:
-        bool, 1-D, one per parameter that is cut, on its device; exactly ``count`` are True. Ties as in
-        :mod:`disparse_plugin.agreement.ranking`.
+        bool, 1-D, one per parameter, on its device; of each quota's tensors exactly ``count`` are True.
     """
-    within = range(len(scores)) if within is None else within
-    sizes = [next(iter(scores[index].values())).numel() for index in within]
-    devices = {next(iter(rows.values())).device for rows in scores}
-    on_cpu = devices == {torch.device("cpu")}
-    if on_cpu and is_order_statistic(arbiter) and sum(sizes) > 4 * SAMPLE and 0 < count < sum(sizes):
-        chosen = _cut_in_band(scores, tasks, arbiter, count, within)
-        if chosen is not None:
-            return chosen
-    every = agreement(scores, tasks, arbiter)
-    values = [every[index] for index in within]
-    home = values[0].device
-    marked = lowest(torch.cat([value.to(home) for value in values]), count)
-    return [part.to(value.device) for part, value in zip(marked.split(sizes), values, strict=True)]
+    ranked = functools.cache(lambda: agreement(candidates, tasks, arbiter))
+    marks: dict[int, Tensor] = {}
+    for quota in quotas:
+        own = [floors[index] for index in quota.tensors]
+        rows = [candidates.scores[index] for index in quota.tensors]
+        # Where one task alone decides, its percentiles are in the order of its scores.
+        alone = len({*itertools.chain(*rows)}) == 1 and ignores_absent_tasks(arbiter)
+        chosen = None
+        if not (alone and quota.part):
+            chosen = lowest_by_agreement(candidates, tasks, arbiter, quota.count, quota.tensors)
+        if chosen is None or _protected_went(chosen, own):
+            values = [first_of(row) for row in rows] if alone else [ranked()[index] for index in quota.tensors]
+            chosen = _lowest(values, quota.count, own, candidates.magnitudes_of(quota.tensors))
+        marks.update(zip(quota.tensors, chosen, strict=True))
+    return [marks[index] for index in range(len(candidates.scores))]
 
 
-@dataclasses.dataclass
-class _Band:
-    """One task's narrow range of scores, ``low < score <= high``, and the exact ranks of what lies inside."""
-
-    low: float
-    high: float
-    below: int  # entries at or under `low`: the rank of the first entry inside
-    inside: dict[int, Tensor]  # parameter index -> positions of the entries inside
-    percentiles: dict[int, Tensor]  # their exact percentiles
-    total: int
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        within = sum(part.numel() for part in self.inside.values())
-        return self.below / self.total, (self.below + within) / self.total
+def _protected_went(chosen: Sequence[Tensor], floors: Sequence[int]) -> bool:
+    """Tell whether a cut that knew no protection took of it: where enough is left in a tensor, its highest are."""
+    return any(mark.numel() - count_true(mark) < floor for mark, floor in zip(chosen, floors, strict=True) if floor)
 
 
-def _cut_in_band(
-    scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
-) -> list[Tensor] | None:
-    ranges = _sampled_ranges(scores, tasks, arbiter, count, within)
-    bands = dict(zip(tasks, in_threads(lambda task: _band(scores, task, *ranges[task]), tasks), strict=True))
-    floor = max(band.limits[0] for band in bands.values())
-    ceiling = min(band.limits[1] for band in bands.values())
-    if floor >= ceiling:
-        return None
-    marks, undecided, values = [], [], []
-    for index in within:
-        side, inside, value = _judge(scores[index], index, bands, arbiter)
-        mark = torch.from_numpy(side.numpy() == 0)
-        # Clipping: under the floor the order is unknown and does not matter, because all of it is pruned.
-        mark[inside[value <= floor]] = True
-        marks.append(mark)
-        undecided.append(inside[value > floor])
-        values.append(value[value > floor])
-    surely = sum(count_true(mark) for mark in marks)
-    joined = torch.cat(values)
-    if not surely <= count <= surely + count_true(joined <= ceiling):
-        return None
-    taken = lowest(joined, count - surely).split([value.numel() for value in values])
-    for mark, inside, take in zip(marks, undecided, taken, strict=True):
-        mark[inside[take]] = True
-    return marks
+def _lowest(
+    values: Sequence[Tensor], count: int, floors: Sequence[int], magnitudes: Sequence[Tensor] | None
+) -> list[Tensor]:
+    """Mark the lowest units of several tensors that are not among the highest of their own."""
+    free = []
+    for place, (value, floor) in enumerate(zip(values, floors, strict=True)):
+        if floor:
+            value = value.clone()
+            value[highest(value, floor, None if magnitudes is None else magnitudes[place])] = torch.inf
+        free.append(value)
+    return lowest_of(free, count, magnitudes)
 
 
-def _sampled_ranges(
-    scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
-) -> dict[str, tuple[float, float]]:
-    """Guess, from every stride-th entry, the range of each task's scores around the cut."""
-    total = sum(next(iter(rows.values())).numel() for rows in scores)
-    stride = max(1, total // SAMPLE)
-    while stride % 2 == 0 or stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:
-        stride += 1  # kernels have 9, 25 or 49 places; a stride that divides them would see only some
-    sample = [{task: row[::stride] for task, row in rows.items()} for rows in scores]
-    every = agreement(sample, tasks, arbiter)
-    values = torch.cat([every[index] for index in within])
-    share = count / sum(next(iter(scores[index].values())).numel() for index in within)
-    middle = kth_lowest(values, min(values.numel(), max(1, round(share * values.numel()))))
-    ranges = {}
-    for task in tasks:
-        sampled = torch.cat([rows[task] for rows in sample if task in rows]).double()
-        last = sampled.numel() - 1
-        low, high = (int((middle + shift) * last) for shift in (-HALF_WIDTH, HALF_WIDTH))
-        ranges[task] = (
-            kth_lowest(sampled, low + 1) if low >= 0 else -torch.inf,
-            kth_lowest(sampled, high + 1) if high <= last else torch.inf,
-        )
-    return ranges
+def lift(values: Sequence[Tensor], floors: Sequence[int], magnitudes: Sequence[Tensor] | None) -> list[Tensor]:
+    """Put the highest entries of each tensor above all other entries of all tensors.
 
-
-def _band(scores: AliveScores, task: str, low: float, high: float) -> _Band:
-    below, total, inside, values = 0, 0, {}, []
-    for index, rows in enumerate(scores):
-        if task in rows:
-            row = rows[task]
-            over = _above(row, low)
-            below += row.numel() - count_true(over)
-            total += row.numel()
-            inside[index] = positions(over ^ _above(row, high))
-            values.append(row[inside[index]])
-    exact = (ranks(torch.cat(values)).double() + (below + 1)) / total
-    split = exact.split([value.numel() for value in values])
-    return _Band(low, high, below, inside, dict(zip(inside, split, strict=True)), total)
-
-
-def _judge(
-    rows: Mapping[str, Tensor], index: int, bands: Mapping[str, _Band], arbiter: Arbiter
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Put each entry of one parameter under (0), inside (1) or over (2) the band, with exact values inside.
+    Args:
+        values: Agreement scores of each parameter: 1-D, float64, in [0, 1].
+        floors: How many entries of each parameter to lift.
+        magnitudes: Of equal values the larger magnitude is lifted first; or None.
 
     Returns:
-        The sides (int8), the positions of the entries inside, and their agreement scores.
+        New tensors in [0, 1]: ``q / 4`` for what is not protected, which changes no order (a power of two is exact),
+        and ``(3 + q) / 4`` for what is. Without anything to protect, ``values`` as they are.
+
+    Example:
+        >>> lift([torch.tensor([0.5, 0.25]), torch.tensor([1.0, 0.75])], [1, 1], None)
+        [tensor([0.8750, 0.0625]), tensor([1.0000, 0.1875])]
     """
-    limits = [(row, bands[task].low, bands[task].high) for task, row in rows.items()]
-    sides = torch.stack(
-        [_above(row, low).view(torch.int8) + _above(row, high).view(torch.int8) for row, low, high in limits]
-    )
-    side = arbiter(sides)
-    inside = positions(torch.from_numpy(side.numpy() == 1))
-    percentiles = sides[:, inside].double()  # 0 and 2 stand for "under" and "over": they only have to compare right
-    for axis, task in enumerate(rows):
-        known = percentiles[axis] == 1
-        places = torch.searchsorted(bands[task].inside[index], inside[known])
-        percentiles[axis, known] = bands[task].percentiles[index][places]
-    return side, inside, arbiter(percentiles)
-
-
-def _above(row: Tensor, limit: float) -> Tensor:
-    """Compare on a CPU, where numpy does it two to three times faster than torch."""
-    if row.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(row.numpy() > limit)
-    return row > limit
+    if not any(floors):
+        return list(values)
+    lifted = []
+    for place, (value, floor) in enumerate(zip(values, floors, strict=True)):
+        result = value / 4
+        result[highest(value, floor, None if magnitudes is None else magnitudes[place])] += 0.75
+        lifted.append(result)
+    return lifted

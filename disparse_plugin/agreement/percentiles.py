@@ -9,28 +9,26 @@ steps and networks have more weights than that.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..arbiters import Arbiter, ignores_absent_tasks
+from .candidates import Candidates, first_of
 from .ranking import ranks
-
-# For each parameter, what each task that reaches it scores: the alive entries only, flat, in row-major order.
-AliveScores: TypeAlias = Sequence[Mapping[str, Tensor]]
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter) -> list[Tensor]:
+def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) -> list[Tensor]:
     """Reduce the tasks' scores to agreement scores.
 
     Args:
-        scores: The alive scores of each parameter.
+        candidates: What is ranked.
         tasks: All task names; the order of the axis that the arbiter sees.
         arbiter: The reduction over tasks.
 
@@ -40,12 +38,12 @@ def agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter) -> li
     Raises:
         ValueError: If the arbiter returns another shape or a value outside [0, 1].
     """
-    ranked = dict(zip(tasks, in_threads(lambda task: over_task(scores, task, ranks), tasks), strict=True))
+    ranked = dict(zip(tasks, in_threads(lambda task: candidates.over_task(task, ranks), tasks), strict=True))
     totals = {task: sum(part.numel() for part in ranked[task].values()) for task in tasks}
     result = []
-    for index, rows in enumerate(scores):
+    for index, rows in enumerate(candidates.scores):
         wanted = [task for task in tasks if task in rows] if ignores_absent_tasks(arbiter) else tasks
-        size = next(iter(rows.values()))
+        size = first_of(rows)
         percentiles = torch.full((len(wanted), size.numel()), torch.nan, dtype=torch.float64, device=size.device)
         for axis, task in enumerate(wanted):
             if task in rows:
@@ -53,26 +51,6 @@ def agreement(scores: AliveScores, tasks: Sequence[str], arbiter: Arbiter) -> li
                 percentiles[axis] /= totals[task]
         result.append(check_agreement(arbiter(percentiles), size))
     return result
-
-
-def over_task(scores: AliveScores, task: str, function: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
-    """Apply a function to one task's scores over all parameters that it reaches, and hand each parameter its part.
-
-    Args:
-        scores: The alive scores of each parameter.
-        task: The task.
-        function: From all scores of the task, 1-D, to a tensor of that shape.
-
-    Returns:
-        The result for each parameter that the task reaches, by its index, on the parameter's device.
-    """
-    parts = {index: rows[task] for index, rows in enumerate(scores) if task in rows}
-    if not parts:
-        return {}  # a task may reach nothing of a ranking scope
-    home = next(iter(parts.values())).device
-    joined = function(torch.cat([part.to(home) for part in parts.values()]))
-    split = joined.split([part.numel() for part in parts.values()])
-    return {index: result.to(part.device) for (index, part), result in zip(parts.items(), split, strict=True)}
 
 
 def check_agreement(values: Tensor, like: Tensor) -> Tensor:

@@ -1,7 +1,10 @@
 """From scores to exact ranks, with one tie rule everywhere.
 
-**Tie rule.** Of two equal scores the one that comes first (in the order of the parameters, then in row-major order
-inside a parameter) ranks lower and is pruned first. A stable ascending sort does exactly that, on every device.
+**Tie rule.** Of two equal scores the one of the smaller magnitude ``abs(w)`` ranks lower and is pruned first; of equal
+magnitudes too, the one that comes first (in the order of the parameters, then in row-major order inside a parameter).
+Saturated units, dead units and weights that are zero already score exactly zero for every task, in trained networks up
+to half of all weights: among those the magnitude says more than the place in a tensor. The rule is exact, and the same
+on every device. Without magnitudes the order alone decides.
 
 On a CPU numpy sorts several times faster than ``torch.sort``; on an accelerator the scores never leave it.
 """
@@ -9,6 +12,7 @@ On a CPU numpy sorts several times faster than ``torch.sort``; on an accelerator
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,11 +23,12 @@ LARGEST_SHARE = 1 / 8
 STRIDE = 61
 
 
-def ranks(values: Tensor) -> Tensor:
+def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     """Rank each entry from 0 (lowest) to n-1 (highest).
 
     Args:
         values: 1-D, floating point, no NaN.
+        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
 
     Returns:
         int64 (int32 for up to 2^31 entries), same shape and device: a permutation of ``0..n-1``.
@@ -31,24 +36,64 @@ def ranks(values: Tensor) -> Tensor:
     Example:
         >>> ranks(torch.tensor([0.5, 0.1, 0.5, 0.0])).tolist()
         [2, 1, 3, 0]
+        >>> ranks(torch.tensor([0.5, 0.1, 0.5, 0.0]), torch.tensor([9.0, 1.0, 2.0, 3.0])).tolist()
+        [3, 1, 2, 0]
     """
     size = values.numel()
     dtype = torch.int32 if size < 2**31 else torch.int64
-    if values.device.type == "cpu" and values.dtype == torch.float32 and size < 2**32:
-        order = _packed_order(values)
-    else:
-        order = values.argsort(stable=True)
     result = torch.empty(size, dtype=dtype, device=values.device)
-    result[order] = torch.arange(size, dtype=dtype, device=values.device)
+    result[ascending(values, magnitudes)] = torch.arange(size, dtype=dtype, device=values.device)
     return result
 
 
-def _packed_order(values: Tensor) -> Tensor:
-    """Argsort float32 by one in-place sort of integers holding the value's bits above the entry's index."""
+def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
+    """Return the positions of the entries from the lowest to the highest, int64.
+
+    Args:
+        values: 1-D, floating point, no NaN.
+        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
+    """
+    order = _stable_order(values)
+    if magnitudes is None:
+        return order
+    arranged = values[order]
+    same = arranged[1:] == arranged[:-1]
+    if not bool(same.any()):
+        return order
+    edge = same.new_zeros(1)
+    joins = torch.cat([edge, same])  # equal to the entry before it
+    places = positions(joins | torch.cat([same, edge]))
+    run = (~joins[places]).cumsum(0)
+    entries = order[places]
+    # Runs are in ascending order already, so sorting by magnitude and then, stably, by run leaves each in its place.
+    by_magnitude = _stable_order(_absolute(magnitudes[entries]))
+    order[places] = entries[by_magnitude[_stable_order(run[by_magnitude])]]
+    return order
+
+
+def _absolute(values: Tensor) -> Tensor:
+    return values.abs() if values.dtype == torch.float64 else values.float().abs()
+
+
+def _stable_order(values: Tensor) -> Tensor:
+    if values.device.type != "cpu" or values.numel() >= 2**32:
+        return values.argsort(stable=True)
+    if values.dtype == torch.int64:  # counts that fit into half of the bits
+        return _packed_order(values.numpy().astype(np.uint32))
+    return _packed_order(_ordered_bits(values)) if values.dtype == torch.float32 else values.argsort(stable=True)
+
+
+def _ordered_bits(values: Tensor) -> npt.NDArray[np.uint32]:
+    """Map float32 to integers in the same order."""
     # Adding zero turns -0.0 into 0.0, so that the two tie as they compare.
-    bits = (values.contiguous() + 0.0).numpy().view(np.uint32)
+    bits: npt.NDArray[np.uint32] = (values.contiguous() + 0.0).numpy().view(np.uint32)
     # Negative floats order backwards by their bits, so all bits flip; positive ones only need to come after them.
     bits ^= np.where(bits >> np.uint32(31), np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+    return bits
+
+
+def _packed_order(bits: npt.NDArray[np.uint32]) -> Tensor:
+    """Argsort stably by one in-place sort of integers holding the value's bits above the entry's index."""
     keys = bits.astype(np.uint64)
     keys <<= np.uint64(32)
     keys |= np.arange(keys.size, dtype=np.uint64)
@@ -57,12 +102,13 @@ def _packed_order(values: Tensor) -> Tensor:
     return torch.from_numpy(keys.view(np.int64))
 
 
-def lowest(values: Tensor, count: int) -> Tensor:
+def lowest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tensor:
     """Mark the ``count`` lowest entries; ties by the rule of this module.
 
     Args:
         values: 1-D, floating point, no NaN.
         count: How many, at most ``values.numel()``.
+        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
 
     Returns:
         bool, same shape and device, with exactly ``count`` True.
@@ -78,8 +124,42 @@ def lowest(values: Tensor, count: int) -> Tensor:
     threshold = kth_lowest(values, count)
     chosen = values < threshold
     ties = positions(values == threshold)
-    chosen[ties[: count - count_true(chosen)]] = True
+    wanted = count - count_true(chosen)
+    if magnitudes is None or wanted == ties.numel():
+        chosen[ties[:wanted]] = True
+    else:
+        chosen[ties[lowest(_absolute(magnitudes[ties]), wanted)]] = True
     return chosen
+
+
+def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
+    """Part equal values by the rule of this module, so that whoever sorts them has the same order.
+
+    Each of several equal values, from the second on, becomes the next larger float64. No order changes.
+
+    Args:
+        values: 1-D, float64, in [0, 1].
+        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
+
+    Returns:
+        Same shape and type, in [0, 1], no two equal; ``values`` itself if none are.
+
+    Example:
+        >>> parted = distinct(torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([2.0, 1.0]))
+        >>> bool(parted[1] == 0.5), bool(parted[0] > 0.5), float(parted[0])
+        (True, True, 0.5000000000000001)
+    """
+    order = ascending(values, magnitudes)
+    arranged = values[order] + 0.0
+    if not bool((arranged[1:] == arranged[:-1]).any()):
+        return values
+    # The bits of positive floats are in the order of the floats, and the next float has the next bits.
+    steps = torch.arange(values.numel(), device=values.device)
+    raised = (arranged.view(torch.int64) - steps).cummax(0).values + steps
+    one = torch.ones((), dtype=torch.float64).view(torch.int64).to(values.device)
+    result = torch.empty_like(values)
+    result[order] = torch.minimum(raised, one - steps.flip(0)).view(torch.float64)
+    return result
 
 
 def count_true(mask: Tensor) -> int:
@@ -133,8 +213,8 @@ def _mostly_ties(values: Tensor) -> bool:
     return bool(2 * sample.unique().numel() < sample.numel())
 
 
-def highest(values: Tensor, count: int) -> Tensor:
-    """Find the positions of the ``count`` highest entries; of equal ones the last, by the rule of ``ranking``.
+def highest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tensor:
+    """Find the positions of the ``count`` highest entries: those that :func:`lowest` marks last.
 
     A sample tells a value that about twice as many entries exceed. If at least ``count`` do, the highest are among
     them, and only those are compared with each other.
@@ -142,6 +222,7 @@ def highest(values: Tensor, count: int) -> Tensor:
     Args:
         values: 1-D, floating point, no NaN.
         count: How many, at most ``values.numel()``.
+        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
 
     Returns:
         int64, ``count`` positions in ascending order.
@@ -152,8 +233,8 @@ def highest(values: Tensor, count: int) -> Tensor:
     """
     near = _near_the_top(values, count)
     if near is None:
-        return (~lowest(values, values.numel() - count)).nonzero().flatten()
-    return near[~lowest(values[near], near.numel() - count)]
+        return (~lowest(values, values.numel() - count, magnitudes)).nonzero().flatten()
+    return near[~lowest(values[near], near.numel() - count, None if magnitudes is None else magnitudes[near])]
 
 
 def _near_the_top(values: Tensor, count: int) -> Tensor | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from torch import Tensor, nn
 
 from .. import arbiters
-from ..agreement.budgets import Amount, check_budget, kept_at_least, lift, lowest_in_budget, plan
-from ..agreement.percentiles import AliveScores, agreement
+from ..agreement import patterns
+from ..agreement.budgets import Amount, Budget
+from ..agreement.candidates import Candidates, joined_on_one_device
+from ..agreement.cut import lift
+from ..agreement.patterns import WEIGHTS, Pattern, Place, spread
+from ..agreement.percentiles import agreement
+from ..agreement.ranking import distinct
 from ..arbiters import Arbiter
 from ..parameters import ParameterKey, alive_mask, check_parameters, qualified_names, stored, unwrap
 from .checks import check_tables, check_tasks
@@ -150,17 +154,28 @@ class TaskScores:
             TypeError: If ``min_keep`` is neither int nor float.
             ValueError: If the arbiter is unknown or returns values outside [0, 1], or ``min_keep`` is out of range.
         """
-        check_budget(0, min_keep)
-        rule, alive = arbiters.resolve(arbiter), self._alive()
-        scores = self._alive_scores(alive)
-        values = lift(agreement(scores, self.tasks, rule), self._floors(scores, min_keep))
+        budget, rule = Budget(min_keep=min_keep), arbiters.resolve(arbiter)
+        places = self.places()
+        candidates = self.candidates(places=places)
+        floors = [
+            budget.kept_of(place.shape.numel(), size) for place, size in zip(places, candidates.sizes, strict=True)
+        ]
+        values = lift(agreement(candidates, self.tasks, rule), floors, candidates.magnitudes)
+        everything = range(len(values))
+        parted = distinct(joined_on_one_device(values), candidates.joined_magnitudes(everything))
+        split = parted.split(candidates.sizes)
         return {
-            key: _spread(value, mask, stored(*key).shape)
-            for key, value, mask in zip(self.parameters, values, alive, strict=True)
+            key: spread(part.to(value.device), place)
+            for key, part, value, place in zip(self.parameters, split, values, places, strict=True)
         }
 
     def masks(
-        self, amount: Amount, arbiter: str | Arbiter = "unanimous", *, min_keep: float = 0
+        self,
+        amount: Amount | Budget | None = None,
+        arbiter: str | Arbiter = "unanimous",
+        *,
+        min_keep: float = 0,
+        pattern: str | Pattern = "weights",
     ) -> dict[ParameterKey, Tensor]:
         """Return the keep masks that leave out exactly ``amount`` of the entries still alive.
 
@@ -175,16 +190,26 @@ class TaskScores:
             min_keep: In every tensor at least so many entries stay: those with the highest agreement scores. A count
                 (int), or a fraction of the tensor's weights (float in (0, 1)): ``round(min_keep * weights)``, at least
                 1. At most what is alive. 0 protects nothing.
+            pattern: ``"weights"``: single weights. ``"n:m"``, e.g. ``"2:4"``: of every m that follow each other along
+                the input dimension the n with the highest agreement scores stay; ``amount`` is left out.
+                ``"channels"``: whole output channels are masked; ``amount`` and ``min_keep`` count channels. See
+                :mod:`disparse_plugin.agreement.patterns`.
 
         Returns:
             For each pair of ``parameters`` a bool tensor of the weight's shape, on its device; True = keep. Of all
             alive entries exactly ``round(amount * alive)`` are False (of each part, with amounts per part), and so is
-            every entry that was pruned before. Of equal agreement scores the entry that comes first is pruned first.
+            every entry that was pruned before. Of equal agreement scores the entry of the smaller ``abs(w)`` is pruned
+            first, of equal magnitudes too the one that comes first.
 
         Raises:
-            TypeError: If ``amount`` or ``min_keep`` is of the wrong type.
+            TypeError: If an argument is of the wrong type.
             ValueError: If ``amount`` or ``min_keep`` is out of range, ``min_keep`` protects more than ``amount`` leaves
-                over, a part is unknown or missing, or the arbiter is unknown.
+                over, a part is unknown or missing, the arbiter or the pattern is unknown, or a parameter does not fit
+                the pattern.
+
+        Warns:
+            EmptyTensorWarning: If nothing stays of a tensor.
+            TiesWarning: If the cut falls among weights that score zero for every task.
 
         Example:
             >>> trunk, head = nn.Linear(4, 2), nn.Linear(2, 1)
@@ -197,15 +222,39 @@ class TaskScores:
             >>> [int(masks[key].sum()) for key in keys]
             [6, 1]
         """
-        check_budget(amount, min_keep)
-        rule, alive = arbiters.resolve(arbiter), self._alive()
-        scores = self._alive_scores(alive)
-        floors = self._floors(scores, min_keep)
-        pruned = lowest_in_budget(scores, self.tasks, rule, plan(amount, scores, self.tasks, floors), floors)
-        return {
-            key: _spread(~chosen, mask, stored(*key).shape)
-            for key, chosen, mask in zip(self.parameters, pruned, alive, strict=True)
-        }
+        budget, rule, form = Budget.of(amount, min_keep), arbiters.resolve(arbiter), patterns.resolve(pattern)
+        places = self.places()
+        form.check(places)
+        gone = form.removed(self.candidates(form, places), self.tasks, rule, budget, places)
+        return {key: form.mask(~mark, place) for key, mark, place in zip(self.parameters, gone, places, strict=True)}
+
+    def by_parameter(self) -> list[dict[str, Tensor]]:
+        """Return, for each of ``parameters``, the scores of the tasks that reach it, each of the weight's shape."""
+        return [{task: table[key] for task, table in self._tables.items() if key in table} for key in self.parameters]
+
+    def places(self) -> list[Place]:
+        """Return, for each of ``parameters``, its name, its shape and what of it is alive now."""
+        return [
+            Place(name, stored(*key).shape, alive_mask(*key))
+            for key, name in zip(self.parameters, self.names, strict=True)
+        ]
+
+    def candidates(self, pattern: Pattern = WEIGHTS, places: Sequence[Place] | None = None) -> Candidates:
+        """Return what a cut chooses from: the units alive now, their scores by task and their magnitudes.
+
+        Args:
+            pattern: What one unit is.
+            places: As :meth:`places` returned them; by default those of now.
+        """
+        places = self.places() if places is None else places
+        rows = [
+            {task: pattern.units(score, place) for task, score in row.items()}
+            for row, place in zip(self.by_parameter(), places, strict=True)
+        ]
+        weights = [
+            pattern.magnitudes(stored(*key).detach(), place) for key, place in zip(self.parameters, places, strict=True)
+        ]
+        return Candidates(rows, weights)
 
     def save(self, path: str | Path) -> None:
         """Write the scores to a safetensors file, keyed by qualified name; an existing file is replaced atomically.
@@ -238,33 +287,3 @@ class TaskScores:
         """
         tables, rest = read_scores(path, model)
         return cls(model, tables, **rest)
-
-    def _alive(self) -> list[Tensor | None]:
-        return [alive_mask(*key) for key in self.parameters]
-
-    def _alive_scores(self, alive: list[Tensor | None]) -> AliveScores:
-        """Take the scores of the alive entries, flat; without a mask that is a view."""
-        return [
-            {
-                task: table[key].reshape(-1) if mask is None else table[key][mask]
-                for task, table in self._tables.items()
-                if key in table
-            }
-            for key, mask in zip(self.parameters, alive, strict=True)
-        ]
-
-    def _floors(self, scores: AliveScores, min_keep: float) -> list[int]:
-        """Return how many entries of each parameter are protected."""
-        return [
-            kept_at_least(min_keep, stored(*key).numel(), next(iter(rows.values())).numel())
-            for key, rows in zip(self.parameters, scores, strict=True)
-        ]
-
-
-def _spread(values: Tensor, alive: Tensor | None, shape: torch.Size) -> Tensor:
-    """Put values of the alive entries back in place; zero (False) elsewhere."""
-    if alive is None:
-        return values.reshape(shape)
-    full = values.new_zeros(shape)
-    full[alive] = values
-    return full

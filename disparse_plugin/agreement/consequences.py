@@ -1,0 +1,72 @@
+"""What a cut did that nobody asked for, and that shows only when the network is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .._support.user_warning import warn_user
+from ..errors import EmptyTensorWarning, TiesWarning
+from .candidates import Candidates
+from .ranking import count_true
+
+_SHOWN = 8
+
+
+def warn_of_ties_at_zero(candidates: Candidates, gone: Sequence[Tensor]) -> None:
+    """Warn if some of the units that score zero for every task go and others stay.
+
+    Args:
+        candidates: What was ranked.
+        gone: What goes: bool, 1-D, one for each parameter.
+    """
+    removed = sum(count_true(mark) for mark in gone)
+    # Most often few units score zero, for one of the tasks at least, and the cut lies far above them.
+    if removed == 0 or sum(min(_zeros(row) for row in rows.values()) for rows in candidates.scores) <= removed:
+        return
+    going = total = 0
+    for rows, mark in zip(candidates.scores, gone, strict=True):
+        zero = torch.stack([row == 0 for row in rows.values()]).all(0)
+        total += count_true(zero)
+        going += count_true(zero & mark)
+    if 0 < going < total:
+        warn_user(
+            f"scores: the cut falls among {total:,} of {sum(candidates.sizes):,} that score exactly zero for every task "
+            "that reaches them; of these the smaller magnitudes go. Likely causes: saturated or dead units (ReLU6, "
+            "hard sigmoid, ReLU that never fires), zero-initialised branches (timm: zero_init_last=False), weights "
+            "that are zero, a loss at its minimum. More batches, or layer_adaptive('magnitude'), tell them apart",
+            TiesWarning,
+        )
+
+
+def _zeros(values: Tensor) -> int:
+    return values.numel() - int(values.count_nonzero())
+
+
+def warn_of_empty_tensors(
+    names: Sequence[str], scores: Sequence[Mapping[str, Tensor]], gone: Sequence[Tensor], *, unit: str = "weights"
+) -> None:
+    """Warn of the tensors of which nothing stays, unless nothing stays of any.
+
+    Args:
+        names: Names of the parameters.
+        scores: What each task that reaches a parameter scores.
+        gone: What goes: bool, 1-D, one for each parameter.
+        unit: What ``min_keep`` counts.
+    """
+    emptied = [mark.numel() > 0 and count_true(mark) == mark.numel() for mark in gone]
+    left = any(mark.numel() > 0 and not empty for mark, empty in zip(gone, emptied, strict=True))
+    if not any(emptied) or not left:
+        return
+    found = [
+        f"{name} (of {', '.join(rows)})" for name, rows, empty in zip(names, scores, emptied, strict=True) if empty
+    ]
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    warn_user(
+        f"amount: nothing stays of {len(found)} of {len(names)} tensors, so nothing passes them: "
+        f"{', '.join(found[:_SHOWN])}{more}; keep some {unit} in each with min_keep=..., or let the layers compete by "
+        "their own share with criterion='layer_adaptive(taylor)'",
+        EmptyTensorWarning,
+    )
