@@ -4,8 +4,9 @@ from ._support.files import FileFormatError
 from ._support.public_path import keep_old_paths, publish
 from .arbiters import at_least
 from .criteria import layer_adaptive
-from .methods.channels import DiSparseSemiStructured, DiSparseStructured, channel_importance
+from .methods.channels import DiSparseStructured, channel_importance
 from .methods.one_shot import disparse_pretrained, disparse_static
+from .methods.semi_structured import DiSparseSemiStructured
 from .methods.unstructured import DiSparsePretrained, DiSparseStatic
 from .parameters import prunable_parameters
 from .scoring.score import score_tasks

@@ -108,6 +108,16 @@ class Budget:
             return min(int(self.min_keep), alive)
         return min(max(1, round(float(self.min_keep) * weights)), alive)
 
+    def required_amount(self) -> Amount:
+        """Return the amount.
+
+        Raises:
+            TypeError: If there is none.
+        """
+        if self.amount is None:
+            raise TypeError("amount: must be a float (fraction) or an int (count), found NoneType; 90 % is amount=0.9")
+        return self.amount
+
     def quotas(self, candidates: Candidates, tasks: Sequence[str], floors: Sequence[int]) -> list[Quota]:
         """Turn the amounts into exact counts, and check that they can be met.
 
@@ -120,20 +130,20 @@ class Budget:
             One quota for everything, or one for each part that has units.
 
         Raises:
-            ValueError: If there is no amount, a part with units is not named, a name is unknown or ambiguous, a count
-                is larger than what is alive, or less may go than is to go.
+            TypeError: If there is no amount.
+            ValueError: If a part with units is not named, a name is unknown or ambiguous, a count is larger than what
+                is alive, or less may go than is to go.
 
         Warns:
-            UserWarning: If a count for everything looks like a percentage: at most 100, and less than 1 % of what is alive.
+            UserWarning: If a count for everything looks like a percentage: at most 100, less than 1 % of what is alive.
         """
         sizes = candidates.sizes
-        if self.amount is None:
-            raise ValueError("amount: must be given, found None; 90 % is amount=0.9")
-        if isinstance(self.amount, Mapping):
-            quotas = _quotas_of_parts(self.amount, candidates, tasks)
+        amount = self.required_amount()
+        if isinstance(amount, Mapping):
+            quotas = _quotas_of_parts(amount, candidates, tasks)
         else:
-            quotas = [Quota(tuple(range(len(sizes))), count_to_prune(self.amount, sum(sizes)))]
-            warn_of_percentage(self.amount, sum(sizes))
+            quotas = [Quota(tuple(range(len(sizes))), count_to_prune(amount, sum(sizes)))]
+            warn_of_percentage(amount, sum(sizes))
         for quota in quotas:
             own = sum(sizes[i] for i in quota.tensors)
             check_room(quota.count, own, sum(floors[i] for i in quota.tensors), quota.part)

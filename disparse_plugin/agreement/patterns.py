@@ -18,7 +18,7 @@ import dataclasses
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -84,6 +84,15 @@ class Pattern(ABC):
                 f"not fit: exclude=[{names}]"
             )
 
+    def check_budget(self, budget: Budget) -> None:
+        """Check a budget as far as that is possible without scores.
+
+        Raises:
+            TypeError: If there is no amount and the pattern does not say it.
+            ValueError: If the budget has something that the pattern cannot do.
+        """
+        budget.required_amount()
+
     def removed(
         self, candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, budget: Budget, places: Sequence[Place]
     ) -> list[Tensor]:
@@ -147,13 +156,8 @@ class NofM(Weights):
         """Mark, in each block, the lowest agreement scores of all but the n highest.
 
         Raises:
-            ValueError: If a floor or amounts per part are given, or the amount is not what the pattern makes.
+            ValueError: If the amount is not what the pattern makes.
         """
-        if budget.min_keep:
-            raise ValueError(
-                f"min_keep: must be left out with pattern={self.name!r}, found {budget.min_keep}; every block keeps "
-                f"{self.n}"
-            )
         kept = []
         magnitudes = candidates.magnitudes
         for index, (values, place) in enumerate(zip(agreement(candidates, tasks, arbiter), places, strict=True)):
@@ -163,15 +167,31 @@ class NofM(Weights):
         self._check_amount(budget, sum(keep.numel() - count_true(keep) for keep in kept), sum(candidates.sizes))
         return [~keep for keep in kept]
 
+    def check_budget(self, budget: Budget) -> None:
+        """Refuse floors and amounts per part: every block keeps n, in every part.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        if budget.min_keep:
+            raise ValueError(
+                f"min_keep: must be left out with pattern={self.name!r}, found {budget.min_keep}; every block keeps "
+                f"{self.n}"
+            )
+        if isinstance(budget.amount, Mapping):
+            raise self._wrong_amount(dict(budget.amount))
+
     def _check_amount(self, budget: Budget, removed: int, alive: int) -> None:
         amount = budget.amount
-        if amount is None or (isinstance(amount, float) and math.isclose(amount, 1 - self.n / self.m)):
+        if amount is None or isinstance(amount, Mapping):
             return
-        if not isinstance(amount, int | float) or count_to_prune(amount, alive) != removed:
-            shown = dict(amount) if hasattr(amount, "items") else amount
-            raise ValueError(
-                f"amount: must be left out with pattern={self.name!r} or be {1 - self.n / self.m:g}, found {shown}"
-            )
+        fitting = isinstance(amount, float) and math.isclose(amount, 1 - self.n / self.m)
+        if not fitting and count_to_prune(amount, alive) != removed:
+            raise self._wrong_amount(amount)
+
+    def _wrong_amount(self, found: object) -> ValueError:
+        fraction = 1 - self.n / self.m
+        return ValueError(f"amount: must be left out with pattern={self.name!r} or be {fraction:g}, found {found}")
 
     def _fits(self, place: Place) -> bool:
         return place.shape[min(1, len(place.shape) - 1)] % self.m == 0
@@ -245,7 +265,8 @@ def best_in_blocks(scores: Tensor, n: int, m: int) -> Tensor:
     # Ascending and stable: later ones of equal scores rank higher and stay.
     ranks = blocks.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
     keep = (ranks >= m - n).flatten(-2).movedim(-1, dim)
-    return keep & (scores != -torch.inf)
+    best: Tensor = keep & (scores != -torch.inf)
+    return best
 
 
 def spread(values: Tensor, place: Place, fill: float = 0) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..agreement.amounts import check_amount
-from ..agreement.percentiles import AliveScores
+from ..agreement.candidates import Candidates
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..parameters import ParameterKey
 from ..scoring.losses import Batch, TaskLosses
@@ -21,7 +21,7 @@ from .controls import Controls
 from .measures import Overlap, count_stratum
 from .overlap import TaskOverlap, overlap_of_masks
 from .permuted_labels import permute_labels
-from .task_masks import AliveMasks, AmountOf, alive_masks, alive_scores
+from .task_masks import AliveMasks, AmountOf, alive_masks
 
 Permute: TypeAlias = Callable[[Batch, torch.Generator], Batch]
 
@@ -118,15 +118,16 @@ class _Analysis:
     cut: AmountOf
     tasks: tuple[str, ...]
 
-    def masks(self, tables: _ScoreTables) -> tuple[AliveMasks, AliveScores]:
+    def masks(self, tables: _ScoreTables) -> tuple[AliveMasks, Candidates]:
         step = self.rule.per_layer or (lambda score: score)
         scores = [{task: step(row[task]) for task in self.tasks if task in row} for row in tables.rows.values()]
-        return alive_masks(scores, self.tasks, self.amount, self.cut), scores
+        candidates = Candidates(scores, [tables.weights[name] for name in tables.rows])
+        return alive_masks(candidates, self.tasks, self.amount, self.cut), candidates
 
     def observed(self, tables: _ScoreTables, *, correlate: bool = True) -> TaskOverlap:
-        masks, scores = self.masks(tables)
-        names = tuple(tables.rows)
-        return overlap_of_masks(names, self.tasks, self.amount, self.cut, masks, scores if correlate else None)
+        masks, candidates = self.masks(tables)
+        scores = candidates.scores if correlate else None
+        return overlap_of_masks(tuple(tables.rows), self.tasks, self.amount, self.cut, masks, scores)
 
     def between_halves(
         self, first: Sequence[_ScoreTables], second: Sequence[_ScoreTables], names: Sequence[str]
@@ -159,10 +160,12 @@ class _ScoreTables:
     Attributes:
         tasks: Task names.
         rows: For each parameter, by its qualified name, the scores of each task that reaches it, flat.
+        weights: For each parameter, its alive weights, flat.
     """
 
     tasks: tuple[str, ...]
     rows: dict[str, dict[str, Tensor]]
+    weights: dict[str, Tensor]
 
     @classmethod
     def of(
@@ -176,8 +179,9 @@ class _ScoreTables:
         """Score a model on some batches."""
         plain = dataclasses.replace(rule, per_layer=None)
         scores = score_tasks(model, losses, batches, criterion=plain, parameters=keys)
-        rows = [dict(row) for row in alive_scores(scores)]
-        return cls(scores.tasks, dict(zip(scores.names, rows, strict=True)))
+        candidates = scores.candidates()
+        rows = dict(zip(scores.names, map(dict, candidates.scores), strict=True))
+        return cls(scores.tasks, rows, dict(zip(scores.names, candidates.magnitudes or (), strict=True)))
 
     @classmethod
     def sum(cls, tables: Sequence[_ScoreTables]) -> _ScoreTables:
@@ -186,16 +190,18 @@ class _ScoreTables:
         Scores that do not depend on the data (magnitudes) are added up as well, which does not change their order.
         """
         rows: dict[str, dict[str, Tensor]] = {}
+        weights: dict[str, Tensor] = {}
         for table in tables:
+            weights |= table.weights
             for name, row in table.rows.items():
                 total = rows.setdefault(name, {})
                 for task, score in row.items():
                     total[task] = total[task] + score if task in total else score
-        return cls(tables[0].tasks, rows)
+        return cls(tables[0].tasks, rows, weights)
 
 
 def _chunks(data: Iterable[Batch], num_batches: int | None, groups: int) -> Iterator[list[Batch]]:
-    """AmountOf the batches into near-equal groups, holding one group at a time where the number of batches is known."""
+    """Cut the batches into near-equal groups, holding one group at a time where the number of batches is known."""
     known = num_batches if num_batches is not None else len(data) if isinstance(data, Sized) else None
     source: Iterable[Batch] = data
     if known is None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from .._support.text_table import draw
-from ..agreement.percentiles import AliveScores
 from ..scoring.task_scores import TaskScores
 from .measures import Overlap, count_stratum, together
-from .task_masks import AliveMasks, AmountOf, alive_masks, alive_scores
+from .task_masks import AliveMasks, AmountOf, alive_masks
 from .watershed import Branch, Watershed, branch, judge_watershed
 
 if TYPE_CHECKING:
@@ -221,9 +222,9 @@ def task_overlap(
         >>> overlap.trunk.kept_by, round(overlap.trunk.iou, 3), overlap.trunk.kappa
         ((1, 2, 1), 0.333, 0.0)
     """
-    alive = alive_scores(scores)
+    alive = scores.candidates()
     masks = alive_masks(alive, scores.tasks, amount, cut)
-    return overlap_of_masks(scores.names, scores.tasks, amount, cut, masks, alive if rank_correlation else None)
+    return overlap_of_masks(scores.names, scores.tasks, amount, cut, masks, alive.scores if rank_correlation else None)
 
 
 def overlap_of_masks(
@@ -232,7 +233,7 @@ def overlap_of_masks(
     amount: float,
     cut: AmountOf,
     masks: AliveMasks,
-    scores: AliveScores | None,
+    scores: Sequence[Mapping[str, Tensor]] | None,
 ) -> TaskOverlap:
     """Count masks that are there already.
 

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from .. import arbiters
 from ..agreement.amounts import check_amount, count_to_prune
-from ..agreement.cut import lowest_by_agreement
-from ..agreement.percentiles import AliveScores, over_task
+from ..agreement.band import lowest_by_agreement
+from ..agreement.candidates import Candidates
+from ..agreement.patterns import spread
 from ..agreement.ranking import lowest, ranks
-from ..parameters import ParameterKey, alive_mask, stored
-from ..scoring.task_scores import TaskScores, _spread
+from ..parameters import ParameterKey
+from ..scoring.task_scores import TaskScores
 
 # What an amount is meant of; the option is called cut.
 AmountOf: TypeAlias = Literal["per_task", "union"]
@@ -59,47 +60,47 @@ def own_masks(
         >>> [masks[layer, "weight"].int().tolist() for masks in own_masks(scores, 0.5).values()]
         [[[1, 1, 0, 0]], [[1, 0, 0, 1]]]
     """
-    masks = alive_masks(alive_scores(scores), scores.tasks, amount, cut)
+    places = scores.places()
+    masks = alive_masks(scores.candidates(places=places), scores.tasks, amount, cut)
     return {
         task: {
-            key: _spread(row[task], alive_mask(*key), stored(*key).shape)
-            for key, row in zip(scores.parameters, masks, strict=True)
+            key: spread(row[task], place)
+            for key, place, row in zip(scores.parameters, places, masks, strict=True)
             if task in row
         }
         for task in scores.tasks
     }
 
 
-def alive_scores(scores: TaskScores) -> AliveScores:
-    """Return the scores of the entries alive now, flat, one mapping from task to scores per parameter."""
-    return scores._alive_scores(scores._alive())
-
-
-def alive_masks(scores: AliveScores, tasks: Sequence[str], amount: float, cut: AmountOf) -> AliveMasks:
+def alive_masks(candidates: Candidates, tasks: Sequence[str], amount: float, cut: AmountOf) -> AliveMasks:
     """Return what each task would keep on its own, as :func:`own_masks`, for the alive entries alone."""
     check_amount(amount)
     if cut == "per_task":
-        by_task = {task: over_task(scores, task, lambda joined: _top(joined, amount)) for task in tasks}
+        by_task = {
+            task: candidates.over_task(task, lambda values, magnitudes: _top(values, magnitudes, amount))
+            for task in tasks
+        }
     elif cut == "union":
-        by_task = _tops_with_union(scores, tasks, amount)
+        by_task = _tops_with_union(candidates, tasks, amount)
     else:
         raise ValueError(f"cut: must be 'per_task' or 'union', found {cut!r}")
-    return [{task: by_task[task][index] for task in tasks if task in rows} for index, rows in enumerate(scores)]
+    rows = enumerate(candidates.scores)
+    return [{task: by_task[task][index] for task in tasks if task in row} for index, row in rows]
 
 
-def _top(values: Tensor, amount: float) -> Tensor:
-    return ~lowest(values, count_to_prune(amount, values.numel()))
+def _top(values: Tensor, magnitudes: Tensor | None, amount: float) -> Tensor:
+    return ~lowest(values, count_to_prune(amount, values.numel()), magnitudes)
 
 
-def _tops_with_union(scores: AliveScores, tasks: Sequence[str], amount: float) -> dict[str, dict[int, Tensor]]:
+def _tops_with_union(candidates: Candidates, tasks: Sequence[str], amount: float) -> dict[str, dict[int, Tensor]]:
     """Find the tasks' top sets whose union is exactly the unanimous mask.
 
     The unanimous mask removes a weight if its largest percentile is at most some ``c``. A task's own part of what stays
     is then what it ranks at ``c`` or above; at ``c`` itself ties between tasks were broken, so it must have stayed too.
     """
-    count = count_to_prune(amount, sum(next(iter(rows.values())).numel() for rows in scores))
-    pruned = lowest_by_agreement(scores, tasks, arbiters.unanimous, count)
-    percentiles = {task: over_task(scores, task, _percentiles) for task in tasks}
+    count = count_to_prune(amount, sum(candidates.sizes))
+    pruned = lowest_by_agreement(candidates, tasks, arbiters.unanimous, count)
+    percentiles = {task: candidates.over_task(task, _percentiles) for task in tasks}
     removed = [
         values[pruned[index]].max()
         for parts in percentiles.values()
@@ -113,5 +114,5 @@ def _tops_with_union(scores: AliveScores, tasks: Sequence[str], amount: float) -
     }
 
 
-def _percentiles(values: Tensor) -> Tensor:
-    return (ranks(values).double() + 1) / values.numel()
+def _percentiles(values: Tensor, magnitudes: Tensor | None) -> Tensor:
+    return (ranks(values, magnitudes).double() + 1) / values.numel()

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from .. import arbiters, criteria
-from ..agreement.amounts import check_amount
-from ..agreement.budgets import check_budget
+from ..agreement.budgets import Budget
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..parameters import Exclude
@@ -76,9 +75,8 @@ class Options:
             TypeError: If an argument is of the wrong type.
             ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
         """
-        check_amount(self.amount)
         options = self._of_mode()
-        check_budget(0, options.get("min_keep", 0))
+        Budget(self.amount, options.get("min_keep", 0))
         for argument, least in _STEPS.items():
             if argument in options:
                 check_steps(argument, options[argument], least)

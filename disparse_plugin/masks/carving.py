@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..agreement.candidates import Candidates, first_of
 from ..agreement.percentiles import agreement
 from ..arbiters import unanimous
 from ..parameters import ParameterKey, alive_mask, qualified_names, stored
@@ -50,25 +51,34 @@ def keep_tasks(model: nn.Module, scores: TaskScores, tasks: Collection[str]) -> 
         raise ValueError(f"tasks: must be some of {', '.join(scores.tasks)}, found {', '.join(unknown) or 'none'}")
     qualified_names(model, scores.parameters)
     chosen = [scores.tasks.index(task) for task in tasks]
-    flat = [{task: scores[task][key].reshape(-1) for task in scores.tasks_reaching(*key)} for key in scores.parameters]
-    everyone = agreement(flat, scores.tasks, unanimous)
+    flat = [{task: score.reshape(-1) for task, score in rows.items()} for rows in scores.by_parameter()]
+    alive = [
+        torch.ones_like(first_of(rows), dtype=torch.bool) if (mask := alive_mask(*key)) is None else mask.reshape(-1)
+        for key, rows in zip(scores.parameters, flat, strict=True)
+    ]
+    candidates = Candidates(flat, [stored(*key).detach().reshape(-1) for key in scores.parameters])
+    cut, misfit = _cut_of(candidates, scores, alive)
+    if misfit is not None:
+        # Weights that were trained since then break ties otherwise: of equal scores those that are pruned went first.
+        candidates = Candidates(flat, [mask.to(first_of(rows)) for mask, rows in zip(alive, flat, strict=True)])
+        cut, misfit = _cut_of(candidates, scores, alive)
+    if misfit is not None:
+        raise ValueError(
+            f"scores: must be those that the model was pruned with by the unanimous rule, found that {misfit} keeps "
+            "weights which they rank below others that are pruned"
+        )
     # Unreached is NaN, which the maximum passes over; where none of the chosen tasks reaches, nothing is above the cut.
-    ours = agreement(flat, scores.tasks, lambda table: table[chosen].nan_to_num(nan=0.0).amax(0))
-    alive = [mask if (mask := alive_mask(*key)) is not None else None for key in scores.parameters]
-    cut = max((_highest(value, mask) for value, mask in zip(everyone, alive, strict=True)), default=0.0)
-    keep = {}
-    for key, name, all_tasks, value, mask in zip(scores.parameters, scores.names, everyone, ours, alive, strict=True):
-        living = torch.ones_like(value, dtype=torch.bool) if mask is None else mask.reshape(-1)
-        if bool((living & (all_tasks < cut)).any()):
-            raise ValueError(
-                f"scores: must be those that the model was pruned with by the unanimous rule, found that {name} keeps "
-                "weights which they rank below others that are pruned"
-            )
-        keep[key] = (living & (value > 0) & (value >= cut)).reshape(stored(*key).shape)
-    return keep
+    ours = agreement(candidates, scores.tasks, lambda table: table[chosen].nan_to_num(nan=0.0).amax(0))
+    return {
+        key: (mask & (value > 0) & (value >= cut)).reshape(stored(*key).shape)
+        for key, mask, value in zip(scores.parameters, alive, ours, strict=True)
+    }
 
 
-def _highest(values: Tensor, alive: Tensor | None) -> float:
-    """Return the highest agreement score among the entries that are pruned; 0 if none is."""
-    pruned = values[:0] if alive is None else values[~alive.reshape(-1)]
-    return float(pruned.max()) if pruned.numel() else 0.0
+def _cut_of(candidates: Candidates, scores: TaskScores, alive: Sequence[Tensor]) -> tuple[float, str | None]:
+    """Return the highest agreement score of what is pruned, and the name of a parameter that keeps something lower."""
+    everyone = agreement(candidates, scores.tasks, unanimous)
+    pruned = [value[~mask] for value, mask in zip(everyone, alive, strict=True)]
+    cut = max((float(values.max()) for values in pruned if values.numel()), default=0.0)
+    lower = (bool((mask & (value < cut)).any()) for value, mask in zip(everyone, alive, strict=True))
+    return cut, next((name for name, found in zip(scores.names, lower, strict=True) if found), None)

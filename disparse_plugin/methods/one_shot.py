@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import arbiters
-from ..agreement.budgets import Amount, check_budget
+from ..agreement import patterns
+from ..agreement.budgets import Amount, Budget
+from ..agreement.patterns import Pattern
 from ..arbiters import Arbiter
+from ..criteria import Criterion, ScoreFunction
+from ..parameters import Exclude, ParameterKey
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from ..scoring.task_scores import TaskScores
@@ -20,11 +23,17 @@ def disparse_static(
     model: nn.Module,
     losses: TaskLosses,
     data: Iterable[Batch],
-    amount: Amount,
+    amount: Amount | None = None,
     *,
+    criterion: str | Criterion | ScoreFunction = "snip",
     arbiter: str | Arbiter = "unanimous",
+    pattern: str | Pattern = "weights",
     min_keep: float = 0,
-    **options: Any,
+    parameters: Iterable[ParameterKey] | None = None,
+    exclude: Exclude = (),
+    num_batches: int | None = None,
+    cycle: bool = False,
+    progress: bool = False,
 ) -> TaskScores:
     """Prune a model at initialisation: score it, then as ``prune.global_unstructured`` with :class:`DiSparseStatic`.
 
@@ -33,12 +42,18 @@ def disparse_static(
         losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task.
         data: Any iterable of batches.
         amount: A fraction of the weights still alive (float in [0, 1]) or a count (int), or one for each part:
-            ``{"shared": 0.9, "depth": 0.5, ...}``, as in :meth:`TaskScores.masks`.
-        arbiter: As in :meth:`TaskScores.importance`.
+            ``{"shared": 0.9, "depth": 0.5, ...}``, as in :meth:`TaskScores.masks`. Left out with an ``n:m`` pattern.
+        criterion: How one task scores one weight, as in :func:`score_tasks`.
+        arbiter: How the tasks agree, as in :meth:`TaskScores.importance`.
+        pattern: ``"weights"``, any ``"n:m"`` such as ``"2:4"``, or ``"channels"`` (masked, not removed), as in
+            :meth:`TaskScores.masks`.
         min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)), as
             in :meth:`TaskScores.masks`.
-        **options: As in :func:`score_tasks`: ``criterion`` (default ``"snip"``), ``parameters``, ``num_batches``,
-            ``cycle``, ``progress``.
+        parameters: ``(module, name)`` pairs; by default :func:`prunable_parameters`.
+        exclude: What to leave out: modules, names or glob patterns, as in :func:`prunable_parameters`.
+        num_batches: How many batches to score on; None for all of ``data``.
+        cycle: Start again at the first batch when ``data`` ends before ``num_batches``.
+        progress: Show a tqdm bar.
 
     Returns:
         The scores, for reports and analysis.
@@ -49,24 +64,49 @@ def disparse_static(
 
     Example:
         >>> import torch
-        >>> net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+        >>> def build():
+        ...     return nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
         >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
-        >>> scores = disparse_static(net, losses, [torch.randn(8, 6)], amount=0.5)
+        >>> net, sparse = build(), build()
+        >>> scores = disparse_static(net, losses, [torch.randn(8, 8)], amount=0.5)
         >>> sum(int(layer.weight_mask.sum()) for layer in net)
-        16
+        20
+        >>> scores = disparse_static(sparse, losses, [torch.randn(8, 8)], pattern="2:4")
+        >>> sparse[1].weight_mask.sum(1)
+        tensor([2., 2.])
     """
-    return _one_shot(model, losses, data, amount, arbiter, min_keep, options)
+    budget, rule, form = Budget(amount, min_keep), arbiters.resolve(arbiter), patterns.resolve(pattern)
+    form.check_budget(budget)
+    scores = score_tasks(
+        model,
+        losses,
+        data,
+        criterion=criterion,
+        parameters=parameters,
+        exclude=exclude,
+        num_batches=num_batches,
+        cycle=cycle,
+        progress=progress,
+    )
+    _prune(scores.masks(budget, rule, pattern=form))
+    return scores
 
 
 def disparse_pretrained(
     model: nn.Module,
     losses: TaskLosses,
     data: Iterable[Batch],
-    amount: Amount,
+    amount: Amount | None = None,
     *,
+    criterion: str | Criterion | ScoreFunction = "taylor",
     arbiter: str | Arbiter = "unanimous",
+    pattern: str | Pattern = "weights",
     min_keep: float = 0,
-    **options: Any,
+    parameters: Iterable[ParameterKey] | None = None,
+    exclude: Exclude = (),
+    num_batches: int | None = None,
+    cycle: bool = False,
+    progress: bool = False,
 ) -> TaskScores:
     """Prune a trained model: score it, then as ``prune.global_unstructured`` with :class:`DiSparsePretrained`.
 
@@ -75,12 +115,18 @@ def disparse_pretrained(
         losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task.
         data: Any iterable of batches.
         amount: A fraction of the weights still alive (float in [0, 1]) or a count (int), or one for each part:
-            ``{"shared": 0.9, "depth": 0.5, ...}``, as in :meth:`TaskScores.masks`.
-        arbiter: As in :meth:`TaskScores.importance`.
+            ``{"shared": 0.9, "depth": 0.5, ...}``, as in :meth:`TaskScores.masks`. Left out with an ``n:m`` pattern.
+        criterion: How one task scores one weight, as in :func:`score_tasks`.
+        arbiter: How the tasks agree, as in :meth:`TaskScores.importance`.
+        pattern: ``"weights"``, any ``"n:m"`` such as ``"2:4"``, or ``"channels"`` (masked, not removed), as in
+            :meth:`TaskScores.masks`.
         min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)), as
             in :meth:`TaskScores.masks`.
-        **options: As in :func:`score_tasks`: ``criterion`` (default ``"taylor"``), ``parameters``, ``num_batches``,
-            ``cycle``, ``progress``.
+        parameters: ``(module, name)`` pairs; by default :func:`prunable_parameters`.
+        exclude: What to leave out: modules, names or glob patterns, as in :func:`prunable_parameters`.
+        num_batches: How many batches to score on; None for all of ``data``.
+        cycle: Start again at the first batch when ``data`` ends before ``num_batches``.
+        progress: Show a tqdm bar.
 
     Returns:
         The scores, for reports and analysis.
@@ -96,23 +142,27 @@ def disparse_pretrained(
         >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
         'fisher'
     """
-    return _one_shot(model, losses, data, amount, arbiter, min_keep, {"criterion": "taylor", **options})
-
-
-def _one_shot(
-    model: nn.Module,
-    losses: TaskLosses,
-    data: Iterable[Batch],
-    amount: Amount,
-    arbiter: str | Arbiter,
-    min_keep: float,
-    options: dict[str, Any],
-) -> TaskScores:
-    check_budget(amount, min_keep)
-    arbiters.resolve(arbiter)
-    scores = score_tasks(model, losses, data, **options)
-    # The masks that prune.global_unstructured would make, without its flat copies of all weights (nor its demand that
-    # they be contiguous, which channels_last weights are not).
-    for (module, name), mask in scores.masks(amount, arbiter, min_keep=min_keep).items():
-        prune.custom_from_mask(module, name, mask)
+    budget, rule, form = Budget(amount, min_keep), arbiters.resolve(arbiter), patterns.resolve(pattern)
+    form.check_budget(budget)
+    scores = score_tasks(
+        model,
+        losses,
+        data,
+        criterion=criterion,
+        parameters=parameters,
+        exclude=exclude,
+        num_batches=num_batches,
+        cycle=cycle,
+        progress=progress,
+    )
+    _prune(scores.masks(budget, rule, pattern=form))
     return scores
+
+
+def _prune(masks: Mapping[ParameterKey, Tensor]) -> None:
+    """Attach the masks that ``prune.global_unstructured`` would make.
+
+    Without its flat copies of all weights, nor its demand that they be contiguous, which channels_last weights are not.
+    """
+    for (module, name), mask in masks.items():
+        prune.custom_from_mask(module, name, mask)

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..agreement.amounts import check_amount, count_to_prune
-from ..agreement.budgets import Amount, check_budget, check_room, kept_at_least
-from ..agreement.ranking import count_true, lowest, ranks
+from ..agreement.budgets import Amount, Budget, check_room
+from ..agreement.ranking import count_true, lowest
 from ..arbiters import Arbiter, resolve
-from ..parameters import ParameterKey, alive_mask, check_parameters, stored
+from ..parameters import ParameterKey, alive_mask
 from ..scoring.task_scores import TaskScores
+from .base import ScoredPruning
 
 
-class _AgreementPruning(prune.BasePruningMethod):
+class _AgreementPruning(ScoredPruning):
     """Prune the lowest agreement scores; what the two public methods share."""
 
     PRUNING_TYPE = "unstructured"
@@ -44,7 +45,7 @@ class _AgreementPruning(prune.BasePruningMethod):
 
         Returns:
             The new mask, of the type and shape of ``default_mask``. Exactly ``round(amount * alive)`` entries are newly
-            zero; of equal scores the one that comes first is pruned first.
+            zero; of equal scores the one that comes first is pruned first (:meth:`TaskScores.importance` has none).
 
         Raises:
             ValueError: If ``t`` does not hold agreement scores, or ``amount`` is a count larger than what is alive.
@@ -53,6 +54,9 @@ class _AgreementPruning(prune.BasePruningMethod):
         alive = default_mask.reshape(-1) != 0
         scores = _entries(t, alive)
         return _without(default_mask, alive, lowest(scores, count_to_prune(self.amount, scores.numel())))
+
+    def _check(self, scores: Tensor, alive: Tensor | None) -> None:
+        count_to_prune(self.amount, scores.numel() if alive is None else count_true(alive))
 
     @classmethod
     def apply(  # type: ignore[override]
@@ -82,17 +86,7 @@ class _AgreementPruning(prune.BasePruningMethod):
             >>> layer.weight_mask
             tensor([[0., 1., 0., 1.]])
         """
-        check_parameters(module, [(module, name)])
-        weight, alive = getattr(module, name), alive_mask(module, name)
-        scores = _check_given_scores(importance_scores, weight, cls.__name__)
-        count_to_prune(amount, weight.numel() if alive is None else count_true(alive))
-        # Ranks are agreement scores of a set of one tensor, and keep the order whatever the range of the scores given.
-        order = (ranks(scores.reshape(-1)).double() + 1) / scores.numel()
-        hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
-            module, name, amount, importance_scores=order.reshape(scores.shape)
-        )
-        keep_mask_type(module, name)
-        return hook
+        return cls._on_one_tensor(module, name, importance_scores, amount)
 
     @classmethod
     def bind(cls, scores: TaskScores, arbiter: str | Arbiter = "unanimous", *, min_keep: float = 0) -> type[Self]:
@@ -129,7 +123,7 @@ class _AgreementPruning(prune.BasePruningMethod):
                 f"scores: must be TaskScores, found {type(scores).__name__}; make them with score_tasks(...)"
             )
         resolve(arbiter)
-        check_budget(0, min_keep)
+        Budget(min_keep=min_keep)
         bound = {"_scores": scores, "_arbiter": arbiter, "_min_keep": min_keep, "_unbound": cls}
         return type(f"Bound{cls.__name__}", (_Bound, cls), bound)
 
@@ -183,13 +177,12 @@ class _Bound:
     _unbound: type[_AgreementPruning]
 
     def __init__(self, amount: Amount) -> None:
-        check_budget(amount)
-        self.amount = amount
+        self.budget = Budget(amount, self._min_keep)
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         alive = default_mask.reshape(-1) != 0
         _check_same_entries(_entries(t, alive), self._scores.parameters, self._scores.names)
-        masks = self._scores.masks(self.amount, self._arbiter, min_keep=self._min_keep)
+        masks = self._scores.masks(self.budget, self._arbiter)
         keep = [
             masks[key].reshape(-1) if (now := alive_mask(*key)) is None else masks[key][now]
             for key in self._scores.parameters
@@ -210,16 +203,9 @@ class _Bound:
             )
         importance = cls._scores.importance(cls._arbiter, min_keep=cls._min_keep)[module, name]
         alive = importance.numel() if (now := alive_mask(module, name)) is None else count_true(now)
-        protected = kept_at_least(cls._min_keep, importance.numel(), alive)
+        protected = Budget(amount, cls._min_keep).kept_of(importance.numel(), alive)
         check_room(count_to_prune(amount, alive), alive, protected)
         return cls._unbound.apply(module, name, amount, importance_scores=importance)
-
-
-def keep_mask_type(module: nn.Module, name: str) -> None:
-    """Give a mask the weight's type, as the first one has; the next ones torch makes in the type of the scores."""
-    mask = module._buffers[f"{name}_mask"]
-    assert mask is not None
-    module._buffers[f"{name}_mask"] = mask.to(stored(module, name).dtype)
 
 
 def _entries(t: Tensor, alive: Tensor) -> Tensor:
@@ -248,29 +234,6 @@ def _check_agreement_scores(t: Tensor, method: str) -> None:
             f"importance_scores: {method} needs agreement scores in [0, 1], found {worst} (weights or raw scores); "
             f"{how}"
         )
-
-
-def _check_given_scores(scores: Tensor | None, weight: Tensor, method: str) -> Tensor:
-    if scores is None:
-        raise ValueError(
-            f"importance_scores: {method} needs scores, found None; pass "
-            "importance_scores=scores.importance()[module, name], with "
-            "scores = score_tasks(model, losses, data), or bind them: "
-            f"{method}.bind(scores).apply(module, name, amount)"
-        )
-    if not isinstance(scores, Tensor) or not scores.is_floating_point():
-        found = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
-        raise TypeError(f"importance_scores: must be a floating point tensor, found {found}")
-    if scores.shape != weight.shape:
-        raise ValueError(
-            f"importance_scores: must have the tensor's shape {tuple(weight.shape)}, found {tuple(scores.shape)}; "
-            "were they made for another parameter?"
-        )
-    if not bool(scores.isfinite().all()):
-        raise ValueError(
-            "importance_scores: must be finite, found NaN or infinity; check the losses they were made from"
-        )
-    return scores.detach().to(weight.device)
 
 
 def _check_same_entries(found: Tensor, parameters: Sequence[ParameterKey], names: Sequence[str]) -> None:

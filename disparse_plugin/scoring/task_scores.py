@@ -223,6 +223,7 @@ class TaskScores:
             [6, 1]
         """
         budget, rule, form = Budget.of(amount, min_keep), arbiters.resolve(arbiter), patterns.resolve(pattern)
+        form.check_budget(budget)
         places = self.places()
         form.check(places)
         gone = form.removed(self.candidates(form, places), self.tasks, rule, budget, places)

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..agreement.cut import lowest_by_agreement
+from ..agreement.band import lowest_by_agreement
+from ..agreement.candidates import Candidates
 from ..agreement.ranking import count_true, highest, lowest, ranks
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 
@@ -122,7 +123,7 @@ def most_wanted(scores: Mapping[str, Tensor], tasks: Sequence[str], arbiter: Arb
     """
     size = next(iter(scores.values())).numel()
     present = [task for task in tasks if task in scores] if ignores_absent_tasks(arbiter) else tasks
-    return ~lowest_by_agreement([scores], present, arbiter, size - count)[0]
+    return ~lowest_by_agreement(Candidates([scores]), present, arbiter, size - count)[0]
 
 
 def wanted_by_any(scores: Mapping[str, Tensor], count: int) -> Tensor:

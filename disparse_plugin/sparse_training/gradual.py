@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from .. import arbiters
 from .._support.distributed import check_same, check_same_tensors, failing_together
 from ..agreement.amounts import count_to_prune
-from ..agreement.budgets import check_budget
+from ..agreement.budgets import Budget
 from ..agreement.ranking import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
@@ -117,7 +117,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             self._start = check_steps("start_at", start_at, least=0)
             check_window(self._start, self._stop)
             self._arbiter, rule = arbiters.resolve(arbiter), resolve(criterion)
-            check_budget(0, min_keep)
+            Budget(min_keep=min_keep)
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
             self._min_keep = min_keep

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import arbiters
+from ..agreement.candidates import Candidates
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import ranks
 from ..arbiters import Arbiter
@@ -78,4 +79,4 @@ def removal_order(
 def _places(
     scores: Sequence[Mapping[str, Tensor]], tasks: Sequence[str], arbiter: Arbiter, sizes: Sequence[int]
 ) -> list[Tensor]:
-    return list(ranks(torch.cat(agreement(scores, tasks, arbiter))).double().split(list(sizes)))
+    return list(ranks(torch.cat(agreement(Candidates(scores), tasks, arbiter))).double().split(list(sizes)))

@@ -13,9 +13,17 @@ SPREAD = st.floats(0, 1, width=32).map(float)
 EITHER = st.sampled_from([TIED, SPREAD])
 
 
+def weights_of(sizes):
+    """The weights of the models made here: few magnitudes, some of them zero, of either sign."""
+    return [[((7 * place + 3 * index) % 5 - 2) / 2 for place in range(size)] for index, size in enumerate(sizes)]
+
+
 def build(tables, sizes, device="cpu"):
     """Make a model with one row vector per parameter, and the scores given as ``tables[task][parameter]``."""
-    model = nn.ModuleList([nn.Linear(size, 1, bias=False) for size in sizes]).to(device)
+    model = nn.ModuleList([nn.Linear(size, 1, bias=False) for size in sizes])
+    for layer, row in zip(model, weights_of(sizes), strict=True):
+        layer.weight.data.copy_(torch.tensor([row]))
+    model = model.to(device)
     scores = {
         task: {
             (model[index], "weight"): torch.tensor([row], dtype=torch.float32, device=device)
@@ -78,8 +86,12 @@ def kept_entries(masks, parameters):
     }
 
 
-def oracle(tables, sizes):
-    return Layout(tables, sizes)
+def oracle(tables, sizes, alive=None):
+    """The layout of the same numbers; with ``alive`` the tables hold these places of each parameter only."""
+    if alive is None:
+        return Layout(tables, sizes, weights_of(sizes))
+    weights = [[row[place] for place in alive[index]] for index, row in enumerate(weights_of(sizes))]
+    return Layout(tables, [len(row) for row in weights], weights)
 
 
 def prune_places(model, places):

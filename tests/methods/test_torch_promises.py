@@ -155,7 +155,7 @@ def test_a_vector_has_no_channels(pruned):
     if pruned:
         prune.random_unstructured(layer, "bias", 1)
     hooks = pruning_hooks(layer)
-    with pytest.raises(ValueError, match=r"name: must be a tensor of at least two dimensions, found bias of shape"):
+    with pytest.raises(ValueError, match=r"name: must be a tensor of at least two dimensions, found one of shape"):
         METHODS["structured"](layer, "bias")
     assert pruning_hooks(layer) == hooks
 

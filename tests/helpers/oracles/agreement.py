@@ -10,16 +10,21 @@ from statistics import median
 import numpy as np
 
 
-def ordered_positions(values):
-    """Positions from the lowest value to the highest; of equal values, the earlier position first."""
-    return sorted(range(len(values)), key=lambda position: (values[position], position))
+def ordered_positions(values, magnitudes=None):
+    """Positions from the lowest value to the highest; of equal values the smaller magnitude, then the earlier first."""
+    sizes = [0] * len(values) if magnitudes is None else [abs(magnitude) for magnitude in magnitudes]
+    return sorted(range(len(values)), key=lambda position: (values[position], sizes[position], position))
 
 
 class Layout:
-    """Scores of several tasks on several parameters: ``tables[task][parameter] = [score, ...]``, alive entries only."""
+    """Scores of several tasks on several parameters: ``tables[task][parameter] = [score, ...]``, alive entries only.
 
-    def __init__(self, tables, sizes):
+    ``weights[parameter]`` are the weights that were scored; without them the order alone decides between equals.
+    """
+
+    def __init__(self, tables, sizes, weights=None):
         self.tables = tables
+        self.weights = [[0] * size for size in sizes] if weights is None else weights
         self.sizes = sizes
         self.entries = [(parameter, place) for parameter, size in enumerate(sizes) for place in range(size)]
 
@@ -29,7 +34,10 @@ class Layout:
     def ordered(self, task):
         """The task's entries from least to most important."""
         entries = self.reached(task)
-        return [entries[i] for i in ordered_positions([self.tables[task][p][j] for p, j in entries])]
+        return self._sorted(entries, [self.tables[task][p][j] for p, j in entries])
+
+    def _sorted(self, entries, values):
+        return [entries[i] for i in ordered_positions(values, [self.weights[p][j] for p, j in entries])]
 
     def top(self, task, rho):
         """B_kc of the paper: the task's own mask, keeping the fraction rho of all that the task uses."""
@@ -58,7 +66,7 @@ class Layout:
         """All entries from the lowest agreement score to the highest."""
         percentiles = self.percentiles()
         agreement = [ARBITERS[arbiter](list(percentiles[entry].values())) for entry in self.entries]
-        return [self.entries[i] for i in ordered_positions(agreement)]
+        return self._sorted(self.entries, agreement)
 
     def protected(self, floors, arbiter):
         """Of each parameter, as many of its own highest entries as its floor says."""
