@@ -176,8 +176,8 @@ def resolve(arbiter: str | Arbiter, argument: str = "arbiter") -> Arbiter:
         if arbiter.startswith("at_least"):
             hint = "; write how many tasks must want a weight, e.g. 'at_least(2)'"
         raise ValueError(
-            f"{argument}: must be one of {', '.join(sorted(_ARBITERS))}, at_least(k) or a callable over the task "
-            f"axis, found {arbiter!r}{hint}"
+            f"{argument}: must be one of {', '.join(sorted(_ARBITERS))}, at_least(k) or a callable over the task axis, "
+            f"found {arbiter!r}{hint}"
         )
     if not callable(arbiter):
         raise TypeError(

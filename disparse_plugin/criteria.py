@@ -181,8 +181,8 @@ def layer_adaptive(criterion: str | Criterion | ScoreFunction) -> Criterion:
     base = resolve(criterion)
     if base.per_layer is not None:
         raise ValueError(
-            f"criterion: layer_adaptive takes a criterion that is not layer-adaptive yet, found {base.name!r}; pass "
-            "it as it is"
+            f"criterion: layer_adaptive takes a criterion that is not layer-adaptive yet, found {base.name!r}; pass it "
+            "as it is"
         )
     return dataclasses.replace(base, name=f"layer_adaptive({base.name})", per_layer=lamp_scores)
 
@@ -225,8 +225,8 @@ def _by_name(name: str) -> Criterion:
         raise ValueError(f"criterion: {name} works on another criterion, found none; write '{name}(taylor)'")
     known = [*_CRITERIA, *(f"{wrapper}({inner})" for wrapper in _WRAPPERS for inner in _CRITERIA)]
     raise ValueError(
-        f"criterion: must be one of {', '.join(sorted(_CRITERIA))}, layer_adaptive(...) of one, or a "
-        f"callable(weight, grad), found {name!r}{did_you_mean(name, known)}"
+        f"criterion: must be one of {', '.join(sorted(_CRITERIA))}, layer_adaptive(...) of one, or a callable(weight, "
+        f"grad), found {name!r}{did_you_mean(name, known)}"
     )
 
 

@@ -34,8 +34,8 @@ try:
     from transformers.trainer_callback import ExportableState
 except ImportError as missing:
     raise ImportError(
-        "disparse_plugin.hf_trainer needs transformers and accelerate; install them with: "
-        "pip install 'disparse-plugin[transformers]'"
+        "disparse_plugin.hf_trainer needs transformers and accelerate; install them with: pip install "
+        "'disparse-plugin[transformers]'"
     ) from missing
 
 __all__ = ["DiSparseTrainerCallback"]
@@ -169,8 +169,8 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         resumed = state.global_step > 0
         if resumed and not self._fits.follows(model):
             raise ValueError(
-                "callbacks: must hold the callback when the Trainer is made, for a run that goes on from a checkpoint, "
-                "found that the weights were loaded without it; use Trainer(..., callbacks=[callback])"
+                "callbacks: must hold the callback when the Trainer is made, for a run that goes on from a "
+                "checkpoint, found that the weights were loaded without it; use Trainer(..., callbacks=[callback])"
             )
         self._fits.follow(model)
         self._fits.expect(model)
@@ -291,8 +291,9 @@ def _check_arguments(args: TrainingArguments, one_shot: bool) -> None:
         )
     if one_shot and args.fp16:
         raise ValueError(
-            "args: fp16 must be False with mode='static' and 'pretrained', found True: without a scale, half precision "
-            "gradients vanish; use bf16, or prune before the training with disparse_static or disparse_pretrained"
+            "args: fp16 must be False with mode='static' and 'pretrained', found True: without a scale, half "
+            "precision gradients vanish; use bf16, or prune before the training with disparse_static or "
+            "disparse_pretrained"
         )
 
 

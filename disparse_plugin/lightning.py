@@ -219,8 +219,8 @@ def _check_has_task_losses(model: nn.Module) -> None:
     if not callable(getattr(model, _METHOD, None)):
         raise TypeError(
             f"model: must have a method {_METHOD}(batch) that runs it once and returns one scalar loss per task, found "
-            f"none in {type(model).__name__}; add e.g. def {_METHOD}(self, batch): return {{'depth': ..., 'mask': ...}}"
-            f" and use sum(self.{_METHOD}(batch).values()) in training_step"
+            f"none in {type(model).__name__}; add e.g. def {_METHOD}(self, batch): return "
+            f"{{'depth': ..., 'mask': ...}} and use sum(self.{_METHOD}(batch).values()) in training_step"
         )
 
 

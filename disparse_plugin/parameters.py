@@ -256,8 +256,8 @@ def check_parameters(
     pairs = tuple(left_in(model, pairs, exclude))
     if not pairs:
         raise ValueError(
-            "parameters: at least one (module, name) pair is needed, found none; the model has no Conv*/Linear weight, "
-            "the list passed is empty, or exclude leaves nothing"
+            "parameters: at least one (module, name) pair is needed, found none; the model has no Conv*/Linear "
+            "weight, the list passed is empty, or exclude leaves nothing"
         )
     names = qualified_names(model, pairs)
     for (module, name), qualified in zip(pairs, names, strict=True):
@@ -272,8 +272,8 @@ def check_parameters(
 def _check_pair(pair: object) -> None:
     if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module) and isinstance(pair[1], str)):
         raise TypeError(
-            f"parameters: every entry must be a (module, name) pair, found {pair!r}; "
-            "use prunable_parameters(model) or e.g. [(model.conv1, 'weight')]"
+            f"parameters: every entry must be a (module, name) pair, found {pair!r}; use prunable_parameters(model) or "
+            "e.g. [(model.conv1, 'weight')]"
         )
 
 
@@ -281,8 +281,8 @@ def _check_tensor(module: nn.Module, name: str, qualified: str) -> None:
     parametrizations = module._modules.get("parametrizations")
     if parametrizations is not None and name in parametrizations._modules:
         raise ValueError(
-            f"parameters: {qualified} must be a plain parameter, found one computed by a parametrization "
-            "(weight_norm, spectral_norm, ...), which torch's pruning hook cannot mask; call "
+            f"parameters: {qualified} must be a plain parameter, found one computed by a parametrization (weight_norm, "
+            "spectral_norm, ...), which torch's pruning hook cannot mask; call "
             "torch.nn.utils.parametrize.remove_parametrizations first, or leave it out"
         )
     tensor = module._parameters.get(f"{name}_orig" if is_masked(module, name) else name)
@@ -329,8 +329,8 @@ def _check_untied(model: nn.Module, pairs: Sequence[ParameterKey]) -> None:
         if overlap and not wanted.isdisjoint({first[3:], second[3:]}):
             names = qualified_names(model, [first[3:], second[3:]])
             raise ValueError(
-                f"parameters: a pruned weight must have its memory for itself, found {names[0]} and {names[1]} tied; "
-                "a mask on one would leave the other whole: untie them, or leave both out with parameters=..."
+                f"parameters: a pruned weight must have its memory for itself, found {names[0]} and {names[1]} tied; a "
+                "mask on one would leave the other whole: untie them, or leave both out with parameters=..."
             )
 
 

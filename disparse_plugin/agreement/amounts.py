@@ -27,8 +27,8 @@ def check_amount(amount: float, what: str = "amount") -> None:
     """
     if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
         raise TypeError(
-            f"{what}: must be a float (fraction) or an int (count), found {type(amount).__name__}: {amount!r}; 90 % "
-            "is amount=0.9"
+            f"{what}: must be a float (fraction) or an int (count), found {type(amount).__name__}: {amount!r}; 90 % is "
+            "amount=0.9"
         )
     if isinstance(amount, numbers.Integral):
         if amount < 0:

@@ -201,7 +201,7 @@ def _check_part_amounts(amount: Mapping[str, float]) -> None:
 def _check_min_keep(min_keep: float) -> None:
     if isinstance(min_keep, bool) or not isinstance(min_keep, numbers.Real):
         raise TypeError(
-            f"min_keep: must be an int (weights per tensor) or a float (fraction of each tensor), found "
+            "min_keep: must be an int (weights per tensor) or a float (fraction of each tensor), found "
             f"{type(min_keep).__name__}: {min_keep!r}"
         )
     if isinstance(min_keep, numbers.Integral):

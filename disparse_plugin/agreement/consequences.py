@@ -33,10 +33,11 @@ def warn_of_ties_at_zero(candidates: Candidates, gone: Sequence[Tensor]) -> None
         going += count_true(zero & mark)
     if 0 < going < total:
         warn_user(
-            f"scores: the cut falls among the {total:,} of {sum(candidates.sizes):,} that score exactly zero for "
-            "every task that reaches them; of these the smaller magnitudes go. Likely causes: saturated or dead units (ReLU6, "
-            "hard sigmoid, ReLU that never fires), zero-initialised branches (timm: zero_init_last=False), weights "
-            "that are zero, a loss at its minimum. More batches, or layer_adaptive('magnitude'), tell them apart",
+            f"scores: the cut falls among the {total:,} of {sum(candidates.sizes):,} that score exactly zero for every "
+            "task that reaches them; of these the smaller magnitudes go. Likely causes: saturated or dead units "
+            "(ReLU6, hard sigmoid, ReLU that never fires), zero-initialised branches (timm: zero_init_last=False), "
+            "weights that are zero, a loss at its minimum. More batches, or layer_adaptive('magnitude'), tell them "
+            "apart",
             TiesWarning,
         )
 

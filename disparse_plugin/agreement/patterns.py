@@ -304,8 +304,8 @@ def resolve(pattern: str | Pattern) -> Pattern:
         return _BY_NAME[pattern]
     if (found := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", pattern)) is None:
         raise ValueError(
-            f"pattern: must be one of {', '.join(_BY_NAME)}, n:m (e.g. 2:4), found {pattern!r}"
-            f"{did_you_mean(pattern, _BY_NAME)}"
+            f"pattern: must be one of {', '.join(_BY_NAME)}, n:m (e.g. 2:4), found "
+            f"{pattern!r}{did_you_mean(pattern, _BY_NAME)}"
         )
     n, m = int(found[1]), int(found[2])
     if not 1 <= n <= m:

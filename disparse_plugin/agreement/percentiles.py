@@ -73,8 +73,7 @@ def check_agreement(values: Tensor, like: Tensor) -> Tensor:
         worst = values[~((values >= 0) & (values <= 1))][0].item()
         raise ValueError(
             f"arbiter: must return values in [0, 1], found {worst}; tasks that do not reach a weight are NaN (use "
-            "nanmean, "
-            "nan_to_num, ...), and weighted arbiters must have weights of at most 1"
+            "nanmean, nan_to_num, ...), and weighted arbiters must have weights of at most 1"
         )
     return values.double()
 

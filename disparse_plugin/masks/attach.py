@@ -203,8 +203,8 @@ def checked_masks(model: nn.Module, masks: Masks) -> dict[ParameterKey, Tensor]:
         if key is None or key not in names:
             label = given if isinstance(given, str) else f"({type(given[0]).__name__}, {given[1]!r})"
             raise ValueError(
-                f"masks: every name must be a parameter of the model, found {label} which is not; "
-                "were the masks made for another model?"
+                f"masks: every name must be a parameter of the model, found {label} which is not; were the masks made "
+                "for another model?"
             )
         _check_mask(mask, stored(*key), names[key])
         checked[key] = mask
@@ -223,8 +223,8 @@ def _check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:
         )
     if mask.shape != parameter.shape:
         raise ValueError(
-            f"masks: the mask of {name} must have the shape {tuple(parameter.shape)}, found {tuple(mask.shape)}; "
-            "was it made for another model?"
+            f"masks: the mask of {name} must have the shape {tuple(parameter.shape)}, found {tuple(mask.shape)}; was "
+            "it made for another model?"
         )
 
 

@@ -64,17 +64,17 @@ def keep_mask_type(module: nn.Module, name: str) -> None:
 def _checked_scores(scores: Tensor | None, weight: Tensor, method: str) -> Tensor:
     if scores is None:
         raise ValueError(
-            f"importance_scores: {method} needs scores, found None; pass "
-            "importance_scores=scores.importance()[module, name], with scores = score_tasks(model, losses, data), or "
-            f"bind them: {method}.bind(scores).apply(module, name, amount)"
+            f"importance_scores: {method} needs scores, found None; pass importance_scores=scores.importance()[module, "
+            f"name], with scores = score_tasks(model, losses, data), or bind them: {method}.bind(scores).apply(module, "
+            "name, amount)"
         )
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
         found = scores.dtype if isinstance(scores, Tensor) else type(scores).__name__
         raise TypeError(f"importance_scores: must be a floating point tensor, found {found}")
     if scores.shape != weight.shape:
         raise ValueError(
-            f"importance_scores: must have the tensor's shape {tuple(weight.shape)}, found {tuple(scores.shape)}; "
-            "were they made for another parameter?"
+            f"importance_scores: must have the tensor's shape {tuple(weight.shape)}, found {tuple(scores.shape)}; were "
+            "they made for another parameter?"
         )
     if not bool(scores.isfinite().all()):
         raise ValueError(

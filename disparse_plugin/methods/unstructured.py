@@ -245,14 +245,13 @@ def _check_same_entries(found: Tensor, parameters: Sequence[ParameterKey], names
     if sum(part.numel() for part in expected) != found.numel():
         raise ValueError(
             f"parameters: the bound scores are for {len(names)} parameters with "
-            f"{sum(part.numel() for part in expected)} alive entries, "
-            f"found {found.numel()} alive entries; prune exactly scores.parameters (biases and parameters that no "
-            "task reaches are not in it)"
+            f"{sum(part.numel() for part in expected)} alive entries, found {found.numel()} alive entries; prune "
+            "exactly scores.parameters (biases and parameters that no task reaches are not in it)"
         )
     for name, part, vector in zip(names, expected, found.split([part.numel() for part in expected]), strict=True):
         if not torch.equal(part.to(vector), vector):
             raise ValueError(
                 "parameters: the bound scores are for the current weights of scores.parameters in that order, found "
-                "other values from "
-                f"{name} on; pass scores.parameters as they are, of the same model object, and no importance_scores"
+                f"other values from {name} on; pass scores.parameters as they are, of the same model object, and no "
+                "importance_scores"
             )

@@ -22,9 +22,8 @@ def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:
         if not table:
             raise ValueError(
                 f"scores: every task must reach at least one parameter, found none for task {task!r}; its loss does "
-                "not depend "
-                "on any of the given parameters (detached, constant, or computed from other parameters): fix it or "
-                "leave the task out"
+                "not depend on any of the given parameters (detached, constant, or computed from other parameters): "
+                "fix it or leave the task out"
             )
 
 
@@ -51,8 +50,8 @@ def _check_score(score: Tensor, parameter: Tensor, what: str) -> None:
         )
     if score.shape != parameter.shape:
         raise ValueError(
-            f"{what}: must have the weight's shape {tuple(parameter.shape)}, found {tuple(score.shape)}; "
-            "were they made for another model?"
+            f"{what}: must have the weight's shape {tuple(parameter.shape)}, found {tuple(score.shape)}; were they "
+            "made for another model?"
         )
     if not bool(extremes(score).isfinite().all()):
         raise ValueError(f"{what}: must be finite, found NaN or infinity; check the task's loss and the criterion")

@@ -97,7 +97,6 @@ class UsedWeights:
         raise ValueError(
             f"parameters: {self._names[index]} must be used by its own module's forward, found that a parent reads it "
             f"directly ({type(module).__name__}.forward never ran, as in nn.MultiheadAttention), so torch's pruning "
-            "hook does "
-            f"not fire and the weight {state}; leave it out: parameters=prunable_parameters(model, exclude=[that "
-            "module])"
+            f"hook does not fire and the weight {state}; leave it out: parameters=prunable_parameters(model, "
+            "exclude=[that module])"
         )

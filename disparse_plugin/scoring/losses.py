@@ -29,8 +29,7 @@ def check_losses(losses: object, tasks: Sequence[str] | None, batch: int) -> dic
     if not isinstance(losses, Mapping):
         raise TypeError(
             f"losses: must return a mapping from task name to scalar loss, found {type(losses).__name__} in batch "
-            f"{batch}; "
-            "return e.g. {'segmentation': loss_a, 'depth': loss_b}"
+            f"{batch}; return e.g. {{'segmentation': loss_a, 'depth': loss_b}}"
         )
     if not losses:
         raise ValueError(f"losses: must return at least one task, found an empty mapping in batch {batch}")
@@ -41,19 +40,18 @@ def check_losses(losses: object, tasks: Sequence[str] | None, batch: int) -> dic
             )
         if not isinstance(loss, Tensor):
             raise TypeError(
-                f"losses: the loss of task {task!r} must be a tensor, found {type(loss).__name__} in batch {batch}; "
-                "do not call .item() on it"
+                f"losses: the loss of task {task!r} must be a tensor, found {type(loss).__name__} in batch {batch}; do "
+                "not call .item() on it"
             )
         if loss.numel() != 1 or loss.is_complex():
             raise ValueError(
                 f"losses: the loss of task {task!r} must be one real number, found shape {tuple(loss.shape)} and "
-                f"{loss.dtype} "
-                f"in batch {batch}; reduce it with .mean() or .sum()"
+                f"{loss.dtype} in batch {batch}; reduce it with .mean() or .sum()"
             )
     if tasks is not None and set(losses) != set(tasks):
         raise ValueError(
-            f"losses: every batch must return the same tasks, found {sorted(losses)} in batch {batch} "
-            f"after {sorted(tasks)} in batch 0; return a zero loss for a task without labels"
+            f"losses: every batch must return the same tasks, found {sorted(losses)} in batch {batch} after "
+            f"{sorted(tasks)} in batch 0; return a zero loss for a task without labels"
         )
     return {task: losses[task] for task in (losses if tasks is None else tasks)}
 

@@ -145,6 +145,6 @@ def _counted(data: Iterable[Batch], num_batches: int | None, cycle: bool) -> Ite
 
 def _too_short(wanted: int, found: int) -> ValueError:
     return ValueError(
-        f"num_batches: must be at most the number of batches in data, found {wanted} with {found} in data; "
-        f"pass num_batches={found}, or cycle=True with a data set that can be read again"
+        f"num_batches: must be at most the number of batches in data, found {wanted} with {found} in data; pass "
+        f"num_batches={found}, or cycle=True with a data set that can be read again"
     )

@@ -169,8 +169,7 @@ class ScoreSums:
                 if not bool(loss.isfinite().all()):
                     raise NonFiniteError(
                         f"losses: every loss must be finite, found {loss.item()} for task {task!r} in batch {number}; "
-                        "check the batch's "
-                        "labels, masks without valid pixels, or the precision"
+                        "check the batch's labels, masks without valid pixels, or the precision"
                     )
                 for indices, found in peaks[task]:
                     self._check_peaks(task, number, indices, found)
@@ -180,10 +179,8 @@ class ScoreSums:
             if not good:
                 raise NonFiniteError(
                     f"losses: every score must be finite, found NaN or infinity for task {task!r}, batch {number}, "
-                    "parameter "
-                    f"{self._names[index]} (criterion {self._rule.name!r}); check for a division by zero, a square "
-                    "root at zero or an "
-                    "overflow in the loss"
+                    f"parameter {self._names[index]} (criterion {self._rule.name!r}); check for a division by zero, a "
+                    "square root at zero or an overflow in the loss"
                 )
 
 

@@ -118,8 +118,8 @@ class TaskScores:
     def __repr__(self) -> str:
         """Summarise in one line."""
         return (
-            f"TaskScores(tasks={list(self.tasks)}, parameters={len(self.parameters)}, "
-            f"criterion={self.criterion!r}, num_batches={self.num_batches})"
+            f"TaskScores(tasks={list(self.tasks)}, parameters={len(self.parameters)}, criterion={self.criterion!r}, "
+            f"num_batches={self.num_batches})"
         )
 
     def tasks_reaching(self, module: nn.Module, name: str) -> tuple[str, ...]:
