@@ -65,7 +65,7 @@ def count_to_prune(amount: float, alive: int, what: str = "amount") -> int:
     return int(amount)
 
 
-def percentage_meant(amount: float, alive: int, what: str = "amount") -> str | None:
+def percentage_meant(amount: object, alive: int, what: str = "amount") -> str | None:
     """Tell whether a count is nearly certainly a percentage: at most 100, and less than 1 % of what is alive.
 
     Returns:
@@ -85,7 +85,7 @@ def percentage_meant(amount: float, alive: int, what: str = "amount") -> str | N
     )
 
 
-def warn_of_percentage(amount: float, alive: int, what: str = "amount") -> None:
+def warn_of_percentage(amount: object, alive: int, what: str = "amount") -> None:
     """Warn, at the user's line, of a count that is nearly certainly a percentage."""
     if (message := percentage_meant(amount, alive, what)) is not None:
         warn_user(message)

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 
-from .amounts import check_amount, count_to_prune, warn_of_percentage
+from .amounts import check_amount, count_to_prune
 from .candidates import Candidates
 
 # How much is pruned: of everything, or of each part by its name.
@@ -133,9 +133,6 @@ class Budget:
             TypeError: If there is no amount.
             ValueError: If a part with units is not named, a name is unknown or ambiguous, a count is larger than what
                 is alive, or less may go than is to go.
-
-        Warns:
-            UserWarning: If a count for everything looks like a percentage: at most 100, less than 1 % of what is alive.
         """
         sizes = candidates.sizes
         amount = self.required_amount()
@@ -143,7 +140,6 @@ class Budget:
             quotas = _quotas_of_parts(amount, candidates, tasks)
         else:
             quotas = [Quota(tuple(range(len(sizes))), count_to_prune(amount, sum(sizes)))]
-            warn_of_percentage(amount, sum(sizes))
         for quota in quotas:
             own = sum(sizes[i] for i in quota.tensors)
             check_room(quota.count, own, sum(floors[i] for i in quota.tensors), quota.part)

@@ -75,8 +75,8 @@ def disparse_static(
         >>> sparse[1].weight_mask.sum(1)
         tensor([2., 2.])
     """
-    budget, rule, form = Budget(amount, min_keep), arbiters.resolve(arbiter), patterns.resolve(pattern)
-    form.check_budget(budget)
+    rule, form = arbiters.resolve(arbiter), patterns.resolve(pattern)
+    form.check_budget(Budget(amount, min_keep))
     scores = score_tasks(
         model,
         losses,
@@ -88,7 +88,7 @@ def disparse_static(
         cycle=cycle,
         progress=progress,
     )
-    _prune(scores.masks(budget, rule, pattern=form))
+    _prune(scores.masks(amount, rule, min_keep=min_keep, pattern=form))
     return scores
 
 
@@ -142,8 +142,8 @@ def disparse_pretrained(
         >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
         'fisher'
     """
-    budget, rule, form = Budget(amount, min_keep), arbiters.resolve(arbiter), patterns.resolve(pattern)
-    form.check_budget(budget)
+    rule, form = arbiters.resolve(arbiter), patterns.resolve(pattern)
+    form.check_budget(Budget(amount, min_keep))
     scores = score_tasks(
         model,
         losses,
@@ -155,7 +155,7 @@ def disparse_pretrained(
         cycle=cycle,
         progress=progress,
     )
-    _prune(scores.masks(budget, rule, pattern=form))
+    _prune(scores.masks(amount, rule, min_keep=min_keep, pattern=form))
     return scores
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import arbiters
 from ..agreement import patterns
+from ..agreement.amounts import warn_of_percentage
 from ..agreement.budgets import Amount, Budget
 from ..agreement.candidates import Candidates, joined_on_one_device
 from ..agreement.cut import lift
@@ -210,6 +211,7 @@ class TaskScores:
         Warns:
             EmptyTensorWarning: If nothing stays of a tensor.
             TiesWarning: If the cut falls among weights that score zero for every task.
+            UserWarning: If a count looks like a percentage: at most 100, and less than 1 % of what is alive.
 
         Example:
             >>> trunk, head = nn.Linear(4, 2), nn.Linear(2, 1)
@@ -226,7 +228,10 @@ class TaskScores:
         form.check_budget(budget)
         places = self.places()
         form.check(places)
-        gone = form.removed(self.candidates(form, places), self.tasks, rule, budget, places)
+        candidates = self.candidates(form, places)
+        if not isinstance(amount, Budget):  # a budget is made by code, which has counted
+            warn_of_percentage(amount, sum(candidates.sizes))
+        gone = form.removed(candidates, self.tasks, rule, budget, places)
         return {key: form.mask(~mark, place) for key, mark, place in zip(self.parameters, gone, places, strict=True)}
 
     def by_parameter(self) -> list[dict[str, Tensor]]:

@@ -169,7 +169,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if sums is None:
                 return None
             with failing_together():
-                keep = sums.scores(self._root, strict=False).masks(count, self._arbiter, min_keep=self._min_keep)
+                keep = sums.scores(self._root, strict=False).masks(Budget(count, self._min_keep), self._arbiter)
                 new = [keep.get(key, mask) for key, mask in zip(self.masks.keys, alive, strict=True)]
             check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
