@@ -77,12 +77,11 @@ def percentage_meant(amount: object, alive: int, what: str = "amount") -> str | 
         >>> percentage_meant(90, 1000), percentage_meant(0.9, 1_000_000)
         (None, None)
     """
-    if not isinstance(amount, numbers.Integral) or not 0 < amount <= 100 or 100 * amount >= alive:
+    count = int(amount) if isinstance(amount, numbers.Integral) else 0
+    if not 0 < count <= 100 or 100 * count >= alive:
         return None
-    return (
-        f"{what}: {amount} is a number of weights, {100 * amount / alive:.2g} % of {alive:,}; for {amount} % pass "
-        f"{amount / 100:g}"
-    )
+    share = 100 * count / alive
+    return f"{what}: {count} is a number of weights, {share:.2g} % of {alive:,}; for {count} % pass {count / 100:g}"
 
 
 def warn_of_percentage(amount: object, alive: int, what: str = "amount") -> None:
