@@ -140,7 +140,8 @@ class DiSparseDynamic(prune.BasePruningMethod):
         assert buffer is not None
         original.data = original.data * buffer.to(original.dtype)
         module.__dict__.pop(name, None)
-        _rename(module, f"{name}_orig", name)
+        # Set once more as a user would: recurrent layers note then what they compute with.
+        setattr(module, name, _rename(module, f"{name}_orig", name))
 
 
 def attach_in_place(model: nn.Module, masks: Masks) -> None:

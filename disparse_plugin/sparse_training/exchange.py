@@ -166,7 +166,9 @@ def random_scores(masks: Sequence[Tensor], generator: torch.Generator) -> list[d
     Returns:
         One task, ``"random"``, for each layer; values in (0, 1].
     """
-    return [{"random": (1 - torch.rand(mask.shape, generator=generator)).to(mask.device)} for mask in masks]
+    return [
+        {"random": (1 - torch.rand(mask.shape, generator=generator, device="cpu")).to(mask.device)} for mask in masks
+    ]
 
 
 def random_mask(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -176,7 +178,7 @@ def random_mask(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
         >>> int(random_mask(torch.zeros(4, 5), 7, torch.Generator().manual_seed(0)).sum())
         7
     """
-    order = torch.randperm(like.numel(), generator=generator)
-    mask = torch.zeros(like.numel(), dtype=torch.bool)
+    order = torch.randperm(like.numel(), generator=generator, device="cpu")
+    mask = torch.zeros(like.numel(), dtype=torch.bool, device="cpu")
     mask[order[:count]] = True
     return mask.reshape(like.shape).to(like.device)

@@ -156,13 +156,14 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 tasks in the batches reach and ``min_keep`` leaves. The model is as before.
             RuntimeError: If another rank has failed.
         """
-        if not batches:
-            raise TypeError("batches: at least one is needed to score on, found none")
         with failing_together():
+            if not batches:
+                raise TypeError("batches: at least one is needed to score on, found none")
             alive = self.masks.current()
             total = sum(mask.numel() for mask in alive)
             masked = total - sum(int(mask.sum()) for mask in alive)
             count = count_to_prune(amount, total) - masked
+        check_same("amount", count, "give all ranks the same amount, or the same function of the step")
         new: Sequence[Tensor] = alive
         if count > 0:
             sums = self._scores.on(batches)

@@ -37,9 +37,9 @@ class LiveMasks:
             ValueError: If the optimizer does not train a parameter, or the masks differ between ranks.
         """
         self.keys: Sequence[ParameterKey] = tuple(masks)
-        self.names = qualified_names(model, self.keys)
         self._optimizer = optimizer
         with failing_together():
+            self.names = qualified_names(model, self.keys)
             check_optimizer(optimizer, dict(zip(self.names, self.parameters(), strict=True)))
         check_same_tensors("masks", list(masks.values()), "give all ranks the same seed and the same model")
         for (module, name), mask in masks.items():

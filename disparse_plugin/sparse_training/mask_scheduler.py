@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from torch.optim import Optimizer
 
+from .._support.distributed import failing_together, numbers_of_ranks
 from ..scoring.losses import Batch
 from .live_masks import LiveMasks
 
@@ -56,15 +57,11 @@ class MaskScheduler(ABC, Generic[_Report]):
 
         Raises:
             TypeError: If there is no batch.
-            ValueError: If a loss or a score is not finite, a weight is not used by its own module, or something else
-                changed the masks. The model is as before.
+            ValueError: If a loss or a score is not finite, a weight is not used by its own module, something else
+                changed the masks, or the ranks have completed different numbers of steps. The model is as before.
             RuntimeError: If another rank has failed.
         """
-        if not batches and self._needs_batches():
-            raise TypeError("batch: step() needs the batch of the optimizer step, found none; call step(batch)")
-        done = self._steps.take()
-        if done and not self.completed:
-            self.masks.check_used()
+        done = self._newly_completed(batches)
         self.completed += done
         if not done or self._next is None or self.completed < self._next:
             return None
@@ -72,6 +69,34 @@ class MaskScheduler(ABC, Generic[_Report]):
         if report is not None:
             self._next = self._following()
         return report
+
+    def _newly_completed(self, batches: Sequence[Batch]) -> int:
+        """Return how many steps were completed since the last call, the same on all ranks.
+
+        A rank that counts otherwise (it skipped a step, or its checkpoint is of another one) would make its masks when
+        the others train: each would wait for what never comes.
+        """
+        problem: Exception | None = None
+        done = 0
+        try:
+            if not batches and self._needs_batches():
+                raise TypeError("batch: step() needs the batch of the optimizer step, found none; call step(batch)")
+            done = self._steps.take()
+            if done and not self.completed:
+                self.masks.check_used()
+        except (TypeError, ValueError) as error:
+            problem = error
+        completed = numbers_of_ranks(-1 if problem else self.completed + done)
+        if -1 in completed:
+            with failing_together():
+                if problem:
+                    raise problem
+        if len(set(completed)) > 1:
+            raise ValueError(
+                f"step: all ranks must have completed the same number of optimizer steps, found {completed}; load "
+                "checkpoints of the same step on all, and skip a step on all or on none"
+            )
+        return done
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides how the run goes on: step, masks (as bits), random state, settings.

@@ -146,8 +146,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         root, exempt = unwrap(model), tuple(exempt)
         if exempt:
             warnings.warn(EXEMPT_IS_DEPRECATED, DeprecationWarning, stacklevel=2)
-        self._generator = torch.Generator().manual_seed(seed)
         with failing_together():
+            self._generator = torch.Generator("cpu").manual_seed(seed)
             self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
             self._fraction: Schedule = drop_fraction if callable(drop_fraction) else CosineDecay(drop_fraction, stop_at)
             self._arbiter, self._regrow = arbiters.resolve(arbiter), regrow_dropped
@@ -174,6 +174,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         with failing_together():
             fraction = checked(self._fraction, self.completed, "drop_fraction")
             alive = self.masks.current()
+        check_same("drop_fraction", fraction, "give all ranks the same function of the step")
         new = alive
         if any(exchange_count(fraction, mask) for mask in alive):
             chosen = self._exchanged(batches, alive, fraction)

@@ -138,7 +138,7 @@ def check_growth_criterion(rule: Criterion) -> Criterion:
         >>> check_growth_criterion(resolve("gradient")).name
         'gradient'
     """
-    scores = rule.score(torch.zeros(4), torch.tensor([0.5, -2.0, 1.0, 3.0]))
+    scores = rule.score(torch.zeros(4, device="cpu"), torch.tensor([0.5, -2.0, 1.0, 3.0], device="cpu"))
     if bool((scores == scores.reshape(-1)[0]).all()):
         raise ValueError(
             f"criterion: must tell masked weights apart by their gradient, found {rule.name!r}, which is the same for "

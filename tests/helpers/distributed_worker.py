@@ -148,6 +148,80 @@ def unequal_weights(rank, ranks):
     train(model, optimizer, scheduler, [[batch * (1 + rank)] for batch in shards[rank]])
 
 
+def steps_on_ranks(rank, ranks, skips=lambda rank, step: False, **options):
+    """Train with the wrapper; ``skips`` tells where a rank leaves out the optimizer's step."""
+    model, shards = model_and_shards(ranks)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer, scheduler = scheduled(wrapped, **options)
+    before = masks_of(model)
+    for step, batch in enumerate(shards[rank][:4]):
+        optimizer.zero_grad()
+        sum(square_losses(wrapped, batch).values()).backward()
+        if not skips(rank, step):
+            optimizer.step()
+        try:
+            scheduler.step(batch)
+        except ValueError:
+            assert all(torch.equal(mask, before[name]) for name, mask in masks_of(model).items())
+            raise
+        before = masks_of(model)
+
+
+def skipped_step(rank, ranks):
+    """The step that one rank leaves out is the one after which the others would change their masks."""
+    steps_on_ranks(rank, ranks, skips=lambda rank, step: rank == 1 and step == 1)
+
+
+def other_fraction(rank, ranks):
+    """Functions cannot be compared before they are asked."""
+    steps_on_ranks(rank, ranks, drop_fraction=lambda step: 0.5 if rank else 0.0)
+
+
+def other_amount(rank, ranks):
+    model, shards = model_and_shards(ranks)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruning = GradualPruning(model, optimizer, square_losses, amount=lambda step: 0.5 + 0.1 * rank, stop_at=1)
+    optimizer.step()
+    pruning.step(shards[rank][0])
+
+
+def checkpoints_of_different_steps(rank, ranks):
+    """Each rank has a file of its own, and was killed between two of them."""
+    model, shards = model_and_shards(ranks)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer, scheduler = scheduled(wrapped, update_every=4)
+    states = []
+    for batch in shards[rank][:3]:
+        train(wrapped, optimizer, scheduler, [[batch]])
+        states.append(scheduler.state_dict())
+    scheduler.load_state_dict(states[2 if rank else 1])
+    train(wrapped, optimizer, scheduler, [[batch] for batch in shards[rank][:3]])
+
+
+def no_batch(rank, ranks):
+    model, shards = model_and_shards(ranks)
+    optimizer, scheduler = scheduled(model, update_every=1)
+    optimizer.step()
+    scheduler.step(*shards[rank][:1][rank:])
+
+
+def bad_argument(rank, ranks):
+    model, _ = model_and_shards(ranks)
+    try:
+        scheduled(model, seed="0" if rank else 0)
+    finally:
+        assert not masks_of(model)
+
+
+def losses_that_call_the_wrapper(rank, ranks):
+    """They close over the wrapper instead of running the model that they are given."""
+    model, shards = model_and_shards(ranks)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer, scheduler = scheduled(wrapped, lambda _, batch: square_losses(wrapped, batch), update_every=1)
+    train(wrapped, optimizer, scheduler, [[batch] for batch in shards[rank]])
+    return {"masks": masks_of(model)}
+
+
 def dying_rank(rank, ranks):
     model, shards = model_and_shards(ranks)
 
@@ -167,7 +241,7 @@ def main(scenarios, folder):
     for scenario in scenarios:
         try:
             results[scenario] = globals()[scenario](rank, ranks)
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
             results[scenario] = f"{type(error).__name__}: {error}"
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

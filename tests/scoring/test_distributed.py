@@ -30,7 +30,15 @@ SCENARIOS = [
     "missing_tasks",
     "random_growth",
     "gradual",
+    "skipped_step",
+    "other_fraction",
+    "other_amount",
+    "checkpoints_of_different_steps",
+    "no_batch",
+    "bad_argument",
+    "losses_that_call_the_wrapper",
 ]
+TOGETHER = ["score", "dynamic", "missing_tasks", "random_growth", "gradual", "losses_that_call_the_wrapper"]
 
 
 def torchrun(ranks, scenarios, folder):
@@ -51,7 +59,7 @@ def equal(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("scenario", ["score", "dynamic", "missing_tasks", "random_growth", "gradual"])
+@pytest.mark.parametrize("scenario", TOGETHER)
 def test_all_ranks_have_the_same_masks(results, scenario):
     first = results[0][scenario]["masks"]
     assert any(bool((mask == 0).any()) for mask in first.values())
@@ -105,6 +113,12 @@ def test_gradual_pruning_is_that_of_one_process_on_all_data(results):
         ("other_seed", None, "ValueError: masks: must be the same on all ranks", None),
         ("other_options", None, "ValueError: settings: must be the same on all ranks", None),
         ("unequal_weights", None, "ValueError: masks: must be the same on all ranks", None),
+        ("skipped_step", None, "ValueError: step: all ranks must have completed the same number of optimizer s", None),
+        ("other_fraction", None, "ValueError: drop_fraction: must be the same on all ranks, found [0.0, 0.5", None),
+        ("other_amount", None, "ValueError: amount: must be the same on all ranks, found [63, 76", None),
+        ("checkpoints_of_different_steps", None, "ValueError: step: all ranks must have completed the same numb", None),
+        ("no_batch", 1, "TypeError: batch: step() needs the batch", "RuntimeError: distributed: all ranks must"),
+        ("bad_argument", 1, "RuntimeError: manual_seed expected", "RuntimeError: distributed: all ranks must succeed"),
     ],
 )
 def test_a_failure_is_an_error_on_all_ranks(results, scenario, failing, own, others):

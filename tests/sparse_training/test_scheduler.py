@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from disparse_plugin import prunable_parameters
+from disparse_plugin.masks import fold
 from disparse_plugin.sparse_training import DiSparseScheduler, joint
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from runs import Run, alive_count, alive_places, given_losses, masked_model, masks_of, weights_total
@@ -26,6 +27,52 @@ def test_the_total_is_exact_at_every_step_and_the_masks_do_move():
         run.train(1, first=step)
         assert alive_count(run.model) == target
     assert not all(torch.equal(mask, start[name]) for name, mask in masks_of(run.model).items())
+
+
+@pytest.mark.parametrize("options", [{}, {"criterion": "random"}, {"arbiter": "mean", "regrow_dropped": True}])
+def test_the_default_device_of_torch_does_not_matter(options):
+    """A tensor that lands on it by mistake has no data there."""
+    model, batches = TwoHeads(), digit_batches(3)
+    torch.set_default_device("meta")
+    try:
+        run = Run(model=model, update_every=1, **options)
+        before = masks_of(model)
+        for batch in batches:
+            backward(run, batch)
+            run.optimizer.step()
+            run.scheduler.step(batch)
+        run.scheduler.load_state_dict(run.scheduler.state_dict())
+    finally:
+        torch.set_default_device(None)
+    assert not all(torch.equal(mask, before[name]) for name, mask in masks_of(model).items())
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = nn.LSTM(8, 8)
+        self.heads = nn.ModuleDict({"a": nn.Linear(8, 2), "b": nn.Linear(8, 1)})
+
+    def forward(self, x):
+        hidden = self.rnn(x)[0]
+        return {task: head(hidden) for task, head in self.heads.items()}
+
+
+def test_a_folded_recurrent_layer_computes_with_its_own_weights():
+    """It keeps a list of its weights beside the parameters, which must not go on holding the masked copies."""
+    model, batch = Recurrent(), torch.randn(5, 4, 8)
+    keys = [(model.rnn, "weight_ih_l0"), (model.rnn, "weight_hh_l0"), (model.heads["a"], "weight")]
+    run = Run(model=model, losses=square_losses, parameters=keys, amount=0.5, update_every=1)
+    backward(run, batch)
+    run.optimizer.step()
+    run.scheduler.step(batch)
+    expected = {task: output.detach() for task, output in model(batch).items()}
+    fold(model)
+    assert [*map(id, model.rnn._flat_weights)] == [*map(id, model.rnn.parameters())]
+    assert all(torch.equal(output, expected[task]) for task, output in model(batch).items())
+    assert int((model.rnn.weight_ih_l0 == 0).sum()) > 0
+    sum(output.sum() for output in model(batch).values()).backward()
+    assert model.rnn.weight_ih_l0.grad is not None
 
 
 def test_dense_layers_stay_dense_without_churn():
