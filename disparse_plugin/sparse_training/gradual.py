@@ -138,7 +138,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         masks = LiveMasks(root, optimizer, first)
         super().__init__(masks, optimizer, settings, first=start_at or min(update_every, stop_at))
         self._root = root
-        self._scores = StepScores(model, losses, rule, masks, grad_scaler)
+        self._scores = StepScores(model, losses, rule, masks, grad_scaler, every_batch=True)
 
     def prune_to(self, amount: float, *batches: Batch) -> PruningStage | None:
         """Mask now, whatever the schedule says, until a total of ``amount`` is masked.

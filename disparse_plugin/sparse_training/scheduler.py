@@ -168,7 +168,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         check_same("settings", settings, "give all ranks the same options")
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()})
         super().__init__(masks, optimizer, settings, first=update_every if update_every < stop_at else None)
-        self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler)
+        self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
 
     def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:
         with failing_together():

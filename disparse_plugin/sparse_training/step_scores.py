@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,14 @@ class StepScores:
     """
 
     def __init__(
-        self, model: nn.Module, losses: TaskLosses, rule: Criterion, masks: LiveMasks, grad_scaler: GradScaler | None
+        self,
+        model: nn.Module,
+        losses: TaskLosses,
+        rule: Criterion,
+        masks: LiveMasks,
+        grad_scaler: GradScaler | None,
+        *,
+        every_batch: bool,
     ) -> None:
         """Remember what to score.
 
@@ -41,13 +49,16 @@ class StepScores:
             rule: The criterion.
             masks: The masked parameters.
             grad_scaler: Scales the losses, or None.
+            every_batch: Whether every batch is expected to have all tasks.
         """
         self._model = model
         self._losses = losses
         self._rule = rule
         self._masks = masks
         self._scaler = grad_scaler if grad_scaler is not None and grad_scaler.is_enabled() else None
+        self._every_batch = every_batch
         self._put_off = 0
+        self._told: set[str] = set()
         self.tasks: tuple[str, ...] = ()
 
     def on(self, batches: Sequence[Batch]) -> ScoreSums | None:
@@ -63,6 +74,9 @@ class StepScores:
             ValueError: If a loss or a score is not finite (without a ``GradScaler``, or again and again with one), or
                 the ranks have different numbers of batches.
             RuntimeError: If another rank has failed.
+
+        Warns:
+            UserWarning: If no task reaches a parameter; once for each.
         """
         sums = ScoreSums(self._masks.keys, self._masks.names, self._rule)
         overflow = False
@@ -78,8 +92,23 @@ class StepScores:
             return None
         self._put_off = 0
         sums.add_ranks()
+        self._warn_of_unreached(sums)
         self.tasks = tuple(dict.fromkeys([*self.tasks, *sums.by_task]))
         return sums
+
+    def _warn_of_unreached(self, sums: ScoreSums) -> None:
+        # Where batches miss tasks by turns, what they do not reach now is reached at another time.
+        if not self._every_batch and not (self.tasks and sums.by_task.keys() >= set(self.tasks)):
+            return
+        reached = {index for rows in sums.by_task.values() for index in rows}
+        unreached = [name for index, name in enumerate(self._masks.names) if index not in reached]
+        if new := [name for name in unreached if name not in self._told]:
+            self._told.update(new)
+            warnings.warn(
+                f"parameters: {len(unreached)} of {len(self._masks.names)} are reached by no task's loss, and their "
+                f"masks stay as they are: {', '.join(new)}; if that is meant, leave them out with exclude=[...]",
+                stacklevel=6,  # the line that calls step
+            )
 
     def _scaled(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         losses = self._losses(model, batch)

@@ -208,6 +208,7 @@ def test_the_highest_of_many_values_are_those_of_a_stable_sort(seed, count, dist
     assert highest(values, count).tolist() == sorted(values.argsort(stable=True)[-count:].tolist())
 
 
+@pytest.mark.filterwarnings("ignore:parameters. .* are reached by no task:UserWarning")
 @given(layers())
 def test_many_updates_keep_every_count(layout):
     weights, alive, gradients = layout

@@ -255,6 +255,15 @@ def test_bad_options_leave_the_model_dense(options, message):
     assert not masks_of(model)
 
 
+def test_what_no_task_reaches_is_told_at_the_first_stage():
+    """All that is masked is then taken from the others."""
+    run = GradualRun(losses=lambda model, batch: {"a": digit_losses(model, batch)["a"]}, amount=0.5)
+    with pytest.warns(UserWarning, match="1 of 4 are reached by no task's loss, .*: heads.b.weight") as told:
+        run.train(8)
+    assert len(told) == 1
+    assert bool(run.model.heads["b"].weight_mask.all())
+
+
 @pytest.mark.parametrize("make", [GradualRun, Run])
 @pytest.mark.parametrize(
     ("given", "message"),
