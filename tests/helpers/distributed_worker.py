@@ -25,7 +25,7 @@ def model_and_shards(ranks, batches=STEPS):
 
 def scheduled(model, losses=square_losses, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    options = {"amount": 0.5, "update_every": 2, "stop_at": 100, **options}
+    options = {"amount": 0.5, "update_every": 2, "stop_at": 100, "exclude": ["unused"], **options}
     return optimizer, DiSparseScheduler(model, optimizer, losses, **options)
 
 
@@ -82,7 +82,8 @@ def gradual(rank, ranks):
 
 def gradually(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return optimizer, GradualPruning(model, optimizer, square_losses, amount=0.6, update_every=2, stop_at=STEPS)
+    options = {"amount": 0.6, "update_every": 2, "stop_at": STEPS, "exclude": ["unused"]}
+    return optimizer, GradualPruning(model, optimizer, square_losses, **options)
 
 
 def uneven_accumulation(rank, ranks):
