@@ -1,5 +1,12 @@
-"""From the scores of the tasks to one cut: ranks, percentiles, the exact cut, amounts and budgets.
+"""From the scores of the tasks to one cut: ranks, percentiles, agreement scores, budget, pattern.
 
-A file here turns tensors into tensors; it knows no model, no loss and no file. The rule by which tasks agree is in
-:mod:`disparse_plugin.arbiters`.
+A file here turns tensors into tensors; it knows no model, no loss and no file. In the order of the data: ``candidates``
+(what is ranked) go through ``ranking`` and ``percentiles`` to the arbiter (:mod:`disparse_plugin.arbiters`), and through
+``budgets`` and ``cut`` (``band`` where sorting everything would take too long) to marks, which ``patterns`` makes masks.
 """
+
+from .budgets import Amount, Budget
+from .candidates import Candidates
+from .patterns import Pattern, Place
+
+__all__ = ["Amount", "Budget", "Candidates", "Pattern", "Place"]
