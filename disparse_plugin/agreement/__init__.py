@@ -1,8 +1,9 @@
 """From the scores of the tasks to one cut: ranks, percentiles, agreement scores, budget, pattern.
 
-A file here turns tensors into tensors; it knows no model, no loss and no file. In the order of the data: ``candidates``
-(what is ranked) go through ``ranking`` and ``percentiles`` to the arbiter (:mod:`disparse_plugin.arbiters`), and through
-``budgets`` and ``cut`` (``band`` where sorting everything would take too long) to marks, which ``patterns`` makes masks.
+A file here turns tensors into tensors; it knows no model, no loss and no file. In the order of the data: what is ranked
+(``candidates``) goes through ``ranking`` and ``percentiles`` to the arbiter (:mod:`disparse_plugin.arbiters`), then
+through ``budgets`` and ``cut`` (``band``, where sorting everything would take too long) to marks, of which ``patterns``
+makes masks.
 """
 
 from .budgets import Amount, Budget
