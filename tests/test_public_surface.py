@@ -1,6 +1,7 @@
 """What users import, from where, and that it costs nothing before it is used."""
 
 import importlib
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,9 @@ def test_rooms_are_attributes_and_loaded_on_demand():
 def test_an_unknown_attribute_is_an_ordinary_error():
     with pytest.raises(AttributeError, match="module 'disparse_plugin' has no attribute 'score_task'"):
         _ = disparse_plugin.score_task
+
+
+def test_an_alias_leaves_the_class_that_it_names_alone():
+    assert disparse_plugin.Batch is Any
+    assert Any.__module__ == "typing"
+    assert disparse_plugin.TaskScores.__module__ == "disparse_plugin"

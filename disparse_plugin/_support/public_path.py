@@ -27,7 +27,8 @@ def publish(namespace: Mapping[str, object]) -> None:
     assert isinstance(names, list)
     for name in names:
         thing = namespace[name]
-        if isinstance(thing, type) and thing not in _homes:
+        # An alias may name a class of somebody else: Batch is typing.Any.
+        if isinstance(thing, type) and thing.__module__.startswith("disparse_plugin.") and thing not in _homes:
             _homes[thing], thing.__module__ = thing.__module__, room
 
 
