@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
+from .names import file_name, title
 from .results import Result
 from .summary import Summary
 from .tables import by_method, markdown
@@ -51,7 +52,7 @@ def what_was_run(results: Sequence[Result]) -> str:
         budget = result.facts["budget"]
         rows.append(
             [
-                result.name,
+                f"[{title(result.name)}](accuracy/{file_name(result.name)}.md)",
                 str(len(result.facts["tasks"])),
                 result.loss_weights,
                 f"{result.runs[0].weights:,}",
@@ -70,7 +71,7 @@ def won_tied_lost(results: Sequence[Result]) -> str:
     def cell(found: Sequence[Comparison]) -> str:
         return "; ".join(" / ".join(map(str, counts(found, what))) for what in ("mean", "worst")) if found else ""
 
-    rows = [[result.name, *(cell([*find(side(result))]) for _, find, side in COMPARED)] for result in results]
+    rows = [[title(result.name), *(cell([*find(side(result))]) for _, find, side in COMPARED)] for result in results]
     return markdown(["setting", *(name for name, _, _ in COMPARED)], rows, len(COMPARED))
 
 
@@ -79,6 +80,32 @@ def side_by_side(results: Sequence[Result], amount: float, what: str, side: Side
 
     Empty where none was.
     """
-    columns = {result.name: side(result).intervals(amount, what) for result in results}
+    columns = {title(result.name): side(result).intervals(amount, what) for result in results}
     ran = {name: column for name, column in columns.items() if column}
     return by_method(ran) if ran else ""
+
+
+def verdict(results: Sequence[Result]) -> str:
+    """One line per setting: comparisons of the task that lost most, won / tied / lost."""
+
+    def cell(found: Sequence[Comparison]) -> str:
+        return " / ".join(map(str, counts(found, "worst")))
+
+    header = [
+        "setting",
+        "tasks",
+        "loss weights",
+        "against the same scores of the summed loss",
+        "against the best baseline",
+    ]
+    rows = [
+        [
+            f"[{title(result.name)}](docs/accuracy/{file_name(result.name)}.md)",
+            str(len(result.facts["tasks"])),
+            result.loss_weights,
+            cell([*twins(result.summary)]),
+            cell([*baselines(result.summary)]),
+        ]
+        for result in results
+    ]
+    return markdown(header, rows, 4)
