@@ -11,17 +11,18 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-LINK = re.compile(r"(!?)(\[(?:[^][]|\[[^]]*])*])\((?!https?:|#)([^)\s]+)\)")  # the text may hold a linked badge
+LINK = re.compile(r"(!?)\[((?:[^][]|\[[^][]*])*)]\((?!https?:|#)([^)\s]+)\)")  # a picture may be inside the text
+SOURCE = re.compile(r'\b(src|srcset)="(?!https?:)([^"]+)"')
 
 
 def absolute(readme: str, repository: str) -> str:
     """Turn relative links into absolute ones: to the page of a file, or to the picture itself."""
 
     def link(found: re.Match[str]) -> str:
-        kind = "raw" if found[1] else "blob"
-        return f"{found[1]}{found[2]}({repository}/{kind}/HEAD/{found[3]})"
+        mark, text, target = found.groups()
+        return f"{mark}[{LINK.sub(link, text)}]({repository}/{'raw' if mark else 'blob'}/HEAD/{target})"
 
-    return LINK.sub(link, readme)
+    return SOURCE.sub(rf'\1="{repository}/raw/HEAD/\2"', LINK.sub(link, readme))
 
 
 if __name__ == "__main__":

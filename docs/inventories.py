@@ -38,8 +38,8 @@ NAMES = {
         "torch.optim.Optimizer": ("class", "optim.html#torch.optim.Optimizer"),
         "torch.optim.optimizer.Optimizer": ("class", "optim.html#torch.optim.Optimizer"),
         "torch.amp.GradScaler": ("class", "amp.html#torch.amp.GradScaler"),
-        **{f"torch.nn.utils.{name}": ("class" if "Base" in name else "function", f"generated/torch.nn.utils.{name}.html")
-           for name in PRUNE},
+        **{f"torch.nn.utils.{name}": ("class" if "Base" in name else "function",
+                                      f"generated/torch.nn.utils.{name}.html") for name in PRUNE},
     },
     "lightning": {
         "lightning.pytorch.callbacks.callback.Callback": ("class", "api/lightning.pytorch.callbacks.Callback.html"),

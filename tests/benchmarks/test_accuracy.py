@@ -29,6 +29,7 @@ from multitask.problem.relative import T95, Interval, changes, mean_change
 from multitask.problem.tasks import normals, segmentation
 from multitask.pruning.methods import METHODS
 from multitask.pruning.procedures import counts
+from multitask.report import verdict
 from multitask.report.results import KnownTask, load
 from multitask.report.summary import Summary
 from multitask.runs import Store
@@ -124,8 +125,8 @@ def test_channels_have_amounts_of_their_own(tmp_path: Path, known: None) -> None
     result = load(tmp_path / "runs")[0]
     assert result.summary.amounts == [0.9, 0.98]
     assert result.channels.amounts == [*METHODS["DiSparse channels"].amounts]
-    page = "\n\n".join(accuracy_tables.page([result]))
-    whole, channels = page.split("### Whole channels")
+    page = "\n\n".join(accuracy_tables.page(result))
+    whole, channels = page.split("## Whole channels")
     assert "| DiSparse channels |" not in whole.split("learning rates tried")[0]
     assert str(result.channels.interval("DiSparse channels", 0.75, "worst")) in channels
 
@@ -268,18 +269,23 @@ def test_arbiters_that_are_no_different_with_two_tasks_are_left_out(tmp_path: Pa
 
 def test_tables_and_plots_come_from_the_runs(tmp_path: Path, known: None) -> None:
     accuracy.main(command(tmp_path / "runs", "--methods", "random", "Taylor, joint", "DiSparse Taylor"))
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{accuracy_tables.BEGIN}\nold\n{accuracy_tables.END}\nafter\n")
+    readme, overview = tmp_path / "README.md", tmp_path / "accuracy.md"
+    for path in (readme, overview):
+        path.write_text(f"before\n{accuracy_tables.BEGIN}\nold\n{accuracy_tables.END}\nafter\n")
     accuracy_tables.main(["--results", str(tmp_path / "runs"), "--readme", str(readme), "--docs", str(tmp_path)])
-    text = readme.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text
+    for path in (readme, overview):
+        text = path.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("\nafter\n")
+        assert "old" not in text
     summary = load(tmp_path / "runs")[0].summary
     shown = str(summary.interval("DiSparse Taylor", 0.9, "worst"))
-    assert shown in text
-    assert shown in (tmp_path / "accuracy.md").read_text()
-    assert (tmp_path / "images" / "accuracy-signs.png").stat().st_size > 10_000
+    assert shown in overview.read_text()
+    assert shown in (tmp_path / "accuracy" / "signs.md").read_text()
+    won, tied, lost = verdict.counts([*verdict.twins(summary)], "worst")
+    assert f"| {won} / {tied} / {lost} |" in readme.read_text()
+    for picture in ("accuracy-signs", "hero-light", "hero-dark"):
+        assert (tmp_path / "images" / f"{picture}.png").stat().st_size > 10_000
 
 
 def test_the_best_baseline_is_chosen_without_the_test_split(tmp_path: Path, known: None) -> None:

@@ -1,4 +1,4 @@
-"""Every Python block of the documentation runs as it stands, one page after the other from top to bottom."""
+"""The documentation: its Python runs when pasted, its links lead somewhere, its pages are built alike."""
 
 import importlib
 import re
@@ -12,42 +12,24 @@ import disparse_plugin
 from places import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("guides/*.md"), DOCS / "index.md", DOCS.parent / "CONTRIBUTING.md"])
+GUIDES = sorted(DOCS.glob("guides/*.md"))
+PAGES = sorted([*GUIDES, *DOCS.glob("start/*.md")])
+WRITTEN = [path for path in [*DOCS.glob("*.md"), *PAGES, *ROOT.glob("*.md")] if path.name != "structured_coverage.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!`)\[[^][]*]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)|(?:src|srcset)=\"([^\"]+)\"")
+SETUP = re.compile(
+    r"<details><summary>The model, the losses and the data of this page</summary>.*?</details>", re.DOTALL
+)
 
 
-class DepthAndLabel(nn.Module):
-    """The model that the pages call ``model``: a trunk with a map and a vector as outputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
-        self.depth, self.label = nn.Conv2d(8, 1, 1), nn.Linear(8, 4)
-
-    def forward(self, x):
-        features = self.trunk(x)
-        return self.depth(features), self.label(features.mean((2, 3)))
+def blocks_of(page):
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-def losses(model, batch):
-    depth, logits = model(batch["image"])
-    return {"depth": F.l1_loss(depth, batch["depth"]), "label": F.cross_entropy(logits, batch["label"])}
-
-
-def what_a_reader_has():
-    """Names that the pages take for granted, as they say in the text."""
-    model = DepthAndLabel()
-    loader = [
-        {"image": torch.randn(4, 3, 8, 8), "depth": torch.rand(4, 1, 8, 8), "label": torch.arange(4)} for _ in range(16)
-    ]
-    return {
-        "model": model,
-        "build": DepthAndLabel,
-        "losses": losses,
-        "loader": loader,
-        "example_inputs": loader[0]["image"],
-        "optimizer": torch.optim.Adam(model.parameters()),
-    }
+def run(blocks, page, namespace):
+    for number, block in enumerate(blocks):
+        code = compile(block, f"{page.name}, block {number}", "exec", dont_inherit=True)
+        exec(code, namespace)
 
 
 @pytest.fixture
@@ -64,18 +46,67 @@ def one_rank(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_of_a_page_runs(page):
-    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+def test_a_page_runs_from_its_first_line_with_nothing_injected(page):
+    blocks = blocks_of(page)
     assert blocks, "a page without code, or with a fence that this test does not know"
-    namespace = what_a_reader_has()
-    for number, block in enumerate(blocks):
-        code = compile(block, f"{page.name}, block {number}", "exec", dont_inherit=True)
-        exec(code, namespace)
+    torch.manual_seed(0)
+    run(blocks, page, {"__name__": "pasted"})
+
+
+class DepthAndLabel(nn.Module):
+    """The model that CONTRIBUTING.md takes for granted."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 8, 3, padding=1)
+        self.depth, self.label = nn.Conv2d(8, 1, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        features = self.trunk(x).relu()
+        return self.depth(features), self.label(features.mean((2, 3)))
+
+
+def losses(model, batch):
+    depth, logits = model(batch["image"])
+    return {"depth": F.l1_loss(depth, batch["depth"]), "label": F.cross_entropy(logits, batch["label"])}
+
+
+def test_the_extensions_of_contributing_run():
+    page = ROOT / "CONTRIBUTING.md"
+    batch = {"image": torch.randn(4, 3, 8, 8), "depth": torch.rand(4, 1, 8, 8), "label": torch.arange(4)}
+    run(blocks_of(page), page, {"model": DepthAndLabel(), "losses": losses, "loader": [batch] * 4})
+
+
+def test_all_guides_have_the_same_model():
+    setups = {SETUP.search(page.read_text(encoding="utf-8"))[0] for page in GUIDES}
+    assert len(setups) == 1
+
+
+@pytest.mark.parametrize("page", [*PAGES, DOCS / "questions.md"], ids=lambda page: page.stem)
+def test_a_page_ends_with_what_next(page):
+    last = page.read_text(encoding="utf-8").rsplit("\n## ", 1)[1]
+    assert last.startswith("What next\n")
+    assert LINK.search(last)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for found in LINK.finditer(text):
+        target = found[1] or found[2]
+        if "/generated/" not in target:  # pages of the reference, made with the site, which checks them
+            assert (page.parent / target).exists(), target
+
+
+def test_code_has_88_columns():
+    for page in PAGES:
+        for block in blocks_of(page):
+            assert max(map(len, block.splitlines())) <= 88, page.name
 
 
 def test_one_version_everywhere():
-    citation = (DOCS.parent / "CITATION.cff").read_text(encoding="utf-8")
-    changelog = (DOCS.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.search(r'^date-released: "(.*)"$', citation, re.MULTILINE)
     assert f"\nversion: {disparse_plugin.__version__}\n" in citation
     assert f"\n## [{disparse_plugin.__version__}] - {released[1]}\n" in changelog
