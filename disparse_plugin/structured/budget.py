@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from .groups import ChannelGroup
 
-Quantity: TypeAlias = Literal["channels", "parameters", "macs"]
-QUANTITIES = ("channels", "parameters", "macs")
+Quantity: TypeAlias = Literal["channels", "parameters", "macs", "latency"]
+QUANTITIES = ("channels", "parameters", "macs", "latency")
 
 # For each group a bool vector over its units: True = goes.
 Choice: TypeAlias = Sequence[Tensor]
@@ -36,32 +37,55 @@ class Budget:
     times the number of times that each is used, which does not change.
     """
 
-    def __init__(self, groups: Sequence[ChannelGroup], sizes: Mapping[str, int], uses: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[ChannelGroup],
+        sizes: Mapping[str, int],
+        uses: Mapping[str, int],
+        names: Mapping[str, str],
+    ) -> None:
         """Prepare the counts.
 
         Args:
             groups: The groups that may lose units.
-            sizes: Number of entries of every parameter of the model, by name.
+            sizes: Number of entries of every parameter of the model, by name; one that layers share stands once.
             uses: Multiplications per entry, by name, for the weights that have any.
+            names: Every name of a parameter to the one that it is counted by.
         """
         self._groups, self._sizes, self._uses = groups, sizes, uses
         self._losses: dict[str, list[_Loss]] = {}
         for number, group in enumerate(groups):
+            taken: dict[str, str] = {}
             for piece in group.slices():
+                name = names[piece.name]
+                if taken.setdefault(name, piece.name) != piece.name:
+                    continue  # the same Parameter in another layer
                 per_unit = torch.bincount(group.units[piece.channels], minlength=group.num_units)
                 size = piece.shape[piece.dim] * piece.blocks
-                self._losses.setdefault(piece.name, []).append(_Loss(number, piece.dim, per_unit, size))
+                self._losses.setdefault(name, []).append(_Loss(number, piece.dim, per_unit, size))
 
     def total(self, of: Quantity) -> int:
         """Return the quantity of the whole model; of channels, those of the groups."""
         return self.left(of, [torch.zeros(group.num_units, dtype=torch.bool) for group in self._groups])
 
-    def left(self, of: Quantity, choice: Choice) -> int:
-        """Return the quantity that is left after the chosen units are gone."""
+    def left(self, of: Quantity, choice: Choice, inside: Container[str] | None = None) -> int:
+        """Return the quantity that is left after the chosen units are gone.
+
+        Args:
+            of: The quantity; not ``"latency"``, which is measured.
+            choice: For each group a bool vector over its units.
+            inside: Names of the parameters that count; None: all.
+        """
         if of == "channels":
             return sum(int(g.unit_sizes()[~gone].sum()) for g, gone in zip(self._groups, choice, strict=True))
-        left = self.entries(choice)
-        return sum(left.values()) if of == "parameters" else sum(left[name] * n for name, n in self._uses.items())
+        left = {name: count for name, count in self.entries(choice).items() if inside is None or name in inside}
+        if of == "parameters":
+            return sum(left.values())
+        return sum(left[name] * uses for name, uses in self._uses.items() if name in left)
+
+    def in_groups(self) -> int:
+        """Return how many entries of parameters follow the channels of some group."""
+        return sum(self._sizes[name] for name in self._losses)
 
     def entries(self, choice: Choice) -> dict[str, int]:
         """Return how many entries are left of every parameter."""
@@ -117,25 +141,29 @@ def chosen(
 
 
 def choose(
-    budget: Budget,
     groups: Sequence[ChannelGroup],
     order: Sequence[Tensor],
     keep: Sequence[int],
     *,
+    left: Callable[[Choice], float],
     of: Quantity,
     amount: float,
     round_to: int | None,
+    why: str,
+    what: str = "amount",
 ) -> list[Tensor]:
     """Find the shortest beginning of the order whose removal reaches the amount.
 
     Args:
-        budget: The counts.
         groups: The groups.
         order: The place of every unit.
         keep: How many units of each group must stay.
+        left: From a choice to what it leaves of the quantity.
         of: What is counted.
         amount: A fraction (float) or a number (int) of it to remove.
         round_to: As in :func:`chosen`.
+        why: What keeps the removal from going further, for messages.
+        what: What messages call the amount.
 
     Returns:
         For each group a bool vector over its units.
@@ -143,19 +171,21 @@ def choose(
     Raises:
         ValueError: If even removing all that may go is not enough.
     """
-    total = budget.total(of)
-    wanted = amount if isinstance(amount, int) else (round(amount * total) if of == "channels" else amount * total)
+    total = left([torch.zeros(group.num_units, dtype=torch.bool) for group in groups])
+    if isinstance(amount, numbers.Integral):
+        wanted = float(amount)
+    else:
+        wanted = round(amount * total) if of == "channels" else amount * total
 
-    def removed(count: int) -> int:
-        return total - budget.left(of, chosen(groups, order, keep, count, round_to))
+    def removed(count: int) -> float:
+        return total - left(chosen(groups, order, keep, count, round_to))
 
     low, high = 0, sum(group.num_units for group in groups)
     most = removed(high)
     if most < wanted:
         raise ValueError(
-            f"amount: at most {most} of {total} {of} ({most / max(total, 1):.1%}) can be removed from this model, "
-            f"found {amount} asked; lower it, raise max_pruning_ratio, or see report.skipped of a smaller removal for "
-            "what is left alone"
+            f"{what}: at most {most:.6g} of {total:.6g} {of} ({most / max(total, 1e-12):.1%}) can be removed, found "
+            f"{amount} asked; lower it. What holds the rest: {why}"
         )
     while low < high:
         middle = (low + high) // 2

@@ -16,9 +16,9 @@ from ..scoring.score import score_tasks
 from ..scoring.task_scores import TaskScores
 from .adapter.base_scores import BaseScores
 from .adapter.graph import TRACE_ERRORS, fix_layer_norms, traced_parameters
-from .adapter.groups import UnusableGroupError, block_counts, read_group
 from .adapter.private import bounded, graph_of, tp
 from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
+from .adapter.reading import UnusableGroupError, block_counts, read_group
 from .adapter.table import RemovalTable, removal_table
 from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
 from .order import ChannelRule, removal_order
@@ -72,7 +72,7 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         rescore: Rescore | None = None,
         base: Any = None,
         arbiter: str | Arbiter = "unanimous",
-        across: str | Arbiter | None = None,
+        across: str | Arbiter | None = "mean",
         criterion: str | Criterion | ScoreFunction = "taylor",
         reduction: str = "mean",
         normalizer: str | None = "mean",

@@ -57,6 +57,7 @@ class LayerRule:
         silent_dim: The dimension of channels in the output, where zero weights do not make it zero (running means).
         adjust: Changes a layer with masked channels so that it computes as one with that many channels will, where
             that is more than zeros (the scale of an attention).
+        channel_dim: From a layer that makes channels and its input to the dimension of the channels in that.
         uses: From a layer, its input and its output to the multiplications per entry of its weights.
         folds: In how many equal blocks the channels must be cut alike, beyond what the axes say (attention heads).
         refusal: Why this layer cannot lose channels, or None.
@@ -71,6 +72,7 @@ class LayerRule:
     silent_dim: int | None = None
     adjust: Callable[[Any, int], None] = _nothing
     uses: Callable[[Any, Tensor, Tensor], Mapping[str, int]] = _no_uses
+    channel_dim: Callable[[Any, Tensor], int] = lambda _, x: x.dim() - 1
     folds: Callable[[Any], int] = lambda _: 1
     refusal: Callable[[Any], str | None] = _nothing
     ours: bool = False
@@ -180,6 +182,7 @@ _CONVOLUTION = LayerRule(
     count=lambda layer, side: int(layer.in_channels if side == "in" else layer.out_channels),
     resize=_resize_convolution,
     same=False,
+    channel_dim=lambda layer, x: x.dim() - len(layer.kernel_size) - 1,
     uses=_convolution_uses,
     refusal=_convolution_refusal,
 )

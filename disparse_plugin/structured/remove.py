@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import itertools
+import numbers
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,19 +17,19 @@ from ..agreement.amounts import check_amount
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
-from ..parameters import ParameterKey, is_masked, keys_by_name, module_names, unwrap
+from ..parameters import Exclude, ParameterKey, is_masked, keys_by_name, left_in, module_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
-from ..scoring.task_scores import TaskScores
+from .adapter.graph import TRACE_ERRORS
 from .adapter.groups import find_groups
-from .adapter.observation import Inputs, Observation, as_inputs
-from .budget import QUANTITIES, Budget, Quantity, choose, units_to_keep
-from .cuts import Cut, merge_cuts
-from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_parameters, channel_scores, normalized
-from .order import ChannelRule, removal_order
-from .plan import RemovalPlan
-from .report import Change, GroupChange, PartChange, RemovalReport
-from .trial import Trial, copied, tolerance_of
+from .adapter.observation import Inputs, as_inputs
+from .budget import QUANTITIES, Quantity
+from .groups import NORMALIZERS, REDUCTIONS, channel_parameters
+from .order import ChannelRule
+from .report import RemovalReport, joined, tally
+from .search import Options, Removal, contest_of, search
+from .trial import prepare
+from .witnesses import Witnesses, peeked
 
 
 def remove_channels(
@@ -34,62 +37,87 @@ def remove_channels(
     losses: TaskLosses,
     data: Iterable[Batch],
     example_inputs: Any,
-    amount: float,
+    amount: float | Mapping[str, float],
     *,
     of: Quantity = "channels",
     criterion: str | Criterion | ScoreFunction = "taylor",
     arbiter: str | Arbiter = "unanimous",
-    across: str | Arbiter | None = None,
+    across: str | Arbiter | None = "mean",
     reduction: str = "mean",
     normalizer: str | None = "mean",
     max_pruning_ratio: float = 1.0,
     round_to: int | None = None,
-    ignored_layers: Collection[nn.Module] = (),
+    exclude: Exclude = (),
     parameters: Iterable[ParameterKey] | None = None,
     num_batches: int | None = None,
     exact: bool = True,
     customized_pruners: Mapping[type[nn.Module], Any] | None = None,
+    compare: Callable[[Any], Any] | None = None,
+    steps: int = 1,
+    between: Callable[[nn.Module, int], None] | None = None,
+    schedule: Callable[[int], float] | None = None,
+    ignored_layers: Collection[nn.Module] | None = None,
 ) -> RemovalReport:
     """Remove the channels that all tasks rank low, with everything that depends on them.
 
     The layers that make the outputs of every head keep theirs. Each task's private head is judged by its own task
     alone. Which channels go together is read from torch-pruning's dependency graph, on a copy; the removal is tried on
-    another copy, and groups that break it are left alone and reported. Only then is the model changed.
+    another copy: the forward and the losses, in evaluation and training mode, must run, and give what they give with
+    the same channels masked. Groups that break it are left alone and reported. Only then is the model changed.
+
+    What a model needs beside itself is memory for two copies of it, in double precision where it runs in that.
 
     Args:
         model: The model; changed in place, on any device. Optimizers must be made anew afterwards.
         losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task.
         data: Any iterable of batches.
         example_inputs: Arguments of one forward, on the model's device: a tensor, a tuple or a dict.
-        amount: How much to remove: a fraction (float in [0, 1]) or a number (int).
+        amount: How much to remove: a fraction (float in [0, 1]) or a number (int); or one for each part, as in
+            ``{"shared": 0.5, "depth": 0.2}``, where a part is ``"shared"`` or the name of the only task that reaches
+            it, and parts that are not listed keep all.
         of: What ``amount`` counts. ``"channels"``: of the groups that can be removed from, met exactly where channels
             can go one by one. ``"parameters"`` or ``"macs"``: of the whole model, exceeded by less than one unit.
+            ``"latency"``: of the seconds of one forward on the example inputs on their device, measured again and
+            again on copies until enough has gone.
         criterion: As in :func:`~disparse_plugin.score_tasks`.
         arbiter: As in :meth:`~disparse_plugin.TaskScores.importance`.
-        across: The arbiter of how many channels each group loses, while ``arbiter`` says which; by default the same.
+        across: The arbiter of how many channels each group loses, while ``arbiter`` says which. None: the same.
             Unanimity takes more from layers in which the tasks agree, mostly the first, whatever those are worth;
-            ``across="mean"`` does not (``docs/accuracy.md`` compares both).
+            ``"mean"`` does not (``docs/accuracy.md`` compares both).
         reduction: ``"mean"``, ``"sum"`` or ``"max"`` over the parameter slices of a channel.
         normalizer: As in :class:`~disparse_plugin.structured.DiSparseImportance`.
         max_pruning_ratio: No group loses a larger share of its channels; one channel stays in any case.
         round_to: Groups that lose channels keep a multiple of this.
-        ignored_layers: Further modules that must keep their outputs, with everything inside them.
-        parameters: What is scored; by default :func:`~disparse_plugin.structured.channel_parameters`.
+        exclude: What must keep its outputs: modules (with everything inside them), names or glob patterns, as in
+            :func:`~disparse_plugin.prunable_parameters`.
+        parameters: What is scored; by default :func:`~disparse_plugin.structured.channel_parameters`, without tensors
+            that layers share.
         num_batches: As in :func:`~disparse_plugin.score_tasks`.
         exact: Leave alone what cannot be removed without changing more than masking would: layers that torch-pruning
             maps wrongly, and those that compute with the number or the mean of their channels (as the
             GlobalResponseNorm of ConvNeXt V2 does). With False those are removed, and ``report.deviation`` says how
             far the outputs are off.
         customized_pruners: As in torch-pruning: ``{class: tp.pruner.BasePruningFunc}``.
+        compare: ``compare(outputs)`` returns what of the model's outputs must be equal to masking, where not all of it
+            need be; by default every tensor.
+        steps: In how many steps to remove: score, remove a share, score anew, and so on.
+        between: ``between(model, step)`` is called after each step but the last, to train what is left (with a new
+            optimizer). An error in it, or in a later step, leaves the model as the steps before made it.
+        schedule: From a step (1 to ``steps``) to the share of the amount that is gone after it; by default
+            ``step / steps``.
+        ignored_layers: The old name of ``exclude``, for modules.
 
     Returns:
-        The report.
+        The report, of all steps together.
 
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the model carries masks or parametrizations, does not run on the example inputs, cannot be
             traced, has no removable group, the amount cannot be reached, or as :func:`~disparse_plugin.score_tasks`.
             The model is unchanged.
+
+    Warns:
+        DeprecationWarning: If ``ignored_layers`` is given.
 
     Example:
         >>> import torch
@@ -103,24 +131,140 @@ def remove_channels(
     root = unwrap(model)
     _check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
     rule = ChannelRule.of(arbiter, across)
+    options = Options(amount, of, rule, reduction, normalizer, max_pruning_ratio, round_to, customized_pruners)
     resolve_criterion(criterion)
     _check_plain(root)
-    pristine, inputs = copied(root), as_inputs(example_inputs)
-    groups, seen = find_groups(copied(pristine), inputs, root, ignored_layers, customized_pruners)
-    keys = _scored_parameters(root, groups.idle) if parameters is None else tuple(parameters)
-    scores = score_tasks(root, losses, data, criterion=criterion, parameters=keys, num_batches=num_batches)
-    work = _Work(root, pristine, inputs, scores, rule, reduction, normalizer, max_pruning_ratio, round_to)
-    work.customized_pruners, work.exact = customized_pruners, exact
-    for group in groups.usable:
-        work.admit(group, groups.skipped)
-    choice, plan, deviation = work.search(of, amount, seen, groups.skipped)
-    report = work.report(choice, plan, seen, groups.skipped, deviation, of, amount)
-    plan.apply(root, customized_pruners=customized_pruners)
+    if ignored_layers is not None:
+        warnings.warn("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning, stacklevel=2)
+        exclude = [*exclude, *ignored_layers]
+    source = _Source(
+        losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, tuple(exclude), compare, exact
+    )
+    _check_steps(steps, between, schedule)
+    shares = [step / steps if schedule is None else float(schedule(step)) for step in range(1, steps + 1)]
+    if not all(0 <= a <= b <= 1 for a, b in itertools.pairwise([0.0, *shares])) or shares[-1] != 1:
+        raise ValueError(f"schedule: must rise from 0 to 1 at the last step, found {shares}")
+    return _removed(root, source, options, shares, between or _nothing)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What a removal reads: losses, data, inputs, and how."""
+
+    losses: TaskLosses
+    data: Iterable[Batch]
+    inputs: Inputs
+    criterion: str | Criterion | ScoreFunction
+    parameters: Iterable[ParameterKey] | None
+    num_batches: int | None
+    exclude: tuple[nn.Module | str, ...]
+    compare: Callable[[Any], Any] | None
+    exact: bool
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _removed(
+    root: nn.Module,
+    source: _Source,
+    options: Options,
+    shares: Sequence[float],
+    between: Callable[[nn.Module, int], None],
+) -> RemovalReport:
+    """Remove in steps, each with scores of its own; return one report of all."""
+    report: RemovalReport | None = None
+    for number, share in enumerate(shares):
+        if report is not None:
+            between(root, number)
+        amount = _amount_of_step(options.amount, share, shares[number - 1] if number else 0.0, report)
+        removal = _found(root, source, dataclasses.replace(options, amount=amount))
+        found = tally(removal, options.amount)
+        removal.plan.apply(root, customized_pruners=options.customized_pruners)
+        report = found if report is None else joined(report, found)
+    assert report is not None
     return report
 
 
+def _amount_of_step(
+    amount: float | Mapping[str, float], share: float, before: float, report: RemovalReport | None
+) -> float | Mapping[str, float]:
+    """Return what to remove of the present model, so that ``share`` of the amount is gone of the model at first."""
+    if isinstance(amount, Mapping):
+        return {part: (share - before) * one / max(1 - before * one, 1e-12) for part, one in amount.items()}
+    if isinstance(amount, numbers.Integral):
+        wanted = round(share * int(amount))
+        return wanted if report is None else max(0, round(wanted - report.gone))
+    if report is None:
+        return share * float(amount)
+    left = (1 - share * float(amount)) * report.counted.before
+    return min(1.0, max(0.0, 1 - left / max(report.counted.after, 1e-12)))
+
+
+def _found(root: nn.Module, source: _Source, options: Options) -> Removal:
+    """Find what to remove from a model, which stays as it is."""
+    data, watched = peeked(source.data), Witnesses(source.losses)
+    groups, seen = find_groups(
+        root, source.inputs, _first_losses(root, source.losses, data.first), _kept(root, source.exclude),
+        options.customized_pruners,
+    )  # fmt: skip
+    keys = _scored_parameters(root, groups.idle) if source.parameters is None else tuple(source.parameters)
+    scores = score_tasks(
+        root, watched, data, criterion=source.criterion, parameters=keys, num_batches=source.num_batches
+    )
+    names = module_names(root)
+    ran = {names[layer] for layer in watched.ran}
+    untraced = dict.fromkeys(ran & groups.idle, "runs in some batches only, which were not traced")
+    contest = contest_of(root, options, scores, groups.usable, seen.uses, {**groups.skipped, **untraced})
+    trial = prepare(
+        root, source.inputs, source.losses, watched.batches, groups.last,
+        compare=source.compare, customized_pruners=options.customized_pruners, exact=source.exact,
+    )  # fmt: skip
+    return search(contest, trial)
+
+
+def _first_losses(
+    root: nn.Module, losses: TaskLosses, first: list[Batch]
+) -> Callable[[nn.Module], list[Tensor]] | None:
+    """Make what runs the losses on the first batch, in the mode of the model; None if they do not run."""
+
+    def call(model: nn.Module) -> list[Tensor]:
+        model.train(root.training)
+        try:
+            found = losses(model, copy.deepcopy(first[0]))
+            return [loss for loss in found.values() if isinstance(loss, Tensor)]
+        except TRACE_ERRORS:
+            return []  # scoring says what is wrong
+
+    return call if first else None
+
+
+def _kept(root: nn.Module, exclude: Exclude) -> set[nn.Module | nn.Parameter]:
+    """Return the layers and bare parameters that a user excludes."""
+    everything = list(keys_by_name(root).values())
+    gone = set(everything) - set(left_in(root, everything, exclude))
+    kept: set[nn.Module | nn.Parameter] = {module for module, _ in gone if module is not root}
+    return kept | {parameter for module, name in gone if (parameter := module._parameters[name]) is not None}
+
+
+def _check_steps(steps: int, between: object, schedule: object) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
+        raise ValueError(f"steps: must be a positive whole number, found {steps!r}")
+    for name, value in (("between", between), ("schedule", schedule)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name}: must be callable, found {type(value).__name__}")
+    if steps == 1 and between is not None:
+        raise ValueError("between: is called between steps, found steps=1; pass steps=2 or more")
+
+
 def _check_options(
-    amount: float, of: str, reduction: str, normalizer: str | None, max_pruning_ratio: float, round_to: int | None
+    amount: float | Mapping[str, float],
+    of: str,
+    reduction: str,
+    normalizer: str | None,
+    max_pruning_ratio: float,
+    round_to: int | None,
 ) -> None:
     """Check the options of a removal as far as that is possible without the model.
 
@@ -128,7 +272,12 @@ def _check_options(
         TypeError: If ``amount`` is no number.
         ValueError: If an option is unknown or out of range.
     """
-    check_amount(amount)
+    for part, one in amount.items() if isinstance(amount, Mapping) else [(None, amount)]:
+        check_amount(one, "amount" if part is None else f"amount[{part!r}]")
+    if isinstance(amount, Mapping) and not amount:
+        raise ValueError("amount: must name at least one part, found none; write e.g. {'shared': 0.5}")
+    if of == "latency" and isinstance(amount, Mapping):
+        raise ValueError("amount: must be one number with of='latency', found parts; count of='macs' instead")
     if of not in QUANTITIES:
         raise ValueError(f"of: must be one of {', '.join(QUANTITIES)}, found {of!r}")
     if reduction not in REDUCTIONS:
@@ -137,7 +286,7 @@ def _check_options(
         raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
     if not 0 <= max_pruning_ratio <= 1:
         raise ValueError(f"max_pruning_ratio: must be in [0, 1], found {max_pruning_ratio}")
-    if round_to is not None and (not isinstance(round_to, int) or round_to < 1):
+    if round_to is not None and (not isinstance(round_to, numbers.Integral) or round_to < 1):
         raise ValueError(f"round_to: must be a positive int or None, found {round_to!r}")
 
 
@@ -169,128 +318,14 @@ def _check_plain(root: nn.Module) -> None:
 
 
 def _scored_parameters(root: nn.Module, idle: Collection[str]) -> list[ParameterKey]:
-    """List what to score: not the layers that never run, whose weights a parent may read."""
+    """List what to score: not the layers that never run, whose weights a parent may read, and no shared Parameter."""
     names = module_names(root)
-    return [(module, name) for module, name in channel_parameters(root) if names[module] not in idle]
-
-
-@dataclasses.dataclass
-class _Work:
-    """The groups of one removal with their scores, up to the choice of channels."""
-
-    root: nn.Module
-    pristine: nn.Module
-    inputs: Inputs
-    scores: TaskScores
-    rule: ChannelRule
-    reduction: str
-    normalizer: str | None
-    max_pruning_ratio: float
-    round_to: int | None
-
-    def __post_init__(self) -> None:
-        self.groups: list[ChannelGroup] = []
-        self.by_task: list[dict[str, Tensor]] = []
-        self.customized_pruners: Any = None
-        self.exact = True
-        self._named = {
-            name: {task: self.scores[task][key] for task in self.scores.tasks_reaching(*key)}
-            for key, name in zip(self.scores.parameters, self.scores.names, strict=True)
-        }
-
-    def admit(self, group: ChannelGroup, skipped: dict[str, str]) -> None:
-        """Score a group, or note why it is left alone."""
-        scores = channel_scores(group, self._named, self.reduction)
-        if group.num_units < 2:
-            skipped[group.name] = "all its channels go together"
-        elif not scores:
-            skipped[group.name] = "reached by no task"
-        else:
-            self.groups.append(group)
-            self.by_task.append({t: group.per_unit(normalized(v, self.normalizer)) for t, v in scores.items()})
-
-    def search(
-        self, of: Quantity, amount: float, seen: Observation, skipped: dict[str, str]
-    ) -> tuple[list[Tensor], RemovalPlan, float]:
-        """Choose the units, try the removal on a copy, and choose again without the groups that break it."""
-        tolerance = tolerance_of(self.pristine) if self.exact else None
-        while True:
-            if not self.groups:
-                raise ValueError(
-                    f"model: at least one group of channels must be removable, found none; left alone: {skipped}"
-                )
-            keep = [units_to_keep(group, self.max_pruning_ratio) for group in self.groups]
-            order = removal_order(self.by_task, keep, self.scores.tasks, self.rule)
-            budget = Budget(self.groups, self._sizes(), seen.uses)
-            choice = choose(budget, self.groups, order, keep, of=of, amount=amount, round_to=self.round_to)
-            losing = [number for number, gone in enumerate(choice) if bool(gone.any())]
-            trial = Trial(
-                self.pristine, self.inputs, functools.partial(self.plan, choice), self.customized_pruners, tolerance
-            )
-            if trial.failure(losing) is None:
-                return choice, self.plan(choice, losing), trial.deviation
-            self._drop(trial.culprits(losing), skipped)
-
-    def plan(self, choice: Sequence[Tensor], groups: Sequence[int]) -> RemovalPlan:
-        """Make the plan that removes the chosen units of some groups."""
-        cuts = []
-        for number in groups:
-            group = self.groups[number]
-            gone = choice[number][group.units]
-            for follower in group.followers:
-                positions = follower.positions[gone[follower.channels]]
-                if positions.numel():
-                    cuts.append(Cut(follower.target, follower.side, follower.dim, follower.count, positions))
-        return RemovalPlan(merge_cuts(cuts))
-
-    def _drop(self, culprits: Mapping[int, str], skipped: dict[str, str]) -> None:
-        for number in sorted(culprits, reverse=True):
-            skipped[self.groups[number].name] = f"a removal breaks the model: {culprits[number]}"
-            del self.groups[number], self.by_task[number]
-
-    def _sizes(self) -> dict[str, int]:
-        return {name: m._parameters[key].numel() for name, (m, key) in keys_by_name(self.root).items()}  # type: ignore[union-attr]
-
-    def report(
-        self,
-        choice: Sequence[Tensor],
-        plan: RemovalPlan,
-        seen: Observation,
-        skipped: Mapping[str, str],
-        deviation: float,
-        of: str,
-        amount: float,
-    ) -> RemovalReport:
-        """Count what changes."""
-        budget = Budget(self.groups, self._sizes(), seen.uses)
-        left, sizes = budget.entries(choice), self._sizes()
-        parts: dict[str, list[int]] = {}
-        for name, size in sizes.items():
-            counts = parts.setdefault(self._part(name), [0, 0, 0, 0])
-            uses = seen.uses.get(name, 0)
-            for place, value in enumerate((size, left[name], size * uses, left[name] * uses)):
-                counts[place] += value
-        total = [sum(counts[place] for counts in parts.values()) for place in range(4)]
-        groups = {
-            group.name: GroupChange(Change(group.size, group.size - int(group.unit_sizes()[gone].sum())), tuple(scores))
-            for group, gone, scores in zip(self.groups, choice, self.by_task, strict=True)
-        }
-        channels = Change(budget.total("channels"), budget.left("channels", choice))
-        by_part = {name: PartChange(Change(c[0], c[1]), Change(c[2], c[3])) for name, c in parts.items()}
-        return RemovalReport(
-            of, amount, channels, Change(total[0], total[1]), Change(total[2], total[3]), by_part, groups,
-            dict(skipped), deviation, plan,
-        )  # fmt: skip
-
-    def _part(self, name: str) -> str:
-        """Name the part of a parameter by the tasks that reach its layer, or else the channels that it follows."""
-        layer = name.rpartition(".")[0]
-        tasks = {task for other, table in self._named.items() if other.rpartition(".")[0] == layer for task in table}
-        if not tasks and name not in self.scores.unreached:
-            following = [
-                n for n, group in enumerate(self.groups) if any(piece.name == name for piece in group.slices())
-            ]
-            tasks = {task for number in following for task in self.by_task[number]}
-        if len(tasks) == 1:
-            return tasks.pop()
-        return "shared" if tasks else "unreached" if name in self.scores.unreached else "not scored"
+    owners: dict[int, int] = {}
+    for module in root.modules():
+        for parameter in module._parameters.values():
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return [
+        (module, name)
+        for module, name in channel_parameters(root)
+        if names[module] not in idle and owners[id(module._parameters[name])] == 1
+    ]

@@ -6,16 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from .._support.text_table import draw
 from .plan import RemovalPlan
+from .search import Removal, parts
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
     """A quantity before and after."""
 
-    before: int
-    after: int
+    before: float
+    after: float
 
     @property
     def removed(self) -> float:
@@ -54,28 +57,47 @@ class RemovalReport:
             task), and ``"not scored"`` (bare parameters in no group).
         groups: Layer name to its change, for every group that could be removed from.
         skipped: Layer name to the reason why its channels were left alone.
-        deviation: Largest difference, relative to the size of the output, between the outputs after the removal and
-            those of the full model with the same channels masked. Near 1e-6 in float32 if the removal is right; larger
-            if a layer computes with the number or the mean of its channels (as GlobalResponseNorm does).
+        outside: Share of the parameters that follow no group that could be removed from.
+        deviation: Largest difference, on the scale of each entry, between outputs and losses after the removal and
+            those of the full model with the same channels masked. Below 1e-6 if the removal is right (it is tried in
+            double precision where the model runs in that); larger if a layer computes with the number or the mean of
+            its channels (as GlobalResponseNorm does).
+        latency: Seconds of one forward on the example inputs, before and after, as measured; None unless
+            ``of="latency"``.
         plan: The removal as data.
     """
 
     of: str
-    asked: float
+    asked: float | Mapping[str, float]
     channels: Change
     parameters: Change
     macs: Change
     parts: Mapping[str, PartChange]
     groups: Mapping[str, GroupChange]
     skipped: Mapping[str, str]
+    outside: float
     deviation: float
     plan: RemovalPlan
+    latency: Change | None = None
 
     @property
     def achieved(self) -> float:
-        """Share that is gone of what the amount was counted in."""
+        """Share that is gone of what the amount was counted in, which ``of`` says.
+
+        For ``of="channels"`` that is of the channels of groups that could be removed from, not of the whole model.
+        """
+        return self.counted.removed
+
+    @property
+    def counted(self) -> Change:
+        """What the amount was counted in, before and after."""
         change: Change = getattr(self, self.of)
-        return change.removed
+        return change
+
+    @property
+    def gone(self) -> float:
+        """How much is gone of what the amount was counted in."""
+        return self.counted.before - self.counted.after
 
     def save(self, path: str | Path) -> None:
         """Write the removal to a file for :func:`~disparse_plugin.structured.replay_removal`.
@@ -87,13 +109,21 @@ class RemovalReport:
 
     def __str__(self) -> str:
         """Tabulate what is left, per part, and say what was left alone."""
+        lines = [
+            f"removed {self.parameters.removed:.1%} of the parameters and {self.macs.removed:.1%} of the MACs of the "
+            "whole model"
+        ]
+        warning = "; WARNING: most of the model cannot be removed from" if self.outside > 0.5 else ""
+        lines.append(f"{self.outside:.1%} of the parameters follow no channels that could be removed{warning}")
         rows = [("part", "parameters", "", "left", "MACs", "", "left")]
         parts = {**self.parts, "total": PartChange(self.parameters, self.macs)}
         for name, part in parts.items():
             rows.append((name, *_cells(part.parameters), *_cells(part.macs)))
-        lines = [draw(rows)]
-        asked = f"{self.asked:.1%}" if isinstance(self.asked, float) else str(self.asked)
-        lines.append(f"removed {self.achieved:.1%} of {self.of}, asked {asked}; deviation {self.deviation:.1e}")
+        lines.append(draw(rows))
+        what = {"channels": "channels that can be removed", "latency": "measured latency"}.get(self.of, self.of)
+        lines.append(
+            f"removed {self.achieved:.1%} of the {what}, asked {_asked(self.asked)}; deviation {self.deviation:.1e}"
+        )
         reasons: dict[str, list[str]] = {}
         for layer, reason in self.skipped.items():
             reasons.setdefault(reason, []).append(layer)
@@ -101,5 +131,71 @@ class RemovalReport:
         return "\n".join(lines)
 
 
+def _asked(amount: float | Mapping[str, float]) -> str:
+    if isinstance(amount, Mapping):
+        return ", ".join(f"{part} {_asked(one)}" for part, one in amount.items())
+    return f"{amount:.1%}" if isinstance(amount, float) else str(amount)
+
+
 def _cells(change: Change) -> tuple[str, str, str]:
     return f"{change.before:,}", f"{change.after:,}", f"{1 - change.removed:.1%}"
+
+
+def joined(first: RemovalReport, later: RemovalReport) -> RemovalReport:
+    """Make one report of two removals, the later one of the smaller model."""
+    parts = {
+        name: PartChange(
+            Change(part.parameters.before, later.parts[name].parameters.after if name in later.parts else 0),
+            Change(part.macs.before, later.parts[name].macs.after if name in later.parts else 0),
+        )
+        for name, part in first.parts.items()
+    }
+    groups = {**first.groups, **later.groups}
+    for name in first.groups.keys() & later.groups.keys():
+        one, two = first.groups[name], later.groups[name]
+        groups[name] = GroupChange(Change(one.channels.before, two.channels.after), two.tasks)
+    channels = [change.channels for change in groups.values()]
+    return dataclasses.replace(
+        later,
+        channels=Change(sum(c.before for c in channels), sum(c.after for c in channels)),
+        parameters=Change(first.parameters.before, later.parameters.after),
+        macs=Change(first.macs.before, later.macs.after),
+        parts=parts,
+        groups=groups,
+        outside=first.outside,
+        deviation=max(first.deviation, later.deviation),
+        plan=first.plan.then(later.plan),
+        latency=Change(first.latency.before, later.latency.after) if first.latency and later.latency else None,
+    )
+
+
+def tally(removal: Removal, asked: float | Mapping[str, float], latency: Change | None = None) -> RemovalReport:
+    """Count what a removal changes."""
+    contest, choice = removal.contest, removal.choice
+    budget, of_parameter = contest.budget(), parts(contest)
+    left, none = budget.entries(choice), [torch.zeros_like(gone) for gone in choice]
+    counts: dict[str, list[int]] = {}
+    for name, size in contest.sizes.items():
+        own = counts.setdefault(of_parameter[name], [0, 0, 0, 0])
+        uses = contest.uses.get(name, 0)
+        for place, value in enumerate((size, left[name], size * uses, left[name] * uses)):
+            own[place] += value
+    total = [sum(own[place] for own in counts.values()) for place in range(4)]
+    groups = {
+        group.name: GroupChange(Change(group.size, group.size - int(group.unit_sizes()[gone].sum())), tuple(scores))
+        for group, gone, scores in zip(contest.groups, choice, contest.scores, strict=True)
+    }
+    return RemovalReport(
+        of=contest.options.of,
+        asked=asked,
+        channels=Change(budget.left("channels", none), budget.left("channels", choice)),
+        parameters=Change(total[0], total[1]),
+        macs=Change(total[2], total[3]),
+        parts={name: PartChange(Change(c[0], c[1]), Change(c[2], c[3])) for name, c in counts.items()},
+        groups=groups,
+        skipped=dict(contest.skipped),
+        outside=1 - budget.in_groups() / max(1, total[0]),
+        deviation=removal.deviation,
+        plan=removal.plan,
+        latency=latency,
+    )

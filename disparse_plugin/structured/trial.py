@@ -1,143 +1,295 @@
-"""Trying a removal on a copy, and finding the groups that break the model."""
+"""Trying a removal on a copy before it is done: what must run, and what must be equal to masking."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..parameters import module_names
+from ..scoring.losses import Batch, TaskLosses
 from .adapter.graph import TRACE_ERRORS
-from .adapter.observation import Inputs, call
-from .masked_copy import masked_copy
+from .adapter.observation import Inputs, named_tensors, run
+from .applying import Pruners
+from .comparison import difference
+from .copies import copied, doubled, in_double
+from .layers import rule_of
+from .masked_copy import mask
 from .plan import RemovalPlan
+from .shrinking import kept_of
+
+# Tensors by name. Names of what enters a layer begin with this.
+_Found = list[tuple[str, Tensor]]
+_ENTERS = "what enters "
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One thing that must run, before and after.
+
+    Attributes:
+        what: In words.
+        training: In which mode.
+        call: Runs it on a model, and returns tensors by name.
+        compared: Whether the values can be compared: not where every run draws other random numbers.
+    """
+
+    what: str
+    training: bool
+    call: Callable[[nn.Module], _Found]
+    compared: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Trial:
-    """Runs plans on copies of a model that itself stays as it is.
+    """What a removal is tried on. Needs memory for two copies of the model, one after the other.
 
     Attributes:
         model: The model, never run.
-        inputs: What to run it on.
-        plan: Makes the plan for a choice of groups, given by their numbers.
+        runs: What must run.
         customized_pruners: As in torch-pruning.
-        tolerance: How far, relative to the size of an output, a removal may be from masking; None: any distance.
-        deviation: How far the last removal that ran was from masking.
+        double: Whether the copies run in double precision, in which rounding cannot hide or feign a difference.
+        tolerance: How far a removal may be from masking; None: any distance.
     """
 
     model: nn.Module
-    inputs: Inputs
-    plan: Callable[[Sequence[int]], RemovalPlan]
-    customized_pruners: Any = None
-    tolerance: float | None = None
+    runs: tuple[Run, ...]
+    customized_pruners: Pruners | None
+    double: bool
+    tolerance: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a trial showed: what went wrong, or None; and how far the outputs were from masking."""
+
+    failure: str | None
     deviation: float = 0.0
 
-    def __post_init__(self) -> None:
-        """Note the shapes of the outputs in each mode that the model can run in."""
-        self._expected = {}
-        for training in (False, True):
-            result = self._run(copy.deepcopy(self.model), training)
-            if not isinstance(result, str):
-                self._expected[training] = result
 
-    def smaller(self, groups: Sequence[int]) -> nn.Module:
-        """Return a copy of the model after the removal from the given groups."""
-        smaller = copy.deepcopy(self.model)
-        self.plan(groups).apply(smaller, customized_pruners=self.customized_pruners)
-        return smaller
+def prepare(
+    model: nn.Module,
+    inputs: Inputs,
+    losses: TaskLosses,
+    batches: Sequence[Batch],
+    last: Sequence[str],
+    *,
+    compare: Callable[[Any], Any] | None,
+    customized_pruners: Pruners | None,
+    exact: bool,
+) -> Trial:
+    """Find out what runs on the model as it is, and in which precision.
 
-    def failure(self, groups: Sequence[int]) -> str | None:
-        """Say what goes wrong when the given groups lose their channels; None if nothing does."""
-        try:
-            smaller = self.smaller(groups)
-        except TRACE_ERRORS as error:
-            return _one_line(error)
-        # In evaluation mode first: a forward in training mode changes the statistics of BatchNorm.
-        for training, expected in sorted(self._expected.items()):
-            result = self._run(smaller, training)
-            if isinstance(result, str):
-                return result
-            if result != expected:
-                return f"the outputs change from {_shapes(expected)} to {_shapes(result)}"
-            if not training:
-                self.deviation = self._deviation(groups, smaller)
-                if self.tolerance is not None and not self.deviation <= self.tolerance:
-                    return f"the outputs differ from those with masked channels by {self.deviation:.1e}"
-        return None
+    Args:
+        model: The model; only copies of it run.
+        inputs: Of one forward.
+        losses: The user's losses.
+        batches: What to run them on.
+        last: Names of the layers that make the outputs. What enters them is compared too: outputs may be constant.
+        compare: From the outputs to what of them is compared; None: all tensors.
+        customized_pruners: As in torch-pruning.
+        exact: Whether a removal must equal masking.
 
-    def _deviation(self, groups: Sequence[int], smaller: nn.Module) -> float:
-        masked = masked_copy(self.model, self.plan(groups).cuts)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            firsts = call(masked, copy.deepcopy(self.inputs))
-            seconds = call(smaller.eval(), copy.deepcopy(self.inputs))
-        return max((_difference(a, b) for a, b in zip(firsts, seconds, strict=True)), default=0.0)
-
-    def culprits(self, groups: Sequence[int]) -> dict[int, str]:
-        """Find groups without which the removal works, by trying halves on top of what is known to work.
-
-        Args:
-            groups: Numbers of groups that fail together.
-
-        Returns:
-            Number of each culprit to what goes wrong with it.
-        """
-        accepted: list[int] = []
-        found: dict[int, str] = {}
-
-        def admit(part: Sequence[int]) -> None:
-            failure = self.failure([*accepted, *part])
-            if failure is None:
-                accepted.extend(part)
-            elif len(part) == 1:
-                found[part[0]] = failure
-            else:
-                admit(part[: len(part) // 2])
-                admit(part[len(part) // 2 :])
-
-        admit(list(groups))
-        return found
-
-    def _run(self, model: nn.Module, training: bool) -> list[torch.Size] | str:
-        model.train(training)
-        inputs = copy.deepcopy(self.inputs)
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                return [tensor.shape for tensor in call(model, inputs)]
-        except TRACE_ERRORS as error:
-            return _one_line(error)
+    Returns:
+        The trial. What does not run on the model before is not asked of it after.
+    """
+    for double in (True, False):
+        give = doubled if double else copy.deepcopy
+        runs = _runs(inputs, losses, batches, last, compare, give)
+        dense = in_double(copied(model)) if double else copied(model)
+        results = [_outcome(entry, dense) for entry in runs]
+        if double and any(isinstance(result, str) for result in results):
+            native = _runs(inputs, losses, batches, last, compare, copy.deepcopy)
+            failing = [entry for entry, result in zip(native, results, strict=True) if isinstance(result, str)]
+            if not all(isinstance(_outcome(entry, copied(model)), str) for entry in failing):
+                continue  # something runs in the model's own precision only
+        working = [entry for entry, result in zip(runs, results, strict=True) if not isinstance(result, str)]
+        steady = tuple(
+            dataclasses.replace(entry, compared=not entry.training or _repeats(entry, dense)) for entry in working
+        )
+        return Trial(model, steady, customized_pruners, double, _tolerance(model, double) if exact else None)
+    raise AssertionError("unreachable: the second round always returns")
 
 
-def tolerance_of(model: nn.Module) -> float:
-    """Return how large rounding errors may become, relative to the output, in the model's precision."""
-    return max((1e-3 if p.dtype in (torch.float32, torch.float64) else 0.1) for p in model.parameters())
+def _tolerance(model: nn.Module, double: bool) -> float:
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    coarse = sum(p.numel() for p in floating if torch.finfo(p.dtype).eps > 1e-5)
+    return 1e-3 if double or coarse * 2 < sum(p.numel() for p in floating) else 0.1
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model."""
+def _runs(
+    inputs: Inputs,
+    losses: TaskLosses,
+    batches: Sequence[Batch],
+    last: Sequence[str],
+    compare: Callable[[Any], Any] | None,
+    give: Callable[[Any], Any],
+) -> list[Run]:
+    def forward(model: nn.Module) -> _Found:
+        with torch.no_grad(), _entering(model, last) as entered:
+            outputs = run(model, give(inputs))
+        return [*named_tensors(compare(outputs) if compare else outputs), *entered]
+
+    def losses_on(batch: Batch) -> Callable[[nn.Module], _Found]:
+        def call(model: nn.Module) -> _Found:
+            with torch.enable_grad():
+                return [(f"the loss of task {task!r}", v.detach()) for task, v in losses(model, give(batch)).items()]
+
+        return call
+
+    found = []
+    for training, mode in ((False, "evaluation"), (True, "training")):
+        found.append(Run(f"the forward in {mode} mode", training, forward))
+        found += [Run(f"the losses in {mode} mode", training, losses_on(batch)) for batch in batches]
+    return found
+
+
+@contextlib.contextmanager
+def _entering(model: nn.Module, last: Sequence[str]) -> Iterator[_Found]:
+    """Note what enters the last layers in evaluation mode."""
+    found: _Found = []
+    modules = {name: module for module, name in module_names(model).items()}
+    with contextlib.ExitStack() as stack:
+        for name in last if not model.training else ():
+
+            def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                found.extend((f"{_ENTERS}{name}", x.detach()) for x in inputs[:1])
+
+            stack.callback(modules[name].register_forward_pre_hook(note).remove)
+        yield found
+
+
+def _outcome(entry: Run, model: nn.Module, seed: int = 0) -> _Found | str:
+    model.train(entry.training)
     try:
-        return copy.deepcopy(model)
-    except RuntimeError:
-        # Some models cache tensors of a graph in their evaluation mode; a change of mode drops them.
-        modes = [(module, module.training) for module in model.modules()]
-        model.train(not model.training)
-        model.train(not model.training)
-        for module, mode in modes:
-            module.training = mode
-        return copy.deepcopy(model)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return entry.call(model)
+    except TRACE_ERRORS as error:
+        return f"an error in {entry.what}: {' '.join(str(error).split())[:120]}"
 
 
-def _one_line(error: BaseException) -> str:
-    return f"the forward fails: {' '.join(str(error).split())[:120]}"
+def _repeats(entry: Run, model: nn.Module) -> bool:
+    """Tell whether two runs with other random numbers agree."""
+    first, second = _outcome(entry, model, 1), _outcome(entry, model, 2)
+    if isinstance(first, str) or isinstance(second, str) or len(first) != len(second):
+        return False
+    return all(difference(a, b, floor=0.05).size < 1e-6 for (_, a), (_, b) in zip(first, second, strict=True))
 
 
-def _difference(first: Tensor, second: Tensor) -> float:
-    scale = float(first.abs().max()) if first.numel() else 0.0
-    return float((first - second).abs().max()) / scale if scale > 0 else 0.0
+def verdict(trial: Trial, plan: RemovalPlan) -> Verdict:
+    """Try a plan on a copy, and compare with another copy in which the same positions are masked.
+
+    Returns:
+        What went wrong first, or None, and the largest difference.
+    """
+    smaller = _fresh(trial)
+    try:
+        plan.apply(smaller, customized_pruners=trial.customized_pruners)
+    except TRACE_ERRORS as error:
+        return Verdict(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
+    removed = []
+    for entry in trial.runs:
+        result = _outcome(entry, smaller)
+        if isinstance(result, str):
+            return Verdict(result)
+        removed.append(result)
+    del smaller
+    masked = mask(_fresh(trial).eval(), list(plan.cuts), trial.customized_pruners)
+    kept = {cut.target: kept_of(cut.count, cut.positions) for cut in plan.cuts if cut.side == "in"}
+    largest = 0.0
+    for entry, result in zip(trial.runs, removed, strict=True):
+        expected = _outcome(entry, masked)
+        if isinstance(expected, str):
+            return Verdict(f"with masked channels, {expected}")
+        failure, size = _compared(trial, entry, _narrowed(masked, expected, kept), result)
+        largest = max(largest, size)
+        if failure is not None:
+            return Verdict(failure, largest)
+    return Verdict(None, largest)
 
 
-def _shapes(sizes: Sequence[torch.Size]) -> str:
-    return ", ".join(str(tuple(size)) for size in sizes)
+def _fresh(trial: Trial) -> nn.Module:
+    return in_double(copied(trial.model)) if trial.double else copied(trial.model)
+
+
+def _narrowed(masked: nn.Module, found: _Found, kept: Mapping[str, Tensor]) -> _Found:
+    """Take the channels that are left out of what enters the last layers of the masked copy."""
+    modules = {name: module for module, name in module_names(masked).items()}
+    narrow = []
+    for what, tensor in found:
+        name = what.removeprefix(_ENTERS)
+        if name != what and name in kept:
+            rule = rule_of(modules[name])
+            assert rule is not None
+            tensor = tensor.index_select(rule.channel_dim(modules[name], tensor), kept[name].to(tensor.device))
+        narrow.append((what, tensor))
+    return narrow
+
+
+def _compared(trial: Trial, entry: Run, expected: _Found, found: _Found) -> tuple[str | None, float]:
+    """Compare one run; return what went wrong, or None, and the largest difference."""
+    if [name for name, _ in expected] != [name for name, _ in found]:
+        return f"{entry.what} gives {len(found)} tensors instead of {len(expected)}", math.inf
+    floor, largest = 1e-3 if trial.double else 0.05, 0.0
+    for (name, masked), (_, removed) in zip(expected, found, strict=True):
+        if masked.shape != removed.shape:
+            changed = f"from {tuple(masked.shape)} to {tuple(removed.shape)}"
+            return f"the outputs change {changed} ({name} of {entry.what})", math.inf
+        if not entry.compared:
+            continue
+        found_difference = difference(masked, removed, floor=floor)
+        largest = max(largest, found_difference.size)
+        if trial.tolerance is not None and not found_difference.size <= trial.tolerance:
+            return (
+                f"the outputs differ from those with masked channels by {found_difference.size:.1e} ({name} of "
+                f"{entry.what}: {found_difference.where})"
+            ), largest
+    return None, largest
+
+
+def culprits(
+    trial: Trial,
+    plan_of: Callable[[Sequence[int], frozenset[int]], RemovalPlan],
+    groups: Sequence[int],
+    numbered: frozenset[int],
+) -> tuple[dict[int, str], frozenset[int]]:
+    """Find groups without which the removal works, by trying halves on top of what is known to work.
+
+    Args:
+        trial: What to try on.
+        plan_of: Makes the plan for some groups, given by their numbers; the second are those for which numbers that
+            modules hold of their width change too.
+        groups: Numbers of groups that fail together.
+        numbered: For which of them numbers change already.
+
+    Returns:
+        Number of each culprit to what goes wrong with it, and the groups for which numbers must change.
+    """
+    accepted: list[int] = []
+    found: dict[int, str] = {}
+
+    def admit(part: Sequence[int]) -> None:
+        nonlocal numbered
+        failure = verdict(trial, plan_of([*accepted, *part], numbered)).failure
+        if failure is not None and len(part) == 1 and part[0] not in numbered:
+            with_numbers = numbered | {part[0]}
+            plan = plan_of([*accepted, *part], with_numbers)
+            if plan.attributes and verdict(trial, plan).failure is None:
+                numbered, failure = with_numbers, None
+        if failure is None:
+            accepted.extend(part)
+        elif len(part) == 1:
+            found[part[0]] = failure
+        else:
+            admit(part[: len(part) // 2])
+            admit(part[len(part) // 2 :])
+
+    admit(list(groups))
+    return found, numbered

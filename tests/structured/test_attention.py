@@ -205,7 +205,7 @@ def test_attention_that_loses_only_inputs_keeps_its_scale(key_dim, value_dim):
     model = Tokens(UnlikeAttention(12, 2, key_dim, value_dim, scale=0.37)).eval()
     x = torch.randn(4, 5, 6)
     ignored = [model.attention.qkv]
-    report = remove_channels(model, square_sums, [x], x, amount=0.5, ignored_layers=ignored)
+    report = remove_channels(model, square_sums, [x], x, amount=0.5, exclude=ignored)
     assert model.attention.scale == 0.37
     assert model.embed.out_features < 12
     assert report.deviation < 1e-5

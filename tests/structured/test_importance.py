@@ -122,7 +122,7 @@ def removed(pruner: Any, groups: list[Any]) -> list[set[int]]:
 
 def test_only_channels_that_all_their_tasks_rank_low_go() -> None:
     """Unanimity, written out: per task, percentiles over all channels it reaches; the cut is one line through them."""
-    pruner = make_pruner(build("batchnorm"), pruning_ratio=0.4)
+    pruner = make_pruner(build("batchnorm"), pruning_ratio=0.4, options={"across": None})
     groups = all_groups(pruner)
     worst = [rows.max(0) for rows in percentiles(pruner, groups)]
     pruned, kept = [], []
@@ -137,8 +137,8 @@ def test_only_channels_that_all_their_tasks_rank_low_go() -> None:
 @pytest.mark.parametrize("ratio", [0.25, 0.4, 0.6])
 def test_across_decides_how_many_go_and_the_arbiter_which(ratio: float) -> None:
     alone = make_pruner(build("batchnorm"), pruning_ratio=ratio, options={"arbiter": "mean"})
-    both = make_pruner(build("batchnorm"), pruning_ratio=ratio, options={"across": "mean"})
-    plain = make_pruner(build("batchnorm"), pruning_ratio=ratio)
+    both = make_pruner(build("batchnorm"), pruning_ratio=ratio)
+    plain = make_pruner(build("batchnorm"), pruning_ratio=ratio, options={"across": None})
     groups = all_groups(both)
     found = removed(both, groups)
     assert [len(gone) for gone in found] == [len(gone) for gone in removed(alone, all_groups(alone))]

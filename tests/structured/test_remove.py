@@ -189,12 +189,12 @@ def test_parts_and_groups_are_reported() -> None:
 
 def test_ignored_layers_limits_and_rounding() -> None:
     model = build("batchnorm")
-    report = remove(model, 0.4, ignored_layers=[model.blocks[0]], max_pruning_ratio=0.75, round_to=4)
+    report = remove(model, 0.4, exclude=[model.blocks[0]], max_pruning_ratio=0.75, round_to=4)
     assert model.blocks[0].conv1.out_channels == 32
     assert model.stem.out_channels == 16  # adds to the ignored block
     assert all(change.channels.after % 4 == 0 for change in report.groups.values() if change.channels.removed)
     assert all(change.channels.removed <= 0.75 for change in report.groups.values())
-    assert "in ignored_layers" in report.skipped.values()
+    assert "excluded" in report.skipped.values()
 
 
 def test_a_count_instead_of_a_fraction() -> None:
@@ -327,7 +327,7 @@ def _nan(model: nn.Module) -> None:
         (None, {"criterion": "nothing"}, "criterion"),
         (None, {"round_to": 0}, "round_to"),
         (None, {"max_pruning_ratio": 2.0}, "max_pruning_ratio"),
-        (None, {"ignored_layers": [nn.Linear(1, 1)]}, "ignored_layers"),
+        (None, {"exclude": [nn.Linear(1, 1)]}, "exclude"),
         (None, {"example_inputs": torch.zeros(1, 4, 16, 16)}, "example_inputs"),
         (None, {"example_inputs": torch.zeros(7)}, "example_inputs"),
         (None, {"data": []}, "data"),

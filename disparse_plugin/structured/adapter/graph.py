@@ -6,7 +6,8 @@ Its defects in tracing are worked round here; its private parts are in
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from ...parameters import ParameterKey
 from ..groups import channel_parameters
 from ..layers import makes_channels, rule_of
 from ..shrinking import shrink
-from .observation import tensors_in
-from .private import bounded, tp
+from .observation import Inputs, call
+from .private import tp, unchanging
 
 # What torch-pruning raises on architectures that it cannot map.
 TRACE_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -85,8 +86,10 @@ def fix_layer_norms(graph: Any) -> None:
 
 def trace(
     model: nn.Module,
-    example_inputs: tuple[Any, ...] | dict[str, Any],
+    example_inputs: Inputs,
     *,
+    losses: Callable[[nn.Module], list[torch.Tensor]] | None = None,
+    side_branches: Collection[nn.Module] = (),
     ignored_parameters: Collection[nn.Parameter] = (),
     customized_pruners: Mapping[type[nn.Module], Any] | None = None,
 ) -> Any:
@@ -95,6 +98,8 @@ def trace(
     Args:
         model: A model that may be disturbed (a copy).
         example_inputs: Positional or keyword arguments of one forward.
+        losses: Runs the losses too, where they reach layers that the forward does not run.
+        side_branches: Layers that run but reach no output; what they read is followed all the same.
         ignored_parameters: Bare parameters that no group may touch.
         customized_pruners: As in torch-pruning, by class.
 
@@ -103,11 +108,11 @@ def trace(
     """
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
-    with torch.enable_grad(), bounded():
+    with torch.enable_grad(), unchanging():
         graph = tp.DependencyGraph().build_dependency(
             model,
             example_inputs=example_inputs,
-            output_transform=lambda outputs: [t for t in tensors_in(outputs) if t.grad_fn is not None],
+            forward_fn=lambda model, _: _outputs(model, example_inputs, losses, side_branches),
             customized_pruners={**_pruners_of_rules(model, known=False), **(customized_pruners or {})},
             ignored_params=list(ignored_parameters),
             verbose=False,
@@ -119,6 +124,22 @@ def trace(
 def one_line(error: BaseException) -> str:
     """Shorten what an exception says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+def _outputs(
+    model: nn.Module,
+    inputs: Inputs,
+    losses: Callable[[nn.Module], list[torch.Tensor]] | None,
+    side_branches: Collection[nn.Module],
+) -> list[torch.Tensor]:
+    ends: list[torch.Tensor] = []
+    with contextlib.ExitStack() as stack:
+        for layer in side_branches:
+            stack.callback(layer.register_forward_hook(lambda _, __, output: ends.append(output)).remove)
+        outputs = call(model, inputs)
+    if losses is not None:
+        outputs += losses(model)
+    return [tensor for tensor in (*outputs, *ends) if tensor.grad_fn is not None]
 
 
 def traced_parameters(graph: Any) -> list[ParameterKey]:

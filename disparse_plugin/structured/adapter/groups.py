@@ -6,23 +6,20 @@ What leaves this file are :class:`ChannelGroup` objects, or the reason why a lay
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ...parameters import module_names
+from ...parameters import keys_by_name, module_names
 from ..attention import attention_heads
-from ..groups import ChannelGroup, Follower
-from ..layers import Side, is_depthwise, makes_channels, rule_of
+from ..copies import copied
+from ..groups import ChannelGroup
+from ..layers import Side, makes_channels
 from .graph import TRACE_ERRORS, one_line, trace
 from .observation import Inputs, Observation, observe
-from .private import parameter_name, tp, unchanging
-
-
-class UnusableGroupError(ValueError):
-    """A group that cannot be removed consistently; the message says why."""
+from .private import unchanging
+from .reading import UnusableGroupError, block_counts, read_group
 
 
 @dataclasses.dataclass
@@ -34,64 +31,126 @@ class Groups:
         skipped: Layer name to the reason why its channels are left alone.
         clashing: Bare parameters that do not fit the groups they are in; ignoring them may make more usable.
         idle: Names of convolutions and linear layers that do not run.
+        last: Names of those that make the outputs of the forward.
     """
 
     usable: list[ChannelGroup]
     skipped: dict[str, str]
     clashing: list[nn.Parameter]
     idle: set[str] = dataclasses.field(default_factory=set)
+    last: tuple[str, ...] = ()
 
 
 def find_groups(
-    model: nn.Module,
-    inputs: Inputs,
     original: nn.Module,
-    ignored_layers: Collection[nn.Module],
+    inputs: Inputs,
+    losses: Callable[[nn.Module], list[Tensor]] | None,
+    kept: Collection[nn.Module | nn.Parameter],
     customized_pruners: Mapping[type[nn.Module], Any] | None,
 ) -> tuple[Groups, Observation]:
-    """Trace a copy (``model``) of the original; leave out bare parameters that do not fit, as long as that helps."""
-    twins = dict(zip(original.modules(), model.modules(), strict=True))
-    for layer in ignored_layers:
-        if layer not in twins:
-            raise ValueError(f"ignored_layers: must be modules of the model, found {type(layer).__name__} that is not")
-    ignored = {inner for layer in ignored_layers for inner in twins[layer].modules()}
-    seen, unfit = observe(model, inputs), list[nn.Parameter]()
+    """Trace a copy of a model; leave out bare parameters that do not fit, as long as that helps.
+
+    Args:
+        original: The model; only copies of it run.
+        inputs: From :func:`as_inputs`.
+        losses: Runs the losses on a batch; None to look at the forward alone.
+        kept: Layers and bare parameters of the model that must stay as they are.
+        customized_pruners: As in torch-pruning, by class.
+
+    Returns:
+        The groups, in terms of ``original``, and what the forward showed, by the layers of the copy.
+
+    Raises:
+        ValueError: If the model does not run on the inputs, or cannot be traced.
+    """
+    seen = observe(model := copied(original), inputs, losses)
+    twins: dict[nn.Module | nn.Parameter, nn.Module | nn.Parameter] = {
+        **dict(zip(original.modules(), model.modules(), strict=True)),
+        **dict(zip(original.parameters(), model.parameters(), strict=True)),
+    }
+    own, unfit = {twins[layer] for layer in kept}, list[nn.Parameter]()
     while True:
         try:
-            graph = trace(model, inputs, ignored_parameters=unfit, customized_pruners=customized_pruners)
+            graph = trace(
+                model,
+                inputs,
+                losses=losses if seen.only_in_losses else None,
+                side_branches=seen.side_branches,
+                ignored_parameters=unfit,
+                customized_pruners=customized_pruners,
+            )
         except TRACE_ERRORS as error:
             raise ValueError(
                 f"model: torch-pruning must be able to trace it, found {type(error).__name__}: {error}; pass "
                 "customized_pruners for unusual layers, or mask weights instead (DiSparseStatic)"
             ) from error
-        found = channel_groups(graph, ignored_layers=ignored, outputs=seen.outputs, heads=attention_heads(model))
+        found = channel_groups(graph, ignored_layers=own, seen=seen, heads=attention_heads(model))
         fresh = [p for p in found.clashing if not any(p is known for known in unfit)]
         if not fresh:
             break
         unfit += fresh
     names = module_names(model)
-    found.skipped |= {names[layer]: "runs but reaches no output" for layer in seen.untraced}
+    found.last = tuple(names[layer] for layer in names if layer in seen.outputs - seen.only_in_losses)
     found.idle = {names[layer] for layer in seen.idle}
     found.skipped |= {name: "does not run" for name in found.idle if name not in found.skipped}
+    back = {twin: layer for layer, twin in twins.items()}
+    found.usable = [_of_original(group, back) for group in found.usable]
+    _refuse_half_tied(original, found)
     return found, seen
 
 
+def _of_original(group: ChannelGroup, back: Mapping[Any, Any]) -> ChannelGroup:
+    """Put the layers of the model in the place of those of the traced copy, which can then be freed."""
+    followers = (dataclasses.replace(follower, layer=back[follower.layer]) for follower in group.followers)
+    return dataclasses.replace(group, followers=tuple(followers))
+
+
+def _refuse_half_tied(model: nn.Module, found: Groups) -> None:
+    """Leave groups alone that would cut a Parameter in one of the layers that share it, and not in the others."""
+    names: dict[int, list[str]] = {}
+    for name, (module, key) in keys_by_name(model).items():
+        names.setdefault(id(module._parameters[key]), []).append(name)
+    shared = {name: others for others in names.values() if len(others) > 1 for name in others}
+    for group in list(found.usable) if shared else ():
+        pieces: dict[str, list[tuple[int, int, list[int], list[int]]]] = {}
+        for piece in group.slices():
+            if piece.name in shared:
+                entry = (piece.dim, piece.blocks, piece.positions.tolist(), piece.channels.tolist())
+                pieces.setdefault(piece.name, []).append(entry)
+        for name, cut in pieces.items():
+            other = next((other for other in shared[name] if sorted(pieces.get(other, [])) != sorted(cut)), None)
+            if other is not None:
+                found.usable.remove(group)
+                found.skipped[group.name] = (
+                    f"{name} and {other} share one Parameter, of which only one would lose channels"
+                )
+                break
+
+
 def channel_groups(
-    graph: Any, *, ignored_layers: Collection[nn.Module], outputs: Collection[nn.Module], heads: Mapping[nn.Module, int]
+    graph: Any,
+    *,
+    ignored_layers: Collection[nn.Module | nn.Parameter],
+    seen: Observation,
+    heads: Mapping[nn.Module, int],
 ) -> Groups:
     """Enumerate all groups of a graph, each layer's outputs in one group at most.
 
     Args:
         graph: From :func:`trace`.
-        ignored_layers: Layers that must keep their outputs, by wish of the user.
-        outputs: Layers that must keep theirs because they make the model's outputs.
+        ignored_layers: Layers that must keep their outputs, and bare parameters, by wish of the user.
+        seen: Which layers make the model's outputs, or run aside.
         heads: Attention heads of each query-key-value layer.
 
     Returns:
         The groups, in the order of the graph.
     """
     names = module_names(graph.model)
-    kept = set(ignored_layers) | set(outputs)
+    reasons: dict[nn.Module | nn.Parameter, str] = {}
+    reasons |= dict.fromkeys(seen.side_branches, "runs but reaches no output")
+    reasons |= dict.fromkeys(seen.outputs, "makes an output of the model")
+    reasons |= {layer: "excluded" for layer in ignored_layers if layer not in reasons}
+    kept = set(reasons)
     found, visited = Groups([], {}, []), set[nn.Module]()
     blocks = block_counts(graph)
     with unchanging(graph):
@@ -100,8 +159,7 @@ def channel_groups(
                 continue
             visited.add(module)
             if module in kept:
-                reason = "makes an output of the model" if module in outputs else "in ignored_layers"
-                found.skipped[names[module]] = reason
+                found.skipped[names[module]] = reasons[module]
                 continue
             try:
                 group, size, count = _full_group(graph, module, heads)
@@ -144,159 +202,3 @@ def _reroot_attention(graph: Any, group: Any) -> tuple[Any, int]:
     module, handler = inner[-1].target.module, inner[-1].handler
     size = graph.get_in_channels(module)
     return graph.get_pruning_group(module, handler, list(range(size))), size
-
-
-def read_group(
-    graph: Any,
-    group: Any,
-    size: int,
-    names: Mapping[nn.Module, str],
-    blocks: Mapping[tuple[nn.Module, Side], int],
-    kept: Collection[nn.Module] = (),
-    clashing: list[nn.Parameter] | None = None,
-    folds: int | None = None,
-) -> ChannelGroup:
-    """Translate a full group of torch-pruning, or say why it cannot be removed from.
-
-    Args:
-        graph: The graph it comes from.
-        group: A group over all channels of its root.
-        size: How many those are.
-        names: Module names.
-        blocks: In how many equal blocks each side of a layer must be pruned alike.
-        kept: Layers that must keep their outputs.
-        clashing: Collects bare parameters that do not fit.
-        folds: The number of blocks, where the caller (a pruner) has decided.
-
-    Raises:
-        UnusableGroupError: If positions do not fit a layer, a channel count is not divisible, or an output changes.
-    """
-    followers = _followers(graph, group, size, names, kept, clashing)
-    counts: dict[Follower, int] = {}
-    for follower in followers if folds is None else ():
-        if isinstance(follower.layer, nn.Module) and (follower.layer, follower.side) in blocks:
-            counts[follower] = blocks[follower.layer, follower.side]
-    folds = max(counts.values(), default=1) if folds is None else folds
-    if size % folds or any(folds % count for count in counts.values()):
-        raise UnusableGroupError(f"{size} channels do not split evenly into {folds} groups of channels")
-    units = _merged(torch.arange(size) % (size // folds), _ties(group, followers))
-    result = ChannelGroup(followers[0].target, size, units, tuple(followers))
-    for follower, count in counts.items():
-        _check_alike(result, follower, count)
-    return result
-
-
-def _followers(
-    graph: Any,
-    group: Any,
-    size: int,
-    names: Mapping[nn.Module, str],
-    kept: Collection[nn.Module],
-    clashing: list[nn.Parameter] | None,
-) -> list[Follower]:
-    followers, clashes = list[Follower](), list[str]()
-    for item in group.items:
-        node = item.dep.target
-        if node.type == tp.ops.OPTYPE.OUTPUT:
-            raise UnusableGroupError("changes an output of the model")
-        if isinstance(graph.get_pruner_of_module(node.module), tp.ops.DummyPruner):
-            continue
-        follower = _follower(graph, item, names)
-        if follower.layer in kept and follower.side == "out":
-            raise UnusableGroupError(f"goes together with {follower.target}, which must keep its outputs")
-        error = _misfit(follower, size)
-        if error is None:
-            followers.append(follower)
-        elif isinstance(node.module, nn.Parameter) and clashing is not None:
-            clashing.append(node.module)
-            clashes.append(error)
-        else:
-            clashes.append(error)
-    if clashes:
-        raise UnusableGroupError(clashes[0])
-    return followers
-
-
-def _follower(graph: Any, item: Any, names: Mapping[nn.Module, str]) -> Follower:
-    node, positions, channels = item.dep.target, item.idxs, item.root_idxs
-    side: Side
-    if None in channels:
-        raise UnusableGroupError("its channels are repeated (grouped-query attention)")
-    if isinstance(node.module, nn.Parameter):
-        name, side, dim = parameter_name(graph, node.module), "parameter", node.pruning_dim
-    else:
-        name, dim = names[node.module], -1
-        side = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-    count = graph.get_in_channels(node) if side == "in" else graph.get_out_channels(node)
-    if count is None:  # PReLU with one slope for all channels
-        count = max(positions, default=0) + 1
-    positions, channels = torch.tensor(positions, dtype=torch.int64), torch.tensor(channels, dtype=torch.int64)
-    return Follower(name, node.module, side, dim, count, positions, channels)
-
-
-def _misfit(follower: Follower, size: int) -> str | None:
-    """Say why torch-pruning's positions cannot be those of the layer, or return None."""
-    count, what, rule = follower.count, f"{follower.target} ({follower.side})", rule_of(follower.layer)
-    refusal = rule.refusal(follower.layer) if rule is not None else None
-    if refusal is not None:
-        return f"{what} {refusal}"
-    if follower.positions.numel() and not 0 <= int(follower.positions.min()) <= int(follower.positions.max()) < count:
-        return f"{what} has {count} positions, found {int(follower.positions.max())}: a mapping that cannot be right"
-    if follower.channels.numel() and int(follower.channels.max()) >= size:
-        return f"{what} is mapped to {int(follower.channels.max()) + 1} channels of {size}"
-    return None
-
-
-def _ties(group: Any, followers: Collection[Follower]) -> list[tuple[int, int]]:
-    """List pairs of channels that claim one position."""
-    ties = list(getattr(group, "ties", ()))
-    for follower in followers:
-        if follower.positions.unique().numel() < follower.positions.numel():
-            owner: dict[int, int] = {}
-            for position, channel in zip(follower.positions.tolist(), follower.channels.tolist(), strict=True):
-                ties.append((owner.setdefault(position, channel), channel))
-    return [(first, second) for first, second in ties if first != second]
-
-
-def _merged(units: Tensor, ties: list[tuple[int, int]]) -> Tensor:
-    """Join the units of tied channels, and number what remains from zero."""
-    if not ties:
-        return units
-    parent = list(range(int(units.max()) + 1))
-
-    def find(unit: int) -> int:
-        while parent[unit] != unit:
-            parent[unit] = unit = parent[parent[unit]]
-        return unit
-
-    for first, second in ties:
-        one, other = find(int(units[first])), find(int(units[second]))
-        parent[max(one, other)] = min(one, other)
-    numbers: Tensor = torch.tensor([find(unit) for unit in units.tolist()]).unique(return_inverse=True)[1]
-    return numbers
-
-
-def _check_alike(group: ChannelGroup, follower: Follower, blocks: int) -> None:
-    """Check that removing a unit takes the same places from every block of a grouped layer."""
-    width = follower.count // blocks
-    unit = group.units[follower.channels]
-    local, block = follower.positions % width, follower.positions // width
-    seen: dict[tuple[int, int], set[int]] = {}
-    for key in zip(unit.tolist(), local.tolist(), block.tolist(), strict=True):
-        seen.setdefault(key[:2], set()).add(key[2])
-    if any(len(found) != blocks for found in seen.values()):
-        raise UnusableGroupError(f"{follower.target} has {blocks} groups of channels, which would lose different ones")
-
-
-def block_counts(graph: Any) -> dict[tuple[nn.Module, Side], int]:
-    """Return in how many equal blocks each side of a layer must be pruned alike, where more than one."""
-    counts: dict[tuple[nn.Module, Side], int] = {}
-    for module in graph.model.modules():
-        pruner = graph.get_pruner_of_module(module)
-        if pruner is None or is_depthwise(module):
-            continue
-        rule = rule_of(module)
-        own = rule.folds(module) if rule is not None else 1
-        counts[module, "out"] = max(pruner.get_out_channel_groups(module), own)
-        counts[module, "in"] = max(pruner.get_in_channel_groups(module), own)
-    return {key: count for key, count in counts.items() if count > 1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,16 +22,16 @@ class Observation:
     """What one forward showed.
 
     Attributes:
-        shapes: Shapes of all output tensors.
         outputs: Convolutions and linear layers that make an output, with nothing of their kind after them.
-        untraced: Convolutions and linear layers that ran but reach no output.
-        idle: Convolutions and linear layers that did not run.
+        side_branches: Convolutions and linear layers that ran but reach no output.
+        only_in_losses: Those that the losses reach and the forward does not run (heads of other tasks, of training).
+        idle: Those that ran in neither.
         uses: Parameter name to the number of multiplications per weight: output positions times batch.
     """
 
-    shapes: list[torch.Size] = dataclasses.field(default_factory=list)
     outputs: set[nn.Module] = dataclasses.field(default_factory=set)
-    untraced: set[nn.Module] = dataclasses.field(default_factory=set)
+    side_branches: set[nn.Module] = dataclasses.field(default_factory=set)
+    only_in_losses: set[nn.Module] = dataclasses.field(default_factory=set)
     idle: set[nn.Module] = dataclasses.field(default_factory=set)
     uses: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -43,39 +43,51 @@ def as_inputs(example_inputs: Any) -> Inputs:
     return tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
 
 
-def tensors_in(outputs: Any) -> list[torch.Tensor]:
-    """Collect the tensors of nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(outputs, torch.Tensor):
-        return [outputs]
-    if isinstance(outputs, Mapping):
-        return [tensor for value in outputs.values() for tensor in tensors_in(value)]
-    if isinstance(outputs, list | tuple):
-        return [tensor for value in outputs for tensor in tensors_in(value)]
-    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type):
-        return [tensor for field in dataclasses.fields(outputs) for tensor in tensors_in(getattr(outputs, field.name))]
-    return []
+def named_tensors(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
+    """Collect the tensors of nested tuples, lists, mappings and dataclasses, in order, with names for messages.
+
+    Example:
+        >>> [name for name, _ in named_tensors({"seg": torch.ones(1), "aux": [torch.ones(2)]})]
+        ["output['seg']", "output['aux'][0]"]
+    """
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    entries: list[tuple[str, Any]] = []
+    if isinstance(value, Mapping):
+        entries = [(f"{name}[{key!r}]", entry) for key, entry in value.items()]
+    elif isinstance(value, list | tuple):
+        entries = [(f"{name}[{number}]", entry) for number, entry in enumerate(value)]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        entries = [(f"{name}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return [pair for key, entry in entries for pair in named_tensors(entry, key)]
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """Run a model on what :func:`as_inputs` made."""
+    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def call(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run a model and return its output tensors."""
-    return tensors_in(model(**inputs) if isinstance(inputs, dict) else model(*inputs))
+    return [tensor for _, tensor in named_tensors(run(model, inputs))]
 
 
-def observe(model: nn.Module, inputs: Inputs) -> Observation:
+def observe(model: nn.Module, inputs: Inputs, losses: Callable[[nn.Module], list[Tensor]] | None = None) -> Observation:
     """Run a model once in evaluation mode, with gradients, and watch.
 
     Args:
         model: A model that may be disturbed (a copy).
         inputs: From :func:`as_inputs`.
+        losses: Runs the user's losses on a batch; what runs there and not in the forward is noted too.
 
     Raises:
         ValueError: If the model cannot run on the inputs, returns no tensor, or none that depends on a parameter.
     """
-    model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     seen, made_by = Observation(), dict[Any, nn.Module]()
     with torch.enable_grad(), _watching(model, seen, made_by):
+        model.eval()
         try:
             outputs = call(model, inputs)
         except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
@@ -83,14 +95,26 @@ def observe(model: nn.Module, inputs: Inputs) -> Observation:
                 f"example_inputs: the model must run on them, found {type(error).__name__}: {error}; pass a tensor, a "
                 "tuple of positional or a dict of keyword arguments of one forward"
             ) from error
-    seen.shapes = [tensor.shape for tensor in outputs]
     if not any(tensor.grad_fn is not None for tensor in outputs):
         raise ValueError("model: an output must depend on a parameter, found none that does; return the heads' outputs")
     reached = _reached([tensor.grad_fn for tensor in outputs], made_by, seen.outputs)
     ran = set(made_by.values())
-    seen.untraced = ran - reached
-    seen.idle = {module for module in model.modules() if makes_channels(module) and module not in ran}
+    if losses is not None:
+        _observe_losses(model, losses, seen, ran)
+    seen.side_branches = ran - reached
+    seen.idle = {m for m in model.modules() if makes_channels(m) and m not in ran and m not in seen.only_in_losses}
     return seen
+
+
+def _observe_losses(
+    model: nn.Module, losses: Callable[[nn.Module], list[Tensor]], seen: Observation, ran: set[nn.Module]
+) -> None:
+    also, made_by, last = Observation(), dict[Any, nn.Module](), set[nn.Module]()
+    with torch.enable_grad(), _watching(model, also, made_by):
+        values = losses(model)
+    reached = _reached([value.grad_fn for value in values], made_by, last)
+    seen.only_in_losses = reached - ran
+    seen.outputs |= last & seen.only_in_losses
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ the file to look at; every other file of this package goes through it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -77,11 +77,81 @@ def _swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def unchanging(graph: Any) -> Iterator[None]:
-    """Compute the index maps of a graph once instead of before every group; for as long as nothing is pruned."""
-    tp_index_mapping.update_index_mapping(graph)
+def unchanging(graph: Any = None) -> Iterator[None]:
+    """Compute the index maps of a graph once instead of before every group; for as long as nothing is pruned.
+
+    A node whose map cannot be computed becomes a barrier: groups that would pass it raise, all others are unharmed.
+    Without a graph, maps are computed whenever torch-pruning does so.
+    """
+    if graph is None:
+        with bounded(), _swapped(tp_index_mapping, "update_index_mapping", _guarded_update):
+            yield
+        return
+    _guarded_update(graph)
     with bounded(), _swapped(tp_index_mapping, "update_index_mapping", lambda _: None):
         yield
+
+
+class BarrierError(ValueError):
+    """A group would pass an operation that torch-pruning cannot map."""
+
+
+class _Barrier:
+    """Stands in for the index map of an operation that has none."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __call__(self, _: Any) -> Any:
+        raise BarrierError(self._reason)
+
+
+class _BoundedMap:
+    """An index map that raises before it spreads a few channels over very many positions."""
+
+    def __init__(self, mapping: Any) -> None:
+        self._mapping = mapping
+
+    def __call__(self, indices: Any) -> Any:
+        stride = 1 if self._mapping.reverse else self._mapping._stride
+        if len(indices) * stride > MAX_INDICES:
+            raise BarrierError(f"a reshape spreads {len(indices)} channels over {len(indices) * stride} positions")
+        return self._mapping(indices)
+
+
+def _guarded_update(graph: Any) -> None:
+    """Update the index maps node by node, as torch-pruning does for all of them or none."""
+    update = {
+        tp.ops.OPTYPE.CONCAT: tp_index_mapping.update_concat_index_mapping,
+        tp.ops.OPTYPE.SPLIT: tp_index_mapping.update_split_index_mapping,
+        tp.ops.OPTYPE.RESHAPE: tp_index_mapping.update_reshape_index_mapping,
+        tp.ops.OPTYPE.UNBIND: tp_index_mapping.update_unbind_index_mapping,
+        tp.ops.OPTYPE.EXPAND: tp_index_mapping.update_expand_index_mapping,
+        tp.ops.OPTYPE.SLICE: tp_index_mapping.update_slice_index_mapping,
+    }
+    for node in list(graph.module2node.values()):
+        if node.type not in update:
+            continue
+        try:
+            update[node.type](graph, node)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+            _set_maps(node, _constant(_Barrier(f"torch-pruning cannot map {node.name}: {type(e).__name__}: {e}")))
+        else:
+            _set_maps(node, lambda m: _BoundedMap(m) if isinstance(m, tp_index_mapping._FlattenIndexMapping) else m)
+
+
+def _constant(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+def _set_maps(node: Any, change: Callable[[Any], Any]) -> None:
+    """Change the first map of every dependency to and from a node."""
+    for dep in node.dependencies:
+        dep.index_mapping[0] = change(dep.index_mapping[0])
+    for neighbour in {*node.inputs, *node.outputs}:
+        for dep in neighbour.dependencies:
+            if dep.target is node:
+                dep.index_mapping[0] = change(dep.index_mapping[0])
 
 
 def graph_of(group: Any) -> Any:

@@ -16,7 +16,6 @@ from ...parameters import module_names
 from ..attention import attention_heads
 from ..groups import ChannelGroup
 from .graph import TRACE_ERRORS, fix_layer_norms
-from .groups import UnusableGroupError, block_counts, read_group
 from .private import (
     attention_of,
     attention_root,
@@ -30,6 +29,7 @@ from .private import (
     tp,
     user_scope,
 )
+from .reading import UnusableGroupError, block_counts, read_group
 
 
 @dataclasses.dataclass(frozen=True)
