@@ -1,0 +1,395 @@
+"""What remove_channels must find out before it changes anything: outputs that differ, and heads that nobody traced."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from disparse_plugin.structured import remove_channels, replay_removal
+from disparse_plugin.structured.masked_copy import masked_copy
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+class MeanNorm(nn.Module):
+    """Computes with the mean of all its channels, so that a removal is not masking, whatever one does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+
+
+class Boxes(nn.Module):
+    """Boxes in pixels and probabilities in one tensor, as YOLO in evaluation mode."""
+
+    def __init__(self, pixels: float) -> None:
+        super().__init__()
+        self.pixels, self.stem = pixels, nn.Conv2d(3, 16, 3, 2, 1)
+        self.box1, self.box2 = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+        self.class1, self.norm, self.class2 = nn.Conv2d(16, 32, 3, padding=1), MeanNorm(), nn.Conv2d(32, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).relu()
+        boxes = F.softplus(self.box2(self.box1(h).relu())) * self.pixels
+        classes = self.class2(self.norm(self.class1(h).relu())).mul(3).sigmoid()
+        return torch.cat([boxes, classes], 1).flatten(2)
+
+
+@pytest.mark.parametrize("pixels", [1.0, 640.0])
+def test_boxes_do_not_hide_probabilities(pixels: float) -> None:
+    def losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        out = model(x)
+        target = torch.full_like(out[:, 4:], 0.1)
+        return {"box": (out[:, :4] / pixels).sub(0.3).square().mean(), "cls": (out[:, 4:] - target).square().mean()}
+
+    model, x = Boxes(pixels).eval(), torch.randn(2, 3, 16, 16)
+    report = remove_channels(model, losses, [x], x, 0.5)
+    assert model.class1.out_channels == 32
+    assert "differ from those with masked channels" in report.skipped["class1"]
+    assert model.stem.out_channels < 16
+    assert report.deviation < 1e-9
+
+
+class Policy(nn.Module):
+    """Logits of which some are filled, and a value; the first layer is followed by a mean over its channels."""
+
+    def __init__(self, fill: float | None, extra: str, zero: bool) -> None:
+        super().__init__()
+        self.fill, self.extra = fill, extra
+        self.first, self.second = nn.Linear(10, 32), nn.Linear(32, 32)
+        self.pi, self.value = nn.Linear(32, 6), nn.Linear(32, 1)
+        if zero:
+            for layer in (self.pi, self.value):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.first(x).relu()
+        h = self.second(h - h.mean(-1, keepdim=True)).relu()
+        pi, value = self.pi(h), self.value(h)
+        if self.fill is not None:
+            pi = pi.masked_fill(torch.arange(6) >= 4, self.fill)
+        out = {"pi": pi, "value": value}
+        if self.extra == "bool":
+            out["legal"] = pi > 0
+        if self.extra == "int":
+            out["best"] = pi.argmax(-1)
+        if self.extra == "nan":
+            out["value"] = value.masked_fill(torch.arange(4)[:, None] > 2, math.nan)
+        return out
+
+
+def policy_losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    out = model(x)
+    return {"pi": -out["pi"].log_softmax(-1)[:, 0].mean(), "value": out["value"].nan_to_num().sub(1).square().mean()}
+
+
+@pytest.mark.filterwarnings("ignore:scores.*score exactly zero")
+@pytest.mark.parametrize(
+    ("fill", "extra", "zero"),
+    [
+        (None, "", False),
+        (-1e4, "", False),
+        (-1e9, "", False),
+        (torch.finfo(torch.float32).min, "", False),
+        (-math.inf, "", False),
+        (None, "bool", False),
+        (None, "int", False),
+        (None, "nan", False),
+        (None, "", True),
+    ],
+    ids=["plain", "-1e4", "-1e9", "lowest", "-inf", "bool", "int", "nan", "zero heads"],
+)
+def test_fills_and_kinds_of_output_hide_nothing(fill: float | None, extra: str, zero: bool) -> None:
+    """What is removed is what can be: the second layer. The first is followed by a mean, and is named."""
+    model, x = Policy(fill, extra, zero).eval(), torch.randn(4, 10)
+    full = copy.deepcopy(model)
+    report = remove_channels(model, policy_losses, [x], x, 0.5)
+    assert model.first.out_features == 32
+    assert "differ from those with masked channels" in report.skipped["first"]
+    assert model.second.out_features == 16
+    soft = masked_copy(full, report.plan.cuts)
+    for one, other in zip(soft(x).values(), model(x).values(), strict=True):
+        torch.testing.assert_close(one, other, equal_nan=True)
+
+
+def test_the_reason_names_what_differed() -> None:
+    model, x = Policy(None, "", False).eval(), torch.randn(4, 10)
+    reason = remove_channels(model, policy_losses, [x], x, 0.5).skipped["first"]
+    assert "output['pi'] of the forward in evaluation mode: entry [" in reason
+
+
+def test_what_to_compare_is_the_users_choice() -> None:
+    """It sees the outputs of every forward; losses and what enters the last layers are compared all the same."""
+    model, x = Policy(None, "", False).eval(), torch.randn(4, 10)
+    chosen: list[int] = []
+
+    def compare(outputs: dict[str, Tensor]) -> Tensor:
+        chosen.append(1)
+        return outputs["value"]
+
+    report = remove_channels(model, policy_losses, [x], x, 0.5, compare=compare)
+    assert chosen
+    assert "what enters" in report.skipped["first"] or "output of" in report.skipped["first"]
+
+
+class TrainOnly(nn.Module):
+    def __init__(self, pooled_norm: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1)
+        pooled: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(32, 8, 1, bias=not pooled_norm)]
+        self.image = nn.Sequential(*pooled, *([nn.BatchNorm2d(8), nn.ReLU()] if pooled_norm else []))
+        self.seg, self.cls, self.aux = nn.Conv2d(40, 3, 1), nn.Linear(32, 5), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.first(x).relu()
+        g = self.second(h).relu()
+        p = self.image(g).expand(-1, -1, *g.shape[2:])
+        out = {"seg": self.seg(torch.cat([g, p], 1)), "cls": self.cls(g.mean((2, 3)))}
+        if self.training:
+            out["aux"] = self.aux(h)
+        return out
+
+
+@pytest.mark.parametrize("in_losses", [False, True])
+@pytest.mark.parametrize(("pooled_norm", "batch"), [(False, 2), (True, 2), (True, 1)])
+def test_a_head_of_training_only(pooled_norm: bool, batch: int, in_losses: bool) -> None:
+    """With a batch of one, BatchNorm on pooled features cannot train: the losses' own batch shows the head then.
+
+    Where the losses reach the head it is traced and loses inputs; where nobody does, its inputs stay.
+    """
+
+    def losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        out = model(x)
+        found = {"seg": out["seg"].square().mean(), "cls": out["cls"].logsumexp(1).mean()}
+        return {**found, "aux": out["aux"].square().mean()} if in_losses else found
+
+    model = TrainOnly(pooled_norm)
+    model.train(in_losses)
+    report = remove_channels(model, losses, [torch.randn(4, 3, 16, 16)], torch.randn(batch, 3, 16, 16), 0.5)
+    out = model.train()(torch.randn(4, 3, 16, 16))
+    assert out["aux"].shape == (4, 3, 16, 16)
+    assert model.second.out_channels < 32
+    if in_losses:
+        assert model.aux.in_channels == model.first.out_channels < 16
+        assert report.skipped["aux"] == "makes an output of the model"
+    else:
+        assert model.aux.in_channels == model.first.out_channels == 16
+        assert "training mode" in report.skipped["first"]
+
+
+class Targets(nn.Module):
+    """Runs a head more in training, and returns losses then, as torchvision's detectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.seg, self.cls, self.aux = nn.Conv2d(24, 3, 1), nn.Linear(24, 5), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Any:
+        h = self.first(x).relu()
+        g = self.second(h).relu()
+        seg, cls = self.seg(g), self.cls(g.mean((2, 3)))
+        if not self.training:
+            return seg, cls
+        assert y is not None
+        aux = F.cross_entropy(self.aux(h), y)
+        return {"seg": F.cross_entropy(seg, y), "cls": cls.logsumexp(1).mean(), "aux": aux}
+
+
+@pytest.mark.parametrize("with_target", [False, True])
+def test_a_forward_that_needs_targets_in_training(with_target: bool) -> None:
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4, 8, 8))
+    model = Targets().train()
+    report = remove_channels(model, lambda m, b: m(*b), [(x, y)], (x, y) if with_target else x, 0.5)
+    assert set(report.skipped) == {"seg", "cls", "aux"}
+    assert all(value.isfinite() for value in model.train()(x, y).values())
+    assert model.aux.in_channels == model.first.out_channels < 16
+
+
+class Routed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU())
+        label = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.heads = nn.ModuleDict({"depth": nn.Linear(16, 1), "label": label})
+
+    def forward(self, x: Tensor, task: str) -> Tensor:
+        return self.heads[task](self.trunk(x))
+
+
+def routed_losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    return {"depth": model(x, "depth").square().mean(), "label": model(x, "label").logsumexp(1).mean()}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_heads_that_the_example_does_not_run_follow_the_trunk(training: bool) -> None:
+    model, x = Routed().train(training), torch.randn(4, 8)
+    report = remove_channels(model, routed_losses, [x], (x, "depth"), 0.5)
+    assert model.heads["label"][0].in_features == model.heads["depth"].in_features < 16
+    assert model(x, "label").shape == (4, 3)
+    assert set(report.skipped) == {"heads.depth", "heads.label.2"}
+    assert report.parameters.after == sum(p.numel() for p in model.parameters())
+    assert all(bool(loss.isfinite()) for loss in routed_losses(model, x).values())
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.deep = nn.Linear(16, 12)
+        self.a, self.b = nn.Linear(12, 2), nn.Linear(12, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.trunk(x).relu()
+        h = (self.one(h) if x.mean() > 0 else self.two(h)).relu()
+        h = self.deep(h).relu()
+        return self.a(h), self.b(h)
+
+
+def two_losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    a, b = model(batch)
+    return {"a": a.square().mean(), "b": b.sub(1).square().mean()}
+
+
+def test_an_expert_that_only_a_later_batch_runs() -> None:
+    model, x = Experts(), torch.randn(4, 8)
+    report = remove_channels(model, two_losses, [x.abs(), -x.abs()], x.abs(), 0.5)
+    assert model.trunk.out_features == model.one.out_features == 16
+    assert "losses" in report.skipped["trunk"]
+    assert report.skipped["two"] == "runs in some batches only, which were not traced"
+    assert model.deep.out_features < 12
+    two_losses(model, -x.abs())
+
+
+class LanguageModel(nn.Module):
+    """An embedding whose weight is that of the output layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.second = nn.Embedding(20, 16), nn.Linear(16, 32), nn.Linear(32, 16)
+        self.norm, self.words, self.tag = nn.LayerNorm(16), nn.Linear(16, 20, bias=False), nn.Linear(16, 4)
+        self.words.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.embed(ids)
+        h = self.norm(h + self.second(self.first(h).relu()))
+        return self.words(h), self.tag(h)
+
+
+def test_a_shared_parameter_is_cut_once_and_stays_shared(tmp_path: Any) -> None:
+    model, ids = LanguageModel().eval(), torch.randint(0, 20, (4, 7))
+    full = sum(p.numel() for p in model.parameters())
+    report = remove_channels(model, two_losses, [ids], ids, 0.5)
+    assert model.words.weight is model.embed.weight
+    assert model.words.weight.shape == (20, model.norm.normalized_shape[0])
+    assert model.norm.normalized_shape[0] < 16
+    assert (report.parameters.before, report.parameters.after) == (full, sum(p.numel() for p in model.parameters()))
+    report.save(tmp_path / "removal.safetensors")
+    fresh = LanguageModel().eval()
+    replay_removal(fresh, tmp_path / "removal.safetensors")
+    assert fresh.words.weight is fresh.embed.weight
+    fresh.load_state_dict(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(fresh(ids), model(ids), strict=True))
+
+
+class HalfTied(nn.Module):
+    """One weight that two layers read, of which only one could lose outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Linear(6, 10), nn.Linear(10, 10), nn.Linear(10, 10)
+        self.two.weight = self.one.weight
+        self.deep, self.a, self.b = nn.Linear(10, 12), nn.Linear(12, 2), nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.stem(x).relu()
+        return self.a(self.deep(self.one(h).relu()).relu()), self.b(self.two(x.repeat(1, 2)[:, :10]).relu())
+
+
+def test_a_parameter_shared_with_a_layer_that_stays_is_refused_by_both_names() -> None:
+    model, x = HalfTied(), torch.randn(3, 6)
+    report = remove_channels(model, two_losses, [x], x, 0.5)
+    assert model.one.weight is model.two.weight
+    assert model.one.weight.shape == (10, 10)
+    assert "one.weight" in report.skipped["one"]
+    assert "two.weight" in report.skipped["one"]
+    assert model.deep.out_features < 12
+    assert all(out.isfinite().all() for out in model(x))
+
+
+class OwnNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.rand(width) + 0.5), nn.Parameter(torch.rand(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain[:, None, None] + self.shift[:, None, None]
+
+
+class Normed(nn.Module):
+    def __init__(self, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.norm1, self.second = nn.Conv2d(3, 16, 3, padding=1), norm(16), nn.Conv2d(16, 12, 1)
+        self.norm2, self.a, self.b = norm(12), nn.Conv2d(12, 3, 1), nn.Conv2d(12, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.norm2(self.second(self.norm1(self.first(x)).relu())).relu()
+        return self.a(h), self.b(h)
+
+
+def _cutter(names: tuple[str, ...]) -> Any:
+    import torch_pruning as tp
+
+    class Cutter(tp.pruner.function.BasePruningFunc):  # type: ignore[misc]
+        def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+            keep = [i for i in range(len(getattr(layer, names[0]))) if i not in set(idxs)]
+            for name in names:
+                value = getattr(layer, name)[keep].detach()
+                setattr(layer, name, nn.Parameter(value) if name in layer._parameters else value)
+            return layer
+
+        prune_in_channels = prune_out_channels
+
+        def get_out_channels(self, layer: nn.Module) -> int:
+            return len(getattr(layer, names[0]))
+
+        get_in_channels = get_out_channels
+
+    return Cutter()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["our table", "customized_pruners"])
+@pytest.mark.parametrize("kind", ["frozen", "own"])
+def test_norms_that_torch_pruning_does_not_know(kind: str, own: bool) -> None:
+    frozen = pytest.importorskip("torchvision.ops", reason="needs torchvision").FrozenBatchNorm2d
+    norm = frozen if kind == "frozen" else OwnNorm
+    names = ("weight", "bias", "running_mean", "running_var") if kind == "frozen" else ("gain", "shift")
+    model, x = Normed(norm).eval(), torch.randn(2, 3, 8, 8)
+    for module in model.modules():
+        if isinstance(module, frozen):
+            module.bias.uniform_(0.1, 1)
+            module.running_mean.uniform_(-0.3, 0.3)
+    full = copy.deepcopy(model)
+    pruners = {norm: _cutter(names)} if own else None
+    report = remove_channels(model, two_losses, [x], x, 0.5, customized_pruners=pruners)
+    assert model.first.out_channels + model.second.out_channels == 14
+    soft = masked_copy(full, report.plan.cuts, customized_pruners=pruners)
+    for one, other in zip(soft(x), model(x), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_an_amount_that_cannot_be_reached_says_how_far_and_why() -> None:
+    model, x = Experts(), torch.randn(4, 8)
+    with pytest.raises(ValueError, match=r"at most .* can be removed.*What holds the rest: .*makes an output"):
+        remove_channels(model, two_losses, [x.abs()], x.abs(), 0.99, of="parameters")
