@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -11,19 +12,17 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
 from ..parameters import ParameterKey, module_names
-from ..scoring.losses import Batch, TaskLosses
-from ..scoring.score import score_tasks
 from ..scoring.task_scores import TaskScores
-from .adapter.base_scores import BaseScores
-from .adapter.graph import TRACE_ERRORS, fix_layer_norms, traced_parameters
+from .adapter.graph import TRACE_ERRORS, fix_layer_norms
 from .adapter.private import bounded, graph_of, tp
 from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
 from .adapter.reading import UnusableGroupError, block_counts, read_group
 from .adapter.table import RemovalTable, removal_table
-from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_scores, normalized
+from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, normalized
 from .order import ChannelRule, removal_order
+from .sources import Given, GivenFirst, Rescore, Rescored, RescoredByBase, Scorer, Source
 
-Rescore: TypeAlias = tuple[TaskLosses, Iterable[Batch]]
+UNREACHED = "reached by no task"
 
 
 class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
@@ -114,16 +113,12 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
         resolve_criterion(criterion)
         self.skipped: dict[str, str] = {}
-        self._scores, self._rescore, self._base = scores, rescore, base
-        self._rule = ChannelRule.of(arbiter, across)
-        self._criterion, self._reduction, self._normalizer = criterion, reduction, normalizer
-        self._parameters = None if parameters is None else tuple(parameters)
+        self._rule, self._normalizer = ChannelRule.of(arbiter, across), normalizer
+        keys = None if parameters is None else tuple(parameters)
+        self._source = _source(scores, rescore, base, criterion, reduction, keys)
         self._pruner: Any = None
-        self._unusable: dict[str, str] = {}
         self._initial: dict[str, int] = {}
-        self._table: RemovalTable = {}
-        self._state: tuple[Any, ...] | None = None
-        self._scored_at: tuple[Any, ...] | None = None
+        self._now: _Now | None = None
 
     def attach(self, pruner: Any) -> Self:
         """Learn from a pruner which groups it ranks together, what it ignores and how much it may take.
@@ -145,12 +140,11 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             raise ValueError(
                 "pruner: must have been made with this importance, found another; pass importance=this to the pruner"
             )
-        self._unusable = self.skipped = prepare(pruner)
-        self._pruner, self._state, self._initial = pruner, None, {}
+        self.skipped = prepare(pruner)
+        self._pruner, self._now, self._initial = pruner, None, {}
         if regularizes(pruner):
             # Such a pruner cannot take None for an answer, so groups that no task reaches must be known beforehand.
-            self._refresh(pruner.DG)
-            unreached = {root for root, places in self._table.items() if places is None}
+            unreached = {root for root, places in self._refreshed(pruner.DG).table.items() if places is None}
             pruner.ignored_layers += [module for module, _ in unreached]
             pruner.update_regularizer()
         return self
@@ -168,13 +162,13 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         Raises:
             ValueError: If the scores are stale and there is no ``rescore``, or are not finite.
         """
-        self._refresh(graph_of(group))
+        now = self._refreshed(graph_of(group))
         root = root_of(group)
-        if root in self._table:
-            places = self._table[root]
+        if root in now.table:
+            places = now.table[root]
             values = None if places is None else places[group[0].idxs]
         else:
-            values = self._of_other_root(group)
+            values = self._of_other_root(group, now)
         return None if values is None else values.to(next(root[0].parameters()).device)
 
     def task_scores(self, group: Any) -> dict[str, Tensor]:
@@ -186,101 +180,100 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         Returns:
             For each task that reaches the group, float64, one per channel.
         """
-        self._refresh(graph_of(group))
-        return self._channel_scores(self._read(group, None), group)
+        now = self._refreshed(graph_of(group))
+        return self._channel_scores(now.scorer, _read(group, None), group)
 
     def invalidate(self) -> None:
-        """Forget the table and, with ``rescore``, the scores: after training between two uses."""
-        self._state = self._scored_at = None
+        """Forget the order and, with ``rescore``, the scores: after training between two uses."""
+        self._now = None
+        self._source.forget()
 
-    def _refresh(self, graph: Any) -> None:
-        """Make the table anew if the model or the step has changed since it was made."""
-        pruned, step = len(graph.pruning_history()), getattr(self._pruner, "current_step", None)
-        state = (graph, pruned, step)
-        if state == self._state:
-            return
-        self._score(graph, state)
-        with bounded():
-            self._table = self._make_table(self._attached(graph) or self._all_groups(graph))
-        self._state = state
+    def _refreshed(self, graph: Any) -> _Now:
+        """Make the order anew if the model or the step has changed since it was made."""
+        state = (graph, len(graph.pruning_history()), getattr(self._pruner, "current_step", None))
+        if self._now is None or self._now.state != state:
+            scorer = self._source.scorer(graph)
+            with bounded():
+                self._now = _Now(state, scorer, self._table(graph, scorer))
+        return self._now
 
-    def _score(self, graph: Any, state: tuple[Any, ...]) -> None:
-        scored_at, self._scored_at = self._scored_at, state
-        if self._rescore is not None:
-            if scored_at is None and self._scores is not None:
-                return
-            losses, data = self._rescore
-            if self._base is not None:
-                self._scores_of_base = BaseScores(self._base, graph.model, losses, data)
-                self._tasks = self._scores_of_base.tasks
-                return
-            keys = traced_parameters(graph) if self._parameters is None else self._parameters
-            self._scores = score_tasks(graph.model, losses, data, criterion=self._criterion, parameters=keys)
-        elif scored_at is not None and scored_at[:2] != state[:2]:
-            self._scored_at = scored_at
-            raise ValueError(
-                "scores: are stale, found that channels were removed since they were made; pass rescore=(losses, data) "
-                "to score afresh before each step, or make a new importance from new scores"
-            )
-
-    def _by_name(self) -> dict[str, dict[str, Tensor]]:
-        scores = self._scores
-        assert scores is not None
-        return {
-            name: {task: scores[task][key] for task in scores.tasks_reaching(*key)}
-            for key, name in zip(scores.parameters, scores.names, strict=True)
-        }
-
-    def _attached(self, graph: Any) -> list[RankedGroup] | None:
-        if self._pruner is None or self._pruner.DG is not graph:
-            return None
-        return ranked_groups(self._pruner)
-
-    def _all_groups(self, graph: Any) -> list[RankedGroup]:
-        """Without a pruner, take all groups of the graph as one scope."""
-        fix_layer_norms(graph)
-        found, self._unusable = [], {}
-        for group in graph.get_all_groups():
-            try:
-                channels = self._read(group, block_counts(graph))
-            except TRACE_ERRORS as error:
-                self._unusable[module_names(graph.model)[root_of(group)[0]]] = str(error)
-                continue
-            folds = channels.size // channels.num_units
-            found.append(RankedGroup(channels, group, root_of(group), "all", folds, 1))
-        return found
-
-    def _read(self, group: Any, blocks: Any) -> ChannelGroup:
-        size = len(group[0].idxs)
-        folds = 1 if blocks is None else None
-        graph = graph_of(group)
-        return read_group(graph, group, size, module_names(graph.model), blocks or {}, folds=folds)
-
-    def _channel_scores(self, channels: ChannelGroup, group: Any) -> dict[str, Tensor]:
-        if self._base is not None:
-            scores = self._scores_of_base.of_group(channels, group)
+    def _table(self, graph: Any, scorer: Scorer) -> RemovalTable:
+        if self._pruner is not None and self._pruner.DG is graph:
+            groups, unusable = ranked_groups(self._pruner), self.skipped
         else:
-            scores = channel_scores(channels, self._named, self._reduction)
+            groups, unusable = _all_groups(graph)
+        scored = [(ranked, self._channel_scores(scorer, ranked.channels, ranked.group)) for ranked in groups]
+        unreached = {ranked.channels.name: UNREACHED for ranked, scores in scored if not scores}
+        self.skipped = {name: why for name, why in unusable.items() if why != UNREACHED} | unreached
+        return removal_table(scored, scorer.tasks, self._rule, self._pruner, self._initial)
+
+    def _channel_scores(self, scorer: Scorer, channels: ChannelGroup, group: Any) -> dict[str, Tensor]:
+        scores = scorer.of_group(channels, group)
         return {task: normalized(values, self._normalizer) for task, values in scores.items()}
 
-    def _make_table(self, groups: Sequence[RankedGroup]) -> RemovalTable:
-        if self._base is None:
-            self._named = self._by_name()
-            assert self._scores is not None
-            self._tasks = self._scores.tasks
-        scored = [(ranked, self._channel_scores(ranked.channels, ranked.group)) for ranked in groups]
-        self.skipped = dict(self._unusable)
-        self.skipped |= {ranked.channels.name: "reached by no task" for ranked, scores in scored if not scores}
-        return removal_table(scored, self._tasks, self._rule, self._pruner, self._initial)
-
-    def _of_other_root(self, group: Any) -> Tensor | None:
+    def _of_other_root(self, group: Any, now: _Now) -> Tensor | None:
         """Rank the channels of a group that no pruner ranks (as regularisers do) among themselves."""
         try:
-            channels = self._read(group, None)
+            channels = _read(group, None)
         except UnusableGroupError:
             return None
-        scores = self._channel_scores(channels, group)
-        return removal_order([scores], [0], self._tasks, self._rule)[0] if scores else None
+        scores = self._channel_scores(now.scorer, channels, group)
+        return removal_order([scores], [0], now.scorer.tasks, self._rule)[0] if scores else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Now:
+    """The order of removal, for one state of the model.
+
+    Attributes:
+        state: The graph, how often it was pruned, and the pruner's step.
+        scorer: The scores.
+        table: The place of every channel of every group.
+    """
+
+    state: tuple[Any, int, Any]
+    scorer: Scorer
+    table: RemovalTable
+
+
+def _read(group: Any, blocks: Any) -> ChannelGroup:
+    size, graph = len(group[0].idxs), graph_of(group)
+    folds = 1 if blocks is None else None
+    return read_group(graph, group, size, module_names(graph.model), blocks or {}, folds=folds)
+
+
+def _all_groups(graph: Any) -> tuple[list[RankedGroup], dict[str, str]]:
+    """Without a pruner, take all groups of the graph as one scope; return them, and why others are left alone."""
+    fix_layer_norms(graph)
+    found, unusable = list[RankedGroup](), dict[str, str]()
+    for group in graph.get_all_groups():
+        try:
+            channels = _read(group, block_counts(graph))
+        except TRACE_ERRORS as error:
+            unusable[module_names(graph.model)[root_of(group)[0]]] = str(error)
+            continue
+        folds = channels.size // channels.num_units
+        found.append(RankedGroup(channels, group, root_of(group), "all", folds, 1))
+    return found, unusable
+
+
+def _source(
+    scores: TaskScores | None,
+    rescore: Rescore | None,
+    base: Any,
+    criterion: str | Criterion | ScoreFunction,
+    reduction: str,
+    parameters: Sequence[ParameterKey] | None,
+) -> Source:
+    if base is not None and rescore is not None:
+        return RescoredByBase(rescore, base)
+    later = None if rescore is None else Rescored(rescore, criterion, reduction, parameters)
+    given = None if scores is None else Given(scores, reduction)
+    if given is not None and later is not None:
+        return GivenFirst(given, later)
+    source = given or later
+    assert source is not None
+    return source
 
 
 def _check_sources(scores: object, rescore: object, base: object) -> None:

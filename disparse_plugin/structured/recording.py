@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,8 @@ def record_removal(pruner: Any) -> RemovalRecording:
 
     Returns:
         The recording; :meth:`RemovalRecording.save` writes it for
-        :func:`~disparse_plugin.structured.replay_removal`.
+        :func:`~disparse_plugin.structured.replay_removal`. It ends with :meth:`RemovalRecording.stop`, or with a
+        ``with record_removal(pruner) as recording:`` block.
 
     Example:
         >>> import tempfile, torch_pruning
@@ -55,7 +57,8 @@ class RemovalRecording:
     """What was removed from a model since the recording began.
 
     Groups are noted when they are pruned, also those that the user changes or prunes himself, as long as they come from
-    the pruner's dependency graph. What is cut by other means is not seen.
+    the pruner's dependency graph. What is cut by other means is not seen. :meth:`stop`, or the end of a ``with`` block,
+    ends the recording: nothing of the pruner stays changed.
     """
 
     def __init__(self, pruner: Any) -> None:
@@ -66,15 +69,52 @@ class RemovalRecording:
         self._before = {module: plain_attributes(module) for module in self._root.modules()}
         # By layer, side and dimension: how many positions there were, and which of those are left.
         self._left: dict[tuple[str, Side, int], tuple[int, Tensor]] = {}
+        self._watched: list[tuple[weakref.ref[Any], Any]] = []
+        self._before_us = self._graph.__dict__.get("get_pruning_group")
         original = self._graph.get_pruning_group
+        self._ours: Any = None
 
         @functools.wraps(original)
         def watched(*arguments: Any, **options: Any) -> Any:
             group = original(*arguments, **options)
+            self._watched.append((weakref.ref(group), group.__dict__.get("prune")))
             group.prune = self._recorded(group, group.prune)
             return group
 
-        self._graph.get_pruning_group = watched
+        self._graph.get_pruning_group = self._ours = watched
+
+    def __enter__(self) -> Self:
+        """Return itself; the recording has begun."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self.stop()
+
+    def stop(self) -> None:
+        """End the recording; a second call does nothing.
+
+        Raises:
+            RuntimeError: If a recording that began later still runs.
+        """
+        if self._ours is None:
+            return
+        if self._graph.__dict__.get("get_pruning_group") is not self._ours:
+            raise RuntimeError(
+                "recording: recordings of one pruner must stop in the reverse order of their beginning, found another "
+                "one that began later and still runs; stop that first"
+            )
+        if self._before_us is None:
+            del self._graph.get_pruning_group
+        else:
+            self._graph.get_pruning_group = self._before_us
+        for reference, before in self._watched:
+            group = reference()
+            if group is not None and before is not None:
+                group.prune = before
+            elif group is not None:
+                del group.prune
+        self._ours, self._watched = None, []
 
     def _recorded(self, group: Any, prune: Callable[..., None]) -> Callable[..., None]:
         def recorded(idxs: Any = None, record_history: bool = True) -> None:

@@ -12,6 +12,7 @@ import torch_pruning as tp
 from torch import nn
 
 from disparse_plugin.structured import RemovalPlan, record_removal, replay_removal, sync_attention
+from disparse_plugin.structured.cuts import Cut
 from disparse_plugin.structured.masked_copy import masked_copy
 from structured_networks import batches, build, deviation, make_pruner
 
@@ -131,3 +132,88 @@ def test_attributes_of_another_architecture_are_refused(tmp_path: Path) -> None:
     assert model.blocks[0].attn.num_heads == 4
     with pytest.raises(ValueError, match="num_heads, window"):
         replay_removal(build("batchnorm"), tmp_path / "removal.safetensors")
+
+
+def test_a_recording_can_be_stopped_and_leaves_nothing_patched() -> None:
+    model = build("batchnorm")
+    pruner = make_pruner(model, iterative_steps=2, pruning_ratio=0.6)
+    with record_removal(pruner) as outer:
+        inner = record_removal(pruner)
+        with pytest.raises(RuntimeError, match="reverse order"):
+            outer.stop()
+        kept = next(iter(pruner.step(interactive=True)))
+        inner.stop()
+        inner.stop()
+    assert "get_pruning_group" not in pruner.DG.__dict__
+    assert "prune" not in kept.__dict__
+    kept.prune()
+    pruner.step()
+    assert outer.plan.cuts == inner.plan.cuts == ()
+
+
+def test_what_was_recorded_stays_after_the_stop(tmp_path: Path) -> None:
+    model = build("batchnorm")
+    full = copy.deepcopy(model)
+    pruner = make_pruner(model)
+    with record_removal(pruner) as recording:
+        pruner.step()
+    check_replay(recording, full, model, build("batchnorm", seed=7), tmp_path / "removal.safetensors")
+
+
+def test_objects_that_all_of_torch_pruning_shares_stay_as_they_were() -> None:
+    shared = {kind: dict(cutter.__dict__) for kind, cutter in tp.function.PrunerBox.items()}
+    cut = Cut("position", "parameter", 2, 32, torch.tensor([1, 5]))
+    model = build("transformer")
+    RemovalPlan((cut,)).apply(model)
+    assert model.position.shape == (1, 16, 30)
+    assert {kind: dict(cutter.__dict__) for kind, cutter in tp.function.PrunerBox.items()} == shared
+
+
+def cut_of(**changes: Any) -> Cut:
+    return Cut(
+        **{"target": "hidden", "side": "out", "dim": -1, "count": 24, "positions": torch.tensor([3, 7]), **changes}
+    )
+
+
+@pytest.mark.parametrize(
+    ("cuts", "words"),
+    [
+        ([cut_of(positions=torch.tensor([3, 24]))], "must lie in 0..23"),
+        ([cut_of(positions=torch.tensor([-1, 3]))], "must lie in 0..23"),
+        ([cut_of(positions=torch.tensor([7, 3]))], "must lie in|must ascend"),
+        ([cut_of(positions=torch.tensor([3, 3]))], "must ascend"),
+        ([cut_of(positions=torch.arange(24))], "loses all 24"),
+        ([cut_of(positions=torch.tensor([3.0]))], "int64"),
+        ([cut_of(), cut_of()], "twice"),
+        ([cut_of(side="up")], "side"),
+        ([cut_of(count="24")], "count"),
+    ],
+    ids=str,
+)
+def test_plans_that_cannot_be_right_are_refused(cuts: list[Cut], words: str, tmp_path: Path) -> None:
+    model = build("batchnorm")
+    with pytest.raises(ValueError, match=words):
+        RemovalPlan(tuple(cuts)).apply(model)
+    assert model.hidden.out_features == 24
+    RemovalPlan(tuple(cuts)).save(tmp_path / "removal.safetensors")
+    with pytest.raises(ValueError, match=f"damaged.*({words})"):
+        RemovalPlan.load(tmp_path / "removal.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [
+        ({"blocks.0.attn": {"num_heads": 8}}, "may only shrink"),
+        ({"blocks.0.attn": {"num_heads": 0}}, "may only shrink"),
+        ({"blocks.0.attn": {"scale": float("nan")}}, "may only shrink"),
+        ({"blocks.1.attn": {"num_heads": 2}}, "around a cut layer"),
+        ({"blocks.0.attn": {"forward": 2}}, "must have forward"),
+    ],
+    ids=str,
+)
+def test_attributes_that_no_removal_writes_are_refused(attributes: dict[str, Any], words: str) -> None:
+    model = build("transformer")
+    cuts = (Cut("blocks.0.attn.proj", "out", -1, 32, torch.tensor([0])),)
+    with pytest.raises(ValueError, match=words):
+        RemovalPlan(cuts, attributes).apply(model)
+    assert model.blocks[0].attn.proj.out_features == 32
