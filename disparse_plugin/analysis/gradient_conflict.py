@@ -135,10 +135,16 @@ class GradientConflict:
 
 def _compare(a: Tensor, b: Tensor) -> Tensor:
     """Return cosine and share of conflicting signs as two numbers on the device."""
-    lengths = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
     # Signs are multiplied, not values: the product of two tiny gradients would round to zero.
     conflicting = (a.sign() * b.sign() < 0).double().mean()
+    a, b = _scaled(a), _scaled(b)
+    lengths = torch.linalg.vector_norm(a) * torch.linalg.vector_norm(b)
     return torch.stack([(torch.dot(a, b) / lengths).double(), conflicting])
+
+
+def _scaled(values: Tensor) -> Tensor:
+    """Divide by the largest, so that squares neither vanish nor overflow at any scale of the loss; NaN for zeros."""
+    return values / values.abs().amax() if values.numel() else values
 
 
 def _leaves(loss: Tensor) -> set[int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._support.text_table import draw
 from ..scoring.task_scores import TaskScores
 from .measures import Overlap, count_stratum, together
-from .task_masks import AliveMasks, AmountOf, alive_masks
+from .task_masks import AliveMasks, AmountOf, alive_masks, counted
 from .watershed import Branch, Watershed, branch, judge_watershed
 
 if TYPE_CHECKING:
@@ -188,13 +188,17 @@ class TaskOverlap:
 
 
 def task_overlap(
-    scores: TaskScores, amount: float, *, cut: AmountOf = "per_task", rank_correlation: bool = True
+    scores: TaskScores,
+    amount: float,
+    *,
+    cut: AmountOf = "per_task",
+    rank_correlation: bool = True,
+    as_scored: bool | None = None,
 ) -> TaskOverlap:
     """Compare the tasks' own masks, layer by layer, with what chance would give at the same densities.
 
     Each task's own mask is what the task would keep if the network served it alone: by default the top ``1 - amount``
     of all weights that *it* uses, private ones included, as in the paper (whose keep ratio is ``rho = 1 - amount``).
-    Only entries alive now count.
 
     The plain IoU follows the layers' densities: it falls from layer to layer even between two identical tasks with
     different heads, or for random labels. Read it next to ``chance_iou``, and draw conclusions from ``kappa``, best
@@ -206,6 +210,8 @@ def task_overlap(
         cut: ``"per_task"``: every task removes ``amount`` of what it uses. ``"union"``: one keep ratio for all, at
             which the union of the masks is ``scores.masks(amount)``.
         rank_correlation: Whether to compare the scores themselves too, which takes a sort per layer and task.
+        as_scored: True: all entries count, whatever masks the model carries now. False: those alive now. By default
+            those alive now, with a warning if the model carries masks: who pruned with these scores may mean True.
 
     Returns:
         The analysis; ``str()`` of it is a table.
@@ -222,7 +228,7 @@ def task_overlap(
         >>> overlap.trunk.kept_by, round(overlap.trunk.iou, 3), overlap.trunk.kappa
         ((1, 2, 1), 0.333, 0.0)
     """
-    alive = scores.candidates()
+    alive = scores.candidates(places=counted(scores, as_scored))
     masks = alive_masks(alive, scores.tasks, amount, cut)
     return overlap_of_masks(scores.names, scores.tasks, amount, cut, masks, alive.scores if rank_correlation else None)
 

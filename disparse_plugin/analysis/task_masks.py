@@ -12,6 +12,8 @@ There are two ways to say how much that is, and they differ because a union of m
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -22,7 +24,7 @@ from .. import arbiters
 from ..agreement.amounts import check_amount, count_to_prune
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
-from ..agreement.patterns import spread
+from ..agreement.patterns import Place, spread
 from ..agreement.ranking import lowest, ranks
 from ..parameters import ParameterKey
 from ..scoring.task_scores import TaskScores
@@ -35,7 +37,7 @@ AliveMasks: TypeAlias = Sequence[dict[str, Tensor]]
 
 
 def own_masks(
-    scores: TaskScores, amount: float, *, cut: AmountOf = "per_task"
+    scores: TaskScores, amount: float, *, cut: AmountOf = "per_task", as_scored: bool | None = None
 ) -> dict[str, dict[ParameterKey, Tensor]]:
     """Return what each task would keep on its own.
 
@@ -44,10 +46,12 @@ def own_masks(
         amount: How much is removed, of the alive entries: a fraction (float in [0, 1]) or a count (int).
         cut: ``"per_task"``: each task removes ``amount`` of what it uses. ``"union"``: one keep ratio for all tasks,
             such that the union of the masks removes exactly ``amount`` of all.
+        as_scored: True: all entries count, whatever masks the model carries now. False: those alive now. By default
+            those alive now, with a warning if the model carries masks: who pruned with these scores may mean True.
 
     Returns:
-        For each task, and each pair that it reaches, a bool tensor of the weight's shape; True = keep. Entries already
-        pruned are False. Ties as in :mod:`disparse_plugin.agreement.ranking`.
+        For each task, and each pair that it reaches, a bool tensor of the weight's shape; True = keep. Entries
+        left out are False. Ties as in :mod:`disparse_plugin.agreement.ranking`.
 
     Raises:
         TypeError: If ``amount`` is neither int nor float.
@@ -60,7 +64,7 @@ def own_masks(
         >>> [masks[layer, "weight"].int().tolist() for masks in own_masks(scores, 0.5).values()]
         [[[1, 1, 0, 0]], [[1, 0, 0, 1]]]
     """
-    places = scores.places()
+    places = counted(scores, as_scored)
     masks = alive_masks(scores.candidates(places=places), scores.tasks, amount, cut)
     return {
         task: {
@@ -70,6 +74,21 @@ def own_masks(
         }
         for task in scores.tasks
     }
+
+
+def counted(scores: TaskScores, as_scored: bool | None) -> list[Place]:
+    """Return which entries of each parameter count; see :func:`own_masks`."""
+    places = scores.places()
+    if as_scored:
+        return [dataclasses.replace(place, alive=None) for place in places]
+    masked = sum(place.alive is not None for place in places)
+    if masked and as_scored is None:
+        warnings.warn(
+            f"scores: {masked} of {len(places)} parameters carry masks, so only weights alive now are compared; "
+            "say as_scored=True to compare all as they were scored, or as_scored=False to mean this",
+            stacklevel=3,
+        )
+    return places
 
 
 def alive_masks(candidates: Candidates, tasks: Sequence[str], amount: float, cut: AmountOf) -> AliveMasks:

@@ -64,6 +64,23 @@ def test_pruned_entries_do_not_count():
     assert layer.conflicting == pytest.approx(sum(shares) / 2)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e-6, 1e21, 1e25])
+def test_the_scale_of_a_loss_does_not_matter(scale):
+    model = TwoHeads().eval()
+
+    def scaled(net, batch):
+        losses = digit_losses(net, batch)
+        return {"a": losses["a"] * scale, "b": losses["b"]}
+
+    plain, other = GradientConflict(), GradientConflict()
+    score_tasks(model, digit_losses, digit_batches(), observe=plain, criterion="magnitude")
+    score_tasks(model, scaled, digit_batches(), observe=other, criterion="magnitude")
+    for expected, found in zip(plain.layers(), other.layers(), strict=True):
+        assert found.cosine == pytest.approx(expected.cosine, abs=1e-5)
+        assert found.cosine_std == pytest.approx(expected.cosine_std, abs=1e-5)
+        assert found.conflicting == pytest.approx(expected.conflicting, abs=1e-2)
+
+
 def test_watching_changes_neither_scores_nor_model():
     model = TwoHeads().eval()
     before = Snapshot(model)

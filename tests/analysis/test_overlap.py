@@ -175,17 +175,31 @@ def test_dead_entries_do_not_count(cut):
     tables = {"a": {0: [5, 4, 3, 2, 1, 0]}, "b": {0: [0, 1, 2, 3, 4, 5]}}
     model, scores = build(tables, [6])
     prune_places(model, {0: {0, 5}})
-    alive = task_overlap(scores, 0.5, cut=cut).trunk
+    alive = task_overlap(scores, 0.5, cut=cut, as_scored=False).trunk
     fresh = task_overlap(build({"a": {0: [4, 3, 2, 1]}, "b": {0: [1, 2, 3, 4]}}, [4])[1], 0.5, cut=cut).trunk
     assert alive.to_dict() == fresh.to_dict()
-    for table in own_masks(scores, 0.5, cut=cut).values():
+    for table in own_masks(scores, 0.5, cut=cut, as_scored=False).values():
         assert not table[model[0], "weight"][0, [0, 5]].any()
 
 
 def test_a_layer_without_alive_entries_is_left_out():
     model, scores = build({"a": {0: [1, 2], 1: [3, 4]}, "b": {0: [1, 2], 1: [3, 4]}}, [2, 2])
     prune_places(model, {0: {0, 1}})
-    assert task_overlap(scores, 0.5).names == ("1.weight",)
+    assert task_overlap(scores, 0.5, as_scored=False).names == ("1.weight",)
+
+
+@pytest.mark.parametrize("cut", ["per_task", "union"])
+def test_after_pruning_one_is_told_and_can_have_all_entries(cut):
+    model, scores = build({"a": {0: [5, 4, 3, 2, 1, 0]}, "b": {0: [0, 1, 2, 3, 4, 5]}}, [6])
+    before, masks = task_overlap(scores, 0.5, cut=cut), own_masks(scores, 0.5, cut=cut)
+    prune_places(model, {0: {0, 5}})
+    assert task_overlap(scores, 0.5, cut=cut, as_scored=True) == before
+    again = own_masks(scores, 0.5, cut=cut, as_scored=True)
+    assert all(torch.equal(again[task][key], mask) for task, table in masks.items() for key, mask in table.items())
+    for function in (task_overlap, own_masks):
+        with pytest.warns(UserWarning, match="scores: 1 of 1 parameters carry masks.*as_scored=True") as caught:
+            function(scores, 0.5, cut=cut)
+        assert caught[0].filename == __file__
 
 
 def test_private_layers_are_kept_apart():
