@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..parameters import ParameterKey, stored
+
+# Of a tensor: memory, place in it, shape, strides.
+_Layout: TypeAlias = tuple[torch.UntypedStorage, int, torch.Size, tuple[int, ...]]
 
 
 @contextlib.contextmanager
@@ -20,9 +24,9 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
 
     Inside, gradients are on (also under ``torch.no_grad`` of the caller), the listed parameters require them even if
     frozen, and compiled code runs eagerly, because per-task gradients through a compiled graph are fragile. On the way
-    out, also after an exception or an interrupt: ``requires_grad``, train/eval mode, buffers (identity and contents;
-    BatchNorm statistics), the effective weights of pruned modules, and the random states of torch, numpy and Python
-    are as before. Parameters and ``.grad`` are not touched at all.
+    out, also after an exception or an interrupt: ``requires_grad``, train/eval mode, buffers (which there are, their
+    identity, shape and contents; BatchNorm statistics), the effective weights of pruned modules, and the random states
+    of torch, numpy and Python are as before. Parameters and ``.grad`` are not touched at all.
 
     Args:
         model: The model, as the caller has it: compiled wrappers are recognised.
@@ -56,32 +60,57 @@ def _random_states(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _modes_and_buffers(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    effective, buffers = [], []
-    for module in model.modules():
-        masks = set()
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, BasePruningMethod):
-                masks.add(f"{hook._tensor_name}_mask")
-                if hook._tensor_name in module.__dict__:
-                    effective.append((module, hook._tensor_name, module.__dict__[hook._tensor_name]))
-        # Pruning masks are as large as the weights and no forward writes to them: no copy.
-        buffers += [
-            (module, name, buffer, buffer.clone())
-            for name, buffer in module._buffers.items()
-            if buffer is not None and name not in masks
-        ]
-    try:
+    with contextlib.ExitStack() as stack:  # one that cannot be restored does not keep the others from it
+        for module in model.modules():
+            masks = set()
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, BasePruningMethod):
+                    masks.add(f"{hook._tensor_name}_mask")
+                    if hook._tensor_name in module.__dict__:
+                        name = hook._tensor_name
+                        stack.callback(module.__dict__.__setitem__, name, module.__dict__[name])
+            stack.callback(setattr, module, "training", module.training)
+            # Pruning masks are as large as the weights and no forward writes to them: no copy.
+            for name, buffer in module._buffers.items():
+                if buffer is not None and name not in masks:
+                    layout = _layout(buffer)
+                    stack.callback(_rewrite, buffer, _compact(buffer, layout).clone(), layout)
+            for table in (module._buffers, module._non_persistent_buffers_set):
+                stack.callback(_refill, table, table.copy())
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for module, name, tensor in effective:
-            module.__dict__[name] = tensor
-        with torch.no_grad():
-            for module, name, buffer, copy in buffers:
-                buffer.copy_(copy)
-                module._buffers[name] = buffer
+
+
+def _refill(table: dict[str, Any] | set[str], entries: Any) -> None:
+    """Give a table of a module the entries that it had; what was born meanwhile goes."""
+    table.clear()
+    table.update(entries)
+
+
+def _layout(buffer: Tensor) -> _Layout | None:
+    """Return where a buffer lies in memory, or None where that means nothing: sparse ones and tensor subclasses."""
+    if type(buffer) is not Tensor or buffer.layout is not torch.strided:
+        return None
+    return buffer.untyped_storage(), int(buffer.storage_offset()), buffer.shape, buffer.stride()
+
+
+def _compact(buffer: Tensor, layout: _Layout | None) -> Tensor:
+    """Return one entry of each place in memory: an expanded dimension repeats the same."""
+    if layout is not None:
+        for dim, (size, stride) in enumerate(zip(layout[2], layout[3], strict=True)):
+            if stride == 0 and size > 1:
+                buffer = buffer.narrow(dim, 0, 1)
+    return buffer
+
+
+def _rewrite(buffer: Tensor, values: Tensor, layout: _Layout | None) -> None:
+    """Give a buffer the shape, the memory and the values that it had."""
+    with torch.inference_mode(buffer.is_inference()), torch.no_grad():
+        now = _layout(buffer)
+        if layout is not None and now is not None:
+            moved = now[0].data_ptr() != layout[0].data_ptr()
+            if moved or now[1:] != layout[1:]:
+                buffer.set_(*layout)
+        _compact(buffer, layout).copy_(values)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def overlap_with_controls(
         raise ValueError(f"groups: must be an int of at least 2, found {groups!r}")
     rule = resolve(criterion)
     keys = None if parameters is None else list(parameters)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     real: list[_ScoreTables] = []
     permuted: list[_ScoreTables] = []
     for chunk in _chunks(data, num_batches, groups):

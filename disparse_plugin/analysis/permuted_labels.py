@@ -64,7 +64,7 @@ def _permuted(entry: Any, generator: torch.Generator, where: str) -> Any:
             "larger batches, or pass permute=your_function"
         )
     size = lengths.pop()
-    ring = torch.randperm(size, generator=generator)
+    ring = torch.randperm(size, generator=generator, device=generator.device)
     source = torch.empty_like(ring)
     source[ring] = ring.roll(1)
     return _reordered(entry, source)

@@ -173,7 +173,7 @@ def _check_random_states(states: dict[str, Any]) -> None:
         TypeError: What the generators raise for a bad state.
         ValueError: As well.
     """
-    torch.Generator().set_state(states["torch"])
+    torch.Generator("cpu").set_state(states["torch"])
     kind, keys, *rest = states["numpy"]
     np.random.RandomState().set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss = states["python"]

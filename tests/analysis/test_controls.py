@@ -320,3 +320,15 @@ def test_layers_with_a_low_ceiling_are_left_out():
     ]
     assert overlap.watershed().next_layer == "8.weight"
     assert overlap.select(lambda name: name not in ("0.weight", "6.weight")).watershed().next_layer == "8.weight"
+
+
+def test_a_default_device_does_not_get_in_the_way():
+    """What is made without a device would be on the meta device, which holds no values."""
+    model, data = TwoHeads().eval(), digit_batches(4)
+    expected = overlap_with_controls(model, digit_losses, data, 0.5, groups=4, resamples=2)
+    torch.set_default_device("meta")
+    try:
+        found = overlap_with_controls(model, digit_losses, data, 0.5, groups=4, resamples=2)
+    finally:
+        torch.set_default_device(None)
+    assert found.to_dict() == expected.to_dict()

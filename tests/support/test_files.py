@@ -110,6 +110,23 @@ def test_every_truncation(written):
     assert all(refused)
 
 
+def test_a_default_device_does_not_get_in_the_way(written):
+    """What is made without a device would be on the meta device, which holds no values."""
+    kind, path, _, expected = written
+    model, read = network(), {Scores: TaskScores.load, Masks: lambda path, model: load_masks(model, path)}
+    torch.set_default_device("meta")
+    try:
+        if kind in read:
+            read[kind](path, model)
+        elif kind is Checkpoints:
+            load_checkpoint(path, model=model)
+        else:
+            assert kind.read(path) == expected
+    finally:
+        torch.set_default_device(None)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
 def flipped(data, place, bit):
     return data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
 
