@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from ._support.files import FileFormatError
 from ._support.public_path import keep_old_paths, publish
 from .agreement.budgets import Amount, Budget
 from .agreement.patterns import Pattern
@@ -35,6 +36,7 @@ __all__ = [
     "DiSparseStructured",
     "EmptyTensorWarning",
     "Exclude",
+    "FileFormatError",
     "NonFiniteError",
     "ParameterKey",
     "Pattern",
