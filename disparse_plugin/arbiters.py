@@ -12,7 +12,12 @@ name                agreement score             a weight is removed first if
 ``mean``            mean percentile             the tasks rank it low on average (Borda count)
 ``any``             smallest percentile         *one* task ranks it low
 ``at_least(k)``     k-th largest percentile     fewer than k tasks rank it high
+``sum``             sum of shares / tasks       the tasks that use it have little of their layers in it
 ==================  ==========================  =============================================================
+
+The first five compare tasks by percentiles, which are free of the scale of any loss. So are *shares*, on which ``sum``
+works: of all that a task scores in one tensor, what this weight and those above it have (LAMP;
+:func:`disparse_plugin.criteria.lamp_scores`).
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,14 +35,18 @@ from .errors import did_you_mean
 Arbiter: TypeAlias = Callable[[Tensor], Tensor]
 
 _ARBITERS: dict[str, Arbiter] = {}
+_ON_SHARES: list[Arbiter] = []
 _BUILT_IN: frozenset[str] = frozenset()  # filled at the end of this file
 
 
-def register(name: str, *, replace: bool = False) -> Callable[[Arbiter], Arbiter]:
+def register(
+    name: str, *, scale: Literal["percentile", "share"] = "percentile", replace: bool = False
+) -> Callable[[Arbiter], Arbiter]:
     """Make a function available as ``arbiter="name"``.
 
     Args:
         name: The name.
+        scale: What the function is given of each task: percentiles or shares.
         replace: Whether it may take the place of an arbiter of this package.
 
     Raises:
@@ -55,6 +64,8 @@ def register(name: str, *, replace: bool = False) -> Callable[[Arbiter], Arbiter
 
     def add(function: Arbiter) -> Arbiter:
         _ARBITERS[name] = function
+        if scale == "share":
+            _ON_SHARES.append(function)
         return function
 
     return add
@@ -112,6 +123,21 @@ def majority(percentiles: Tensor) -> Tensor:
     lower = ordered.gather(0, ((reaching - 1) // 2).clamp_min(0))
     upper = ordered.gather(0, reaching // 2)
     return ((lower + upper) / 2).squeeze(0)
+
+
+@register("sum", scale="share")
+def sum_of_shares(shares: Tensor) -> Tensor:
+    """Add up the shares of the tasks that reach the weight, divided by the number of all tasks.
+
+    A weight counts once for each task that it serves: what many tasks reach goes later. With ``criterion="lamp"``,
+    which needs no labels, it is LAMP times the number of tasks that reach the weight.
+
+    Example:
+        >>> sum_of_shares(torch.tensor([[0.2, 0.9], [0.4, float("nan")]]))
+        tensor([0.3000, 0.4500])
+    """
+    # Summing in sorted order makes the result independent of the order of the tasks, to the last bit.
+    return shares.nan_to_num(nan=0.0).sort(dim=0).values.sum(0) / len(shares)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +210,16 @@ def resolve(arbiter: str | Arbiter, argument: str = "arbiter") -> Arbiter:
             f"{argument}: must be a name or a callable over the task axis, found {type(arbiter).__name__}: {arbiter!r}"
         )
     return arbiter
+
+
+def scale_of(arbiter: Arbiter) -> Literal["percentile", "share"]:
+    """Tell what an arbiter is given of each task.
+
+    Example:
+        >>> scale_of(unanimous), scale_of(sum_of_shares)
+        ('percentile', 'share')
+    """
+    return "share" if any(arbiter is known for known in _ON_SHARES) else "percentile"
 
 
 def ignores_absent_tasks(arbiter: Arbiter) -> bool:

@@ -14,12 +14,16 @@ name                      score                  use it for
 ``gradient``              sum of abs(g)          growing: what would change the loss if it came back
 ``authors_pretrained``    w^2 * sum of abs(g)    reproducing the authors' Tiny-Taskonomy runs
 ``layer_adaptive(...)``   any of them per layer  high sparsity: no layer collapses
+``damped(..., e)``        abs(w)^(1-e) * s^e     trained weights: between magnitude (e=0) and s (e=1)
 ========================  =====================  ==========================================================
+
+The wrappers combine: ``layer_adaptive(damped(taylor, 0.5))``, as reports print them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Callable
 from typing import TypeAlias
@@ -28,6 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean
+from .sorting import stable_order
 
 ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,6 +47,7 @@ class Criterion:
         summed: Whether the scores of all batches are added up. False for a score that does not depend on the data.
         elementwise: Whether each score depends on its own weight and gradient only. Such a score is computed piece by
             piece, without temporaries of the weight's size.
+        finish: A step on the sum, ``(weight, sum) -> score``, elementwise, or None.
         per_layer: A last step on all alive scores of one layer (1-D in, 1-D out), or None.
     """
 
@@ -49,7 +55,23 @@ class Criterion:
     score: ScoreFunction
     summed: bool = True
     elementwise: bool = False
+    finish: Callable[[Tensor, Tensor], Tensor] | None = None
     per_layer: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def shares(self) -> bool:
+        """Whether the scores are shares of their layer already, as :func:`lamp_scores` makes them."""
+        return self.per_layer is lamp_scores
+
+    def complete(self, weight: Tensor, total: Tensor) -> Tensor:
+        """Take the last steps, once the scores of all batches and ranks are added up.
+
+        Args:
+            weight: The alive weights of one layer, 1-D.
+            total: Their added up scores, same shape.
+        """
+        score = total if self.finish is None else self.finish(weight.to(total.dtype), total)
+        return score if self.per_layer is None else self.per_layer(score)
 
 
 _CRITERIA: dict[str, Criterion] = {}
@@ -144,17 +166,75 @@ def lamp_scores(scores: Tensor) -> Tensor:
         >>> lamp_scores(torch.tensor([1.0, 3.0, 2.0]))
         tensor([0.0714, 1.0000, 0.3077])
     """
+    if scores.dim() != 1:
+        raise ValueError(f"scores: must be those of one layer, 1-D, found shape {tuple(scores.shape)}; flatten them")
     if scores.numel() == 0:
         return scores.clone()
+    magnitudes = scores.abs()
+    order = stable_order(magnitudes)
+    ordered = magnitudes[order].double()
     # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
-    magnitudes = scores.abs().double()
-    squares = (magnitudes / magnitudes.max().clamp_min(torch.finfo(torch.float64).tiny)).square()
-    ordered, order = squares.sort()
-    at_least = ordered.flip(0).cumsum(0).flip(0)
-    at_least = at_least[torch.searchsorted(ordered, ordered)]
-    result = torch.empty_like(squares)
-    result[order] = torch.where(ordered > 0, ordered / at_least, ordered)
-    return result.to(scores.dtype)
+    squares = (ordered / ordered[-1].clamp_min(torch.finfo(torch.float64).tiny)).square_()
+    at_least = squares.flip(0).cumsum(0).flip(0)
+    # Equal scores share the sum that begins at the first of them.
+    places = torch.arange(ordered.numel(), device=scores.device)
+    places[1:] *= ordered[1:] != ordered[:-1]
+    at_least = at_least[places.cummax(0).values]
+    result = torch.empty_like(scores)
+    result[order] = torch.where(squares > 0, squares / at_least, squares).to(scores.dtype)
+    return result
+
+
+def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: float = 0.5) -> Criterion:
+    """Damp a criterion towards the magnitude: ``abs(w)^(1 - e) * s^e``, the weighted geometric mean of the two.
+
+    ``s`` is the criterion's score, added up over the batches. With ``e = 0`` it is the magnitude, with ``e = 1`` the
+    criterion itself. A first-order saliency such as ``s = abs(w) * sum of abs(g)`` varies over many more orders of
+    magnitude than what removing a weight really costs; squared, the damped score is ``w^2 * A^(2e)`` with ``A`` the sum
+    of ``abs(g)``: for ``e = 1/2`` the second-order cost of optimal brain damage (LeCun et al., NeurIPS 1989) with the
+    curvature replaced by the size of the gradients. Multiplying a loss by a constant changes no order.
+
+    Args:
+        criterion: A name, a criterion or a function ``(weight, grad) -> score``.
+        exponent: From 0 to 1.
+
+    Returns:
+        A criterion.
+
+    Raises:
+        TypeError: If ``exponent`` is not a number.
+        ValueError: If it is out of range, or the criterion is unknown, damped or layer-adaptive already.
+
+    Example:
+        >>> damped("taylor", 0.25).name
+        'damped(taylor, 0.25)'
+        >>> layer_adaptive(damped("taylor")) == resolve("layer_adaptive(damped(taylor, 0.5))")
+        True
+        >>> damped("taylor", 0.5).complete(torch.tensor([4.0, -1.0]), torch.tensor([1.0, 9.0]))
+        tensor([2., 3.])
+    """
+    base = resolve(criterion)
+    if isinstance(exponent, bool) or not isinstance(exponent, numbers.Real):
+        raise TypeError(f"exponent: must be a number from 0 to 1, found {type(exponent).__name__}: {exponent!r}")
+    if not 0 <= exponent <= 1:
+        raise ValueError(f"exponent: must be from 0 (magnitude) to 1 (the criterion itself), found {exponent}")
+    if base.per_layer is not None or base.finish is not None:
+        raise ValueError(
+            f"criterion: damped takes a criterion that is neither damped nor layer-adaptive yet, found {base.name!r}; "
+            "write layer_adaptive(damped(...))"
+        )
+    step = _Damping(float(exponent))
+    return dataclasses.replace(base, name=f"damped({base.name}, {step.exponent:g})", finish=step)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Damping:
+    """The last step of :func:`damped`; a class, so that equal criteria compare equal."""
+
+    exponent: float
+
+    def __call__(self, weight: Tensor, total: Tensor) -> Tensor:
+        return weight.abs() ** (1 - self.exponent) * total.abs() ** self.exponent
 
 
 def layer_adaptive(criterion: str | Criterion | ScoreFunction) -> Criterion:
@@ -230,6 +310,19 @@ def _by_name(name: str) -> Criterion:
     )
 
 
-_WRAPPERS: dict[str, Callable[[str], Criterion]] = {"layer_adaptive": layer_adaptive}
+def _damped_by_name(arguments: str) -> Criterion:
+    """Read ``CRITERION`` or ``CRITERION, EXPONENT``."""
+    inner, comma, last = arguments.rpartition(",")
+    if not comma:
+        return damped(arguments)
+    try:
+        return damped(inner.strip(), float(last))
+    except ValueError as error:
+        if "could not convert" not in str(error):
+            raise
+        raise ValueError(f"criterion: the exponent of damped must be a number, found {last.strip()!r}") from None
+
+
+_WRAPPERS: dict[str, Callable[[str], Criterion]] = {"layer_adaptive": layer_adaptive, "damped": _damped_by_name}
 _CRITERIA["lamp"] = dataclasses.replace(layer_adaptive("magnitude"), name="lamp")
 _BUILT_IN = frozenset(_CRITERIA)

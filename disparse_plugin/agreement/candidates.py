@@ -20,10 +20,12 @@ class Candidates:
         scores: For each parameter, what each task that reaches it scores: 1-D, floating point, in row-major order.
         magnitudes: For each parameter, 1-D, the weights (or sums of their absolute values): of equal scores the
             smaller absolute value goes first. None where the order alone decides.
+        shares: Whether the scores are shares of their parameter already.
     """
 
     scores: Sequence[Mapping[str, Tensor]]
     magnitudes: Sequence[Tensor] | None = None
+    shares: bool = False
 
     @property
     def sizes(self) -> list[int]:

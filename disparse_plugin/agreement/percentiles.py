@@ -9,14 +9,15 @@ steps and networks have more weights than that.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ..arbiters import Arbiter, ignores_absent_tasks
+from ..arbiters import Arbiter, ignores_absent_tasks, scale_of
+from ..criteria import lamp_scores
 from .candidates import Candidates, first_of
 from .ranking import ranks
 
@@ -38,6 +39,10 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
     Raises:
         ValueError: If the arbiter returns another shape or a value outside [0, 1].
     """
+    if scale_of(arbiter) == "share":
+        return [
+            check_agreement(arbiter(_shares(candidates, rows, tasks)), first_of(rows)) for rows in candidates.scores
+        ]
     ranked = dict(zip(tasks, in_threads(lambda task: candidates.over_task(task, ranks), tasks), strict=True))
     totals = {task: sum(part.numel() for part in ranked[task].values()) for task in tasks}
     result = []
@@ -51,6 +56,16 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
                 percentiles[axis] /= totals[task]
         result.append(check_agreement(arbiter(percentiles), size))
     return result
+
+
+def _shares(candidates: Candidates, rows: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
+    """Tabulate, for one parameter, each task's shares: LAMP's, unless the scores are that already."""
+    size = first_of(rows)
+    table = torch.full((len(tasks), size.numel()), torch.nan, dtype=torch.float64, device=size.device)
+    for axis, task in enumerate(tasks):
+        if task in rows:
+            table[axis] = rows[task] if candidates.shares else lamp_scores(rows[task])
+    return table
 
 
 def check_agreement(values: Tensor, like: Tensor) -> Tensor:

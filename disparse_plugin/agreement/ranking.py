@@ -5,16 +5,15 @@ magnitudes too, the one that comes first (in the order of the parameters, then i
 Saturated units, dead units and weights that are zero already score exactly zero for every task, in trained networks up
 to half of all weights: among those the magnitude says more than the place in a tensor. The rule is exact, and the same
 on every device. Without magnitudes the order alone decides.
-
-On a CPU numpy sorts several times faster than ``torch.sort``; on an accelerator the scores never leave it.
 """
 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from ..sorting import stable_order
 
 # Finding the few highest: below this size, or from this share on, sampling gains nothing.
 SMALLEST = 2**14
@@ -53,7 +52,7 @@ def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
         values: 1-D, floating point, no NaN.
         magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
     """
-    order = _stable_order(values)
+    order = stable_order(values)
     if magnitudes is None:
         return order
     arranged = values[order]
@@ -66,40 +65,13 @@ def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     run = (~joins[places]).cumsum(0)
     entries = order[places]
     # Runs are in ascending order already, so sorting by magnitude and then, stably, by run leaves each in its place.
-    by_magnitude = _stable_order(_absolute(magnitudes[entries]))
-    order[places] = entries[by_magnitude[_stable_order(run[by_magnitude])]]
+    by_magnitude = stable_order(_absolute(magnitudes[entries]))
+    order[places] = entries[by_magnitude[stable_order(run[by_magnitude])]]
     return order
 
 
 def _absolute(values: Tensor) -> Tensor:
     return values.abs() if values.dtype == torch.float64 else values.float().abs()
-
-
-def _stable_order(values: Tensor) -> Tensor:
-    if values.device.type != "cpu" or values.numel() >= 2**32:
-        return values.argsort(stable=True)
-    if values.dtype == torch.int64:  # counts that fit into half of the bits
-        return _packed_order(values.numpy().astype(np.uint32))
-    return _packed_order(_ordered_bits(values)) if values.dtype == torch.float32 else values.argsort(stable=True)
-
-
-def _ordered_bits(values: Tensor) -> npt.NDArray[np.uint32]:
-    """Map float32 to integers in the same order."""
-    # Adding zero turns -0.0 into 0.0, so that the two tie as they compare.
-    bits: npt.NDArray[np.uint32] = (values.contiguous() + 0.0).numpy().view(np.uint32)
-    # Negative floats order backwards by their bits, so all bits flip; positive ones only need to come after them.
-    bits ^= np.where(bits >> np.uint32(31), np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
-    return bits
-
-
-def _packed_order(bits: npt.NDArray[np.uint32]) -> Tensor:
-    """Argsort stably by one in-place sort of integers holding the value's bits above the entry's index."""
-    keys = bits.astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.arange(keys.size, dtype=np.uint64)
-    keys.sort()
-    keys &= np.uint64(0xFFFFFFFF)
-    return torch.from_numpy(keys.view(np.int64))
 
 
 def lowest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tensor:

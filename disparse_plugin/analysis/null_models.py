@@ -119,8 +119,10 @@ class _Analysis:
     tasks: tuple[str, ...]
 
     def masks(self, tables: _ScoreTables) -> tuple[AliveMasks, Candidates]:
-        step = self.rule.per_layer or (lambda score: score)
-        scores = [{task: step(row[task]) for task in self.tasks if task in row} for row in tables.rows.values()]
+        scores = [
+            {task: self.rule.complete(tables.weights[name], row[task]) for task in self.tasks if task in row}
+            for name, row in tables.rows.items()
+        ]
         candidates = Candidates(scores, [tables.weights[name] for name in tables.rows])
         return alive_masks(candidates, self.tasks, self.amount, self.cut), candidates
 
@@ -177,7 +179,7 @@ class _ScoreTables:
         keys: Sequence[ParameterKey] | None,
     ) -> _ScoreTables:
         """Score a model on some batches."""
-        plain = dataclasses.replace(rule, per_layer=None)
+        plain = dataclasses.replace(rule, finish=None, per_layer=None)
         scores = score_tasks(model, losses, batches, criterion=plain, parameters=keys)
         candidates = scores.candidates()
         rows = dict(zip(scores.names, map(dict, candidates.scores), strict=True))

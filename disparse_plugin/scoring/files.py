@@ -49,6 +49,9 @@ def read_scores(path: str | Path, model: nn.Module) -> tuple[dict[str, dict[Para
     with understood(path, "scores"):
         tasks, names, unreached = (_names(facts, field) for field in ("tasks", "names", "unreached"))
         rest = {"criterion": str(facts["criterion"]), "num_batches": int(facts["num_batches"])}
+        # Files of 0.1.0 do not say it; what they name does.
+        named = rest["criterion"] == "lamp" or str(rest["criterion"]).startswith("layer_adaptive(")
+        rest["shares"] = bool(facts.get("shares", named))
         _check(tensors, len(tasks), names, unreached)
     keys = keys_by_name(model)
     missing = [name for name in (*names, *unreached) if name not in keys]

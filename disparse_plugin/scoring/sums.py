@@ -145,22 +145,29 @@ class ScoreSums:
             )
 
     def scores(self, root: nn.Module, *, strict: bool = True) -> TaskScores:
-        """Apply the per-layer step, and hand over; unless strict, without the tasks that reach nothing."""
+        """Take the criterion's last steps, and hand over; unless strict, without the tasks that reach nothing."""
         tables: dict[str, dict[ParameterKey, Tensor]] = {}
         for task, sums in self.by_task.items():
             if sums or strict:
-                tables[task] = {self._keys[index]: self._per_layer(index, sums[index]) for index in sorted(sums)}
-        return TaskScores(root, tables, parameters=self._keys, criterion=self._rule.name, num_batches=len(self._losses))
+                tables[task] = {self._keys[index]: self._completed(index, sums[index]) for index in sorted(sums)}
+        return TaskScores(
+            root,
+            tables,
+            parameters=self._keys,
+            criterion=self._rule.name,
+            num_batches=len(self._losses),
+            shares=self._rule.shares,
+        )
 
-    def _per_layer(self, index: int, score: Tensor) -> Tensor:
-        step = self._rule.per_layer
-        if step is None:
-            return score
-        alive = alive_mask(*self._keys[index])
+    def _completed(self, index: int, total: Tensor) -> Tensor:
+        """Take the criterion's last steps on what is alive of one parameter."""
+        if self._rule.finish is None and self._rule.per_layer is None:
+            return total
+        alive, weight = alive_mask(*self._keys[index]), stored(*self._keys[index]).detach()
         if alive is None:
-            return step(score.reshape(-1)).reshape(score.shape)
-        result = torch.zeros_like(score)
-        result[alive] = step(score[alive])
+            return self._rule.complete(weight.reshape(-1), total.reshape(-1)).reshape(total.shape)
+        result = torch.zeros_like(total)
+        result[alive] = self._rule.complete(weight[alive], total[alive])
         return result
 
     def _check_finite(self) -> None:

@@ -14,7 +14,7 @@ from ..agreement.amounts import warn_of_percentage
 from ..agreement.budgets import Amount, Budget
 from ..agreement.candidates import Candidates, joined_on_one_device
 from ..agreement.cut import lift
-from ..agreement.patterns import WEIGHTS, Pattern, Place, spread
+from ..agreement.patterns import WEIGHTS, Pattern, Place, Weights, spread
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import distinct
 from ..arbiters import Arbiter
@@ -37,6 +37,7 @@ class TaskScores:
             pruned.
         criterion: Name of the criterion.
         num_batches: Number of batches scored.
+        shares: Whether the scores are shares of their tensor, as those of a layer-adaptive criterion.
 
     Example:
         >>> trunk, left, right = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1)
@@ -58,6 +59,7 @@ class TaskScores:
         parameters: Iterable[ParameterKey] | None = None,
         criterion: str = "custom",
         num_batches: int = 0,
+        shares: bool = False,
     ) -> None:
         """Take scores made elsewhere.
 
@@ -68,6 +70,8 @@ class TaskScores:
             parameters: Order of the parameters; by default that of the model's modules.
             criterion: What reports and saved files call the criterion.
             num_batches: How many batches the scores come from.
+            shares: Whether each task's scores in a tensor are shares of it already, as
+                :func:`~disparse_plugin.criteria.lamp_scores` makes them (a layer-adaptive criterion does).
 
         Raises:
             TypeError: If a score is not a floating point tensor.
@@ -89,6 +93,7 @@ class TaskScores:
         self.unreached: tuple[str, ...] = tuple(names[key] for key in keys if key not in reached)
         self.criterion = criterion
         self.num_batches = num_batches
+        self.shares = shares
         self._tables = {
             task: MappingProxyType({key: table[key] for key in self.parameters if key in table})
             for task, table in scores.items()
@@ -260,7 +265,7 @@ class TaskScores:
         weights = [
             pattern.magnitudes(stored(*key).detach(), place) for key, place in zip(self.parameters, places, strict=True)
         ]
-        return Candidates(rows, weights)
+        return Candidates(rows, weights, shares=self.shares and isinstance(pattern, Weights))
 
     def save(self, path: str | Path) -> None:
         """Write the scores to a safetensors file, keyed by qualified name; an existing file is replaced atomically.
@@ -275,6 +280,7 @@ class TaskScores:
             "unreached": list(self.unreached),
             "criterion": self.criterion,
             "num_batches": self.num_batches,
+            "shares": self.shares,
         }
         write_scores(path, tables, facts)
 

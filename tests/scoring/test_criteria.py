@@ -57,7 +57,51 @@ def test_layer_adaptive_keeps_every_layer_alive():
     assert adapted[key].any()
 
 
-@pytest.mark.parametrize("name", ["snip", "layer_adaptive(taylor)", "layer_adaptive( fisher )", "lamp"])
+@pytest.mark.parametrize("exponent", [0.0, 0.25, 0.5, 1.0])
+def test_damped_is_its_formula(exponent):
+    model, data = TwoHeads().eval(), digit_batches()
+    plain = score_tasks(model, digit_losses, data, criterion="taylor")
+    found = score_tasks(model, digit_losses, data, criterion=criteria.damped("taylor", exponent))
+    for task in plain:
+        for (module, name), score in plain[task].items():
+            weight = getattr(module, name).detach().double().abs()
+            expected = weight ** (1 - exponent) * score.double() ** exponent
+            torch.testing.assert_close(found[task][module, name].double(), expected, rtol=1e-5, atol=1e-12)
+
+
+def test_damped_is_between_magnitude_and_the_criterion():
+    model, data = TwoHeads().eval(), digit_batches()
+    for exponent, end in ((0, "magnitude"), (1, "taylor")):
+        one = score_tasks(model, digit_losses, data, criterion=f"damped(taylor, {exponent})").masks(0.7)
+        other = score_tasks(model, digit_losses, data, criterion=end).masks(0.7)
+        assert all(torch.equal(mask, other[key]) for key, mask in one.items())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_scale_of_a_loss_changes_no_damped_share(scale):
+    model, data = TwoHeads().double().eval(), [(x.double(), y) for x, y in digit_batches()]
+    rule = "layer_adaptive(damped(taylor, 0.25))"
+
+    def scaled(model, batch):
+        return {task: loss * scale for task, loss in digit_losses(model, batch).items()}
+
+    one, other = (score_tasks(model, losses, data, criterion=rule) for losses in (digit_losses, scaled))
+    for task in one:
+        for key, score in one[task].items():
+            torch.testing.assert_close(score, other[task][key], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "snip",
+        "damped(taylor, 0.5)",
+        "layer_adaptive(damped(snip, 0.25))",
+        "layer_adaptive(taylor)",
+        "layer_adaptive( fisher )",
+        "lamp",
+    ],
+)
 def test_what_reports_print_is_accepted(name):
     rule = criteria.resolve(name)
     assert criteria.resolve(rule.name) == rule
@@ -93,6 +137,16 @@ def test_a_built_in_name_is_replaced_only_when_asked_for():
         (lambda: criteria.resolve("layer_adaptive(tailor)"), ValueError, "found 'tailor'; did you mean 'taylor'"),
         (lambda: criteria.resolve("layeradaptive(taylor)"), ValueError, r"did you mean 'layer_adaptive\(taylor\)'"),
         (lambda: criteria.resolve("layer_adaptive(lamp)"), ValueError, "not layer-adaptive yet, found 'lamp'"),
+        (lambda: criteria.resolve("damped"), ValueError, r"found none; write 'damped\(taylor\)'"),
+        (
+            lambda: criteria.resolve("damped(taylor, much)"),
+            ValueError,
+            "exponent of damped must be a number, found 'much'",
+        ),
+        (lambda: criteria.damped("taylor", 1.5), ValueError, "exponent: must be from 0 .* found 1.5"),
+        (lambda: criteria.damped("taylor", "1"), TypeError, "exponent: must be a number from 0 to 1, found str"),
+        (lambda: criteria.damped("lamp"), ValueError, "neither damped nor layer-adaptive yet, found 'lamp'"),
+        (lambda: criteria.lamp_scores(torch.ones(2, 2)), ValueError, r"scores: .* 1-D, found shape \(2, 2\)"),
         (lambda: criteria.resolve(3), TypeError, "criterion: must be a name or a callable.*found int"),
         (lambda: layer_adaptive("lamp"), ValueError, "not layer-adaptive yet, found 'lamp'"),
     ],
