@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from .._support.user_warning import warn_user
 from ..errors import EmptyTensorWarning, TiesWarning
 from .candidates import Candidates
-from .ranking import count_true
+from .ranking import count_true, positions
 
 _SHOWN = 8
 
@@ -22,15 +21,11 @@ def warn_of_ties_at_zero(candidates: Candidates, gone: Sequence[Tensor]) -> None
         candidates: What was ranked.
         gone: What goes: bool, 1-D, one for each parameter.
     """
-    removed = sum(count_true(mark) for mark in gone)
-    # Most often few units score zero, for one of the tasks at least, and the cut lies far above them.
-    if removed == 0 or sum(min(_zeros(row) for row in rows.values()) for rows in candidates.scores) <= removed:
-        return
     going = total = 0
     for rows, mark in zip(candidates.scores, gone, strict=True):
-        zero = torch.stack([row == 0 for row in rows.values()]).all(0)
-        total += count_true(zero)
-        going += count_true(zero & mark)
+        places = _zero_for_all(list(rows.values()))
+        total += places.numel()
+        going += count_true(mark[places])
     if 0 < going < total:
         warn_user(
             f"scores: the cut falls among the {total:,} of {sum(candidates.sizes):,} that score exactly zero for every "
@@ -42,8 +37,13 @@ def warn_of_ties_at_zero(candidates: Candidates, gone: Sequence[Tensor]) -> None
         )
 
 
-def _zeros(values: Tensor) -> int:
-    return values.numel() - int(values.count_nonzero())
+def _zero_for_all(rows: Sequence[Tensor]) -> Tensor:
+    """Return the positions at which all rows are zero; most often few are, for one of the tasks at least."""
+    fewest = max(rows, key=lambda row: int(row.count_nonzero()))
+    places = positions(fewest == 0)
+    for row in rows:
+        places = places[row[places] == 0]
+    return places
 
 
 def warn_of_empty_tensors(

@@ -23,7 +23,7 @@ def disparse_static(
     model: nn.Module,
     losses: TaskLosses,
     data: Iterable[Batch],
-    amount: Amount | None = None,
+    amount: Amount | Budget | None = None,
     *,
     criterion: str | Criterion | ScoreFunction = "snip",
     arbiter: str | Arbiter = "unanimous",
@@ -76,7 +76,7 @@ def disparse_static(
         tensor([2., 2.])
     """
     rule, form = arbiters.resolve(arbiter), patterns.resolve(pattern)
-    form.check_budget(Budget(amount, min_keep))
+    form.check_budget(Budget.of(amount, min_keep))
     scores = score_tasks(
         model,
         losses,
@@ -96,7 +96,7 @@ def disparse_pretrained(
     model: nn.Module,
     losses: TaskLosses,
     data: Iterable[Batch],
-    amount: Amount | None = None,
+    amount: Amount | Budget | None = None,
     *,
     criterion: str | Criterion | ScoreFunction = "taylor",
     arbiter: str | Arbiter = "unanimous",
@@ -143,7 +143,7 @@ def disparse_pretrained(
         'fisher'
     """
     rule, form = arbiters.resolve(arbiter), patterns.resolve(pattern)
-    form.check_budget(Budget(amount, min_keep))
+    form.check_budget(Budget.of(amount, min_keep))
     scores = score_tasks(
         model,
         losses,
