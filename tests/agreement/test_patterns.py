@@ -122,7 +122,6 @@ def attach(masks):
 
 
 @settings(max_examples=25)
-@settings(max_examples=25)
 @given(case=tied(shapes=((2, 4), (4, 8), (2, 4, 3))), share=st.floats(0, 0.5))
 def test_patterns_compose(case, share):
     """Single weights, then 2:4, then channels, then 2:4 again: each takes what the ones before left."""
@@ -140,7 +139,6 @@ def test_patterns_compose(case, share):
     )
 
 
-@settings(max_examples=25)
 @settings(max_examples=25)
 @given(case=tied(shapes=((2, 4), (4, 8), (2, 4, 3))))
 def test_a_pattern_once_made_stays(case):
@@ -236,7 +234,6 @@ def test_a_pattern_may_be_the_object_itself():
         )
 
 
-@settings(max_examples=15)
 @settings(max_examples=15)
 @given(case=tied(), share=st.floats(0, 1), min_keep=st.integers(0, 2))
 def test_a_budget_goes_wherever_an_amount_goes(case, share, min_keep):
