@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean
-from .sorting import stable_order
+from .sorting import stable_sort
 
 ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -170,18 +170,20 @@ def lamp_scores(scores: Tensor) -> Tensor:
         raise ValueError(f"scores: must be those of one layer, 1-D, found shape {tuple(scores.shape)}; flatten them")
     if scores.numel() == 0:
         return scores.clone()
-    magnitudes = scores.abs()
-    order = stable_order(magnitudes)
-    ordered = magnitudes[order].double()
+    ordered, order = stable_sort(scores.abs())
     # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
-    squares = (ordered / ordered[-1].clamp_min(torch.finfo(torch.float64).tiny)).square_()
+    squares = ordered.double()
+    squares /= squares[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    squares.square_()
     at_least = squares.flip(0).cumsum(0).flip(0)
-    # Equal scores share the sum that begins at the first of them.
-    places = torch.arange(ordered.numel(), device=scores.device)
-    places[1:] *= ordered[1:] != ordered[:-1]
-    at_least = at_least[places.cummax(0).values]
+    same = ordered[1:] == ordered[:-1]
+    if scores.device.type != "cpu" or bool(same.any()):
+        # Equal scores share the sum that begins at the first of them.
+        places = torch.arange(ordered.numel(), device=scores.device)
+        places[1:][same] = 0
+        at_least = at_least[places.cummax(0).values]
     result = torch.empty_like(scores)
-    result[order] = torch.where(squares > 0, squares / at_least, squares).to(scores.dtype)
+    result[order] = (squares / at_least).nan_to_num_(0.0).to(scores.dtype)  # 0 / 0 where all are zero
     return result
 
 
