@@ -70,10 +70,11 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         self,
         losses: TaskLosses,
         mode: Mode,
-        amount: float,
+        amount: float | None = None,
         *,
         criterion: str | Criterion | ScoreFunction | None = None,
         arbiter: str | Arbiter = "unanimous",
+        pattern: str = "weights",
         exclude: Sequence[nn.Module | str] = (),
         fold: bool = False,
         min_keep: float | None = None,
@@ -93,9 +94,10 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. ``model`` is the
                 one given to the Trainer, ``batch`` what its collator makes, on the model's device.
             mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
-            amount: How much of the weights is pruned: a fraction (float), or a count (int; not with ``"gradual"``).
+            amount: How much of the weights is pruned: a fraction (float), or a count (int).
             criterion: As in :class:`disparse_plugin.lightning.DiSparsePruning`.
             arbiter: As there.
+            pattern: As there.
             exclude: Names, glob patterns or modules that are left out.
             fold: Make the masks permanent when ``train`` has ended; a further ``train`` brings them back.
             min_keep: As there, and so are all that follow.
@@ -121,6 +123,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
                 amount=amount,
                 criterion=criterion,
                 arbiter=arbiter,
+                pattern=pattern,
                 exclude=exclude,
                 fold=fold,
                 min_keep=min_keep,

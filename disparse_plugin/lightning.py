@@ -72,10 +72,11 @@ class DiSparsePruning(Callback):
     def __init__(
         self,
         mode: Mode,
-        amount: int | float,  # both, because configuration files are read by this annotation
+        amount: int | float | None = None,  # int as well, because configuration files are read by this annotation
         *,
         criterion: str | Criterion | ScoreFunction | None = None,
         arbiter: str | Arbiter = "unanimous",
+        pattern: str = "weights",
         exclude: Sequence[nn.Module | str] = (),
         fold: bool = False,
         min_keep: int | float | None = None,
@@ -93,11 +94,14 @@ class DiSparsePruning(Callback):
 
         Args:
             mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
-            amount: How much of the weights is pruned: a fraction (float), or a count (int; not with ``"gradual"``).
+            amount: How much of the weights is pruned: a fraction (float), or a count (int). Left out with an ``n:m``
+                pattern.
             criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"``,
                 ``"taylor"``, ``"taylor"`` and ``"gradient"`` in the order of the modes. ``"dynamic"`` also takes
                 ``"random"``.
             arbiter: A name, also ``"at_least(K)"``, or what the core takes.
+            pattern: ``"weights"``, ``"n:m"`` such as ``"2:4"``, or ``"channels"`` (masked; not ``"dynamic"``), as in
+                :meth:`~disparse_plugin.TaskScores.masks`.
             exclude: Names or glob patterns of what is left out, e.g. a loss network, or modules: neither scored nor
                 pruned nor counted.
             fold: Make the masks permanent when ``fit`` has ended. A further ``fit`` brings them back.
@@ -126,6 +130,7 @@ class DiSparsePruning(Callback):
                 amount=amount,
                 criterion=criterion,
                 arbiter=arbiter,
+                pattern=pattern,
                 exclude=exclude,
                 fold=fold,
                 min_keep=min_keep,

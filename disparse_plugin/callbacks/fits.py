@@ -5,12 +5,12 @@ Nothing here imports a trainer.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from .._support.user_warning import warn_user
 from ..masks.attach import fold as fold_masks
 from ..masks.attach import masks_of
 from ..masks.in_place import attach_in_place
@@ -92,7 +92,7 @@ class PrunedFits:
         unfinished = self._pruning.unfinished(step)
         self._pruning.end()
         if unfinished is not None:
-            warnings.warn(unfinished, stacklevel=2)
+            warn_user(unfinished)
         self.make_permanent(model)
 
     def make_permanent(self, model: nn.Module) -> None:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from .. import arbiters, criteria
+from ..agreement import patterns
 from ..agreement.budgets import Budget
+from ..agreement.patterns import Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..parameters import Exclude
 from ..sparse_training.gradual import GradualPruning
+from ..sparse_training.initial_masks import check_exchangeable
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
 from ..sparse_training.schedules import check_steps, describe
 from ..sparse_training.step_scores import check_growth_criterion
@@ -23,7 +26,7 @@ from .scheduled import Scheduled
 Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
 
 _CRITERIA = {"static": "snip", "pretrained": "taylor", "gradual": "taylor", "dynamic": "gradient"}
-_OF_ALL = ("mode", "amount", "criterion", "arbiter", "exclude", "fold")
+_OF_ALL = ("mode", "amount", "criterion", "arbiter", "pattern", "exclude", "fold")
 _OF_MODE = {
     "static": ("min_keep", "num_batches"),
     "pretrained": ("min_keep", "num_batches", "start_at"),
@@ -42,9 +45,10 @@ class Options:
     """
 
     mode: Mode
-    amount: float
+    amount: float | None = None
     criterion: str | Criterion | ScoreFunction | None = None
     arbiter: str | Arbiter = "unanimous"
+    pattern: str | Pattern = "weights"
     exclude: Exclude = ()
     fold: bool = False
     min_keep: float | None = None
@@ -76,22 +80,28 @@ class Options:
             ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
         """
         options = self._of_mode()
-        Budget(self.amount, options.get("min_keep", 0))
+        form = patterns.resolve(self.pattern)
+        form.check_budget(Budget(self._amount_for(options), options.get("min_keep", 0)))
         for argument, least in _STEPS.items():
             if argument in options:
                 check_steps(argument, options[argument], least)
         name = _CRITERIA[self.mode] if self.criterion is None else self.criterion
         arbiters.resolve(self.arbiter)
         if self.mode in ("static", "pretrained"):
-            return functools.partial(OneShot, self.amount, criteria.resolve(name), self.arbiter, **options)
+            return functools.partial(OneShot, self.amount, criteria.resolve(name), self.arbiter, form, **options)
         kind = GradualPruning if self.mode == "gradual" else DiSparseScheduler
         if self.mode == "gradual":
             criterion: str | Criterion = criteria.resolve(name)
         else:
-            options = {"distribution": "erk", **options}
+            check_exchangeable(form)
+            options = {"distribution": None, **options}
             criterion = RANDOM if name == RANDOM else check_growth_criterion(criteria.resolve(name))
-        options = {**options, "amount": self.amount, "arbiter": self.arbiter, "criterion": criterion}
+        options |= {"amount": self.amount, "arbiter": self.arbiter, "criterion": criterion, "pattern": form}
         return functools.partial(Scheduled, kind, options)
+
+    def _amount_for(self, options: Mapping[str, Any]) -> float | None:
+        """Return what is checked: densities for all layers, or masks that are there, say the amount as well."""
+        return 0 if self.amount is None and options.get("distribution") is not None else self.amount
 
     def _of_mode(self) -> dict[str, Any]:
         if self.mode not in get_args(Mode):

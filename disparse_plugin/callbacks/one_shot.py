@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .._support.distributed import check_same_tensors
+from ..agreement.patterns import Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion
 from ..masks.in_place import attach_in_place
@@ -21,9 +22,10 @@ class OneShot(PruningInFit):
 
     def __init__(
         self,
-        amount: float,
+        amount: float | None,
         criterion: Criterion,
         arbiter: str | Arbiter,
+        pattern: Pattern,
         *,
         min_keep: float = 0,
         num_batches: int = 16,
@@ -31,6 +33,7 @@ class OneShot(PruningInFit):
     ) -> None:
         """Take the options, checked; see :class:`disparse_plugin.lightning.DiSparsePruning`."""
         self._amount, self._criterion, self._arbiter, self._min_keep = amount, criterion, arbiter, min_keep
+        self._pattern = pattern
         self._count, self._start = num_batches, start_at
         self._done = False
         self._fit: Fit | None = None
@@ -67,7 +70,7 @@ class OneShot(PruningInFit):
             num_batches=self._count,
             cycle=True,
         )
-        masks = scores.masks(self._amount, self._arbiter, min_keep=self._min_keep)
+        masks = scores.masks(self._amount, self._arbiter, min_keep=self._min_keep, pattern=self._pattern)
         check_same_tensors("masks", list(masks.values()), "keep the weights of all ranks equal")
         attach_in_place(self._fit.model, masks)
         self._done = True

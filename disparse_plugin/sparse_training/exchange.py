@@ -42,40 +42,49 @@ class Exchange:
         Returns:
             bool, of the same shape, with as many True as ``alive``. Equal to ``alive`` where no task asks for anything.
         """
-        count = exchange_count(self.fraction, alive)
+        count = self.count(alive)
         if count == 0:
             return alive.clone()
-        dropped = smallest(weight, alive, count)
+        dropped = self._dropped(weight, alive, count)
         candidates = ~alive | dropped if self.regrow_dropped else ~alive
         rows = {task: score for task, score in scores.items() if bool(((score != 0) & candidates).any())}
         if not rows:
             return alive.clone()
-        return (alive & ~dropped) | self._grown(rows, candidates, count)
+        return (alive & ~dropped) | self._grown(rows, candidates, dropped)
 
-    def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, count: int) -> Tensor:
+    def count(self, alive: Tensor) -> int:
+        """Return how many weights a layer exchanges: a share of the alive, at most as many as are masked.
+
+        So a dense layer exchanges nothing, and no layer gets denser or sparser.
+
+        Args:
+            alive: bool, the layer's mask.
+
+        Example:
+            >>> Exchange(0.5, unanimous, ["a"]).count(torch.tensor([True, True, True, False]))
+            1
+        """
+        kept = count_true(alive)
+        return min(round(self.fraction * kept), alive.numel() - kept)
+
+    def _dropped(self, weight: Tensor, alive: Tensor, count: int) -> Tensor:
+        return smallest(weight, alive, count)
+
+    def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, dropped: Tensor) -> Tensor:
+        """Mark as many of the candidates as were dropped."""
+        count = count_true(dropped)
         if self.arbiter is unanimous:
             return wanted_by_any({task: row.masked_fill(~candidates, -torch.inf) for task, row in rows.items()}, count)
         grown = torch.zeros_like(candidates)
-        chosen = most_wanted({task: row[candidates] for task, row in rows.items()}, self.tasks, self.arbiter, count)
+        chosen = most_wanted(
+            {task: row[candidates] for task, row in rows.items()}, self._present(rows), self.arbiter, count
+        )
         grown[candidates] = chosen
         return grown
 
-
-def exchange_count(fraction: float, alive: Tensor) -> int:
-    """Return how many weights a layer exchanges: a share of the alive, at most as many as are masked.
-
-    So a dense layer exchanges nothing, and no layer gets denser or sparser.
-
-    Args:
-        fraction: The share.
-        alive: bool, the layer's mask.
-
-    Example:
-        >>> exchange_count(0.5, torch.tensor([True, True, True, False]))
-        1
-    """
-    kept = count_true(alive)
-    return min(round(fraction * kept), alive.numel() - kept)
+    def _present(self, rows: Mapping[str, Tensor]) -> Sequence[str]:
+        """Return the tasks that the arbiter sees: one of the user's own sees all, NaN where one is absent."""
+        return [task for task in self.tasks if task in rows] if ignores_absent_tasks(self.arbiter) else self.tasks
 
 
 def smallest(weight: Tensor, alive: Tensor, count: int) -> Tensor:
@@ -108,7 +117,7 @@ def most_wanted(scores: Mapping[str, Tensor], tasks: Sequence[str], arbiter: Arb
 
     Args:
         scores: The entries' scores by task, 1-D; tasks that do not reach them are left out.
-        tasks: All tasks.
+        tasks: The tasks that the arbiter sees.
         arbiter: The reduction over tasks.
         count: How many.
 
@@ -122,8 +131,7 @@ def most_wanted(scores: Mapping[str, Tensor], tasks: Sequence[str], arbiter: Arb
         [True, True, False, False]
     """
     size = next(iter(scores.values())).numel()
-    present = [task for task in tasks if task in scores] if ignores_absent_tasks(arbiter) else tasks
-    return ~lowest_by_agreement(Candidates([scores]), present, arbiter, size - count)[0]
+    return ~lowest_by_agreement(Candidates([scores]), tasks, arbiter, size - count)[0]
 
 
 def wanted_by_any(scores: Mapping[str, Tensor], count: int) -> Tensor:

@@ -12,13 +12,17 @@ from torch.optim import Optimizer
 
 from .. import arbiters
 from .._support.distributed import check_same, check_same_tensors, failing_together
+from ..agreement import patterns
 from ..agreement.amounts import count_to_prune
 from ..agreement.budgets import Budget
+from ..agreement.patterns import Channels, NofM, Pattern
 from ..agreement.ranking import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..parameters import Exclude, ParameterKey, check_parameters, present_mask, unwrap
+from ..parameters import Exclude, ParameterKey, check_parameters, present_mask, qualified_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
+from .blocks import OnTheWay, above, check_amount_of
+from .initial_masks import places_of
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
 from .schedules import Schedule, check_steps, check_window, count_at, cubic, describe, describe_arbiter
@@ -76,12 +80,13 @@ class GradualPruning(MaskScheduler[PruningStage]):
         optimizer: Optimizer,
         losses: TaskLosses,
         *,
-        amount: float | Schedule,
+        amount: float | Schedule | None = None,
         update_every: int = 100,
         start_at: int = 0,
         stop_at: int,
         criterion: str | Criterion | ScoreFunction = "taylor",
         arbiter: str | Arbiter = "unanimous",
+        pattern: str | Pattern = "weights",
         min_keep: float = 0,
         parameters: Iterable[ParameterKey] | None = None,
         exclude: Exclude = (),
@@ -94,12 +99,15 @@ class GradualPruning(MaskScheduler[PruningStage]):
             optimizer: What trains it; of a kind in :mod:`disparse_plugin.sparse_training.optimizer_state`.
             losses: As in :class:`DiSparseScheduler`.
             amount: How much is masked in the end: a fraction (float) or a count (int) of all listed weights; or a
-                function from the step to that.
+                function from the step to that. Left out with an ``n:m`` pattern.
             update_every: Optimizer steps between stages.
             start_at: The step of the first stage; at 0, the first stage is at ``update_every``.
             stop_at: The step of the last stage. The same as ``start_at`` prunes once, at that step.
             criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`.
             arbiter: How the tasks' percentiles are joined.
+            pattern: ``"weights"``; ``"channels"``: whole output channels are masked, and ``amount`` and ``min_keep``
+                count channels; or any ``"n:m"``: the stages take what n:m would remove, so that after the last of every
+                m weights along the input dimension n are alive. See :mod:`disparse_plugin.agreement.patterns`.
             min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)),
                 as in :meth:`disparse_plugin.TaskScores.masks`.
             parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
@@ -117,13 +125,16 @@ class GradualPruning(MaskScheduler[PruningStage]):
             self._start = check_steps("start_at", start_at, least=0)
             check_window(self._start, self._stop)
             self._arbiter, rule = arbiters.resolve(arbiter), resolve(criterion)
-            Budget(min_keep=min_keep)
+            form = patterns.resolve(pattern)
+            self._pattern = OnTheWay(form.n, form.m) if isinstance(form, NofM) else form
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
             self._min_keep = min_keep
             first = {key: present_mask(key) for key in check_parameters(root, parameters, exclude)}
-            total = sum(mask.numel() for mask in first.values())
-            self._amount = amount if callable(amount) else cubic(amount, total, self._start, self._stop)
+            places = places_of(list(first), qualified_names(root, first))
+            self._pattern.check(places)
+            self._total = sum(self._pattern.sizes(place) for place in places)
+            self._amount = self._schedule(amount)
             settings = {
                 "update_every": update_every,
                 "start_at": start_at,
@@ -134,6 +145,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             }
             if min_keep:
                 settings["min_keep"] = min_keep  # states saved before there was such an option still load
+            if self._pattern is not patterns.WEIGHTS:
+                settings["pattern"] = self._pattern.name
         check_same("settings", settings, "give all ranks the same options")
         masks = LiveMasks(root, optimizer, first)
         super().__init__(masks, optimizer, settings, first=start_at or min(update_every, stop_at))
@@ -160,9 +173,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if not batches:
                 raise TypeError("batches: at least one is needed to score on, found none")
             alive = self.masks.current()
-            total = sum(mask.numel() for mask in alive)
-            masked = total - sum(int(mask.sum()) for mask in alive)
-            count = count_to_prune(amount, total) - masked
+            count = self._missing(count_to_prune(amount, self._total), alive)
         check_same("amount", count, "give all ranks the same amount, or the same function of the step")
         new: Sequence[Tensor] = alive
         if count > 0:
@@ -170,30 +181,63 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if sums is None:
                 return None
             with failing_together():
-                keep = sums.scores(self._root, strict=False).masks(Budget(count, self._min_keep), self._arbiter)
+                budget = Budget(count, self._min_keep)
+                keep = sums.scores(self._root, strict=False).masks(budget, self._arbiter, pattern=self._pattern)
                 new = [keep.get(key, mask) for key, mask in zip(self.masks.keys, alive, strict=True)]
             check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
         pruned = [int((before & ~after).sum()) for before, after in zip(alive, new, strict=True)]
-        sparsity = (masked + sum(pruned)) / total
+        weights = sum(mask.numel() for mask in new)
+        sparsity = (weights - sum(count_true(mask) for mask in new)) / weights
         return PruningStage(self.completed, sparsity, dict(zip(self.masks.names, pruned, strict=True)))
 
     def unfinished(self) -> str | None:
         """Say how much is still to be masked if the training ends now, and how to get it done."""
-        masks = [present_mask(key) for key in self.masks.keys]
-        total, alive = sum(mask.numel() for mask in masks), sum(count_true(mask) for mask in masks)
-        final = count_at(self._amount, self._stop, total)
-        if self._next is None or total - alive >= final:
+        final = count_at(self._amount, self._stop, self._total)
+        masked = self._total - self._alive([present_mask(key) for key in self.masks.keys])
+        if self._next is None or masked >= final:
             return None
+        units = "channels" if isinstance(self._pattern, Channels) else "weights"
         return (
             f"stop_at: must come before the training ends, found stop_at={self._stop} with {self.completed} optimizer "
-            f"steps: {1 - alive / total:.1%} of the weights are masked, of {final / total:.1%}; pass e.g. "
+            f"steps: {masked / self._total:.1%} of the {units} are masked, of {final / self._total:.1%}; pass e.g. "
             f"stop_at={max(1, 3 * self.completed // 4)}, or train on"
         )
 
+    def _schedule(self, amount: float | Schedule | None) -> Schedule:
+        """Check the amount, and make a schedule of it."""
+        if isinstance(self._pattern, NofM):
+            self._pattern.check_budget(Budget(min_keep=self._min_keep))
+            check_amount_of(self._pattern, amount, self._total)
+            return cubic(1 - self._pattern.n / self._pattern.m, self._total, self._start, self._stop)
+        if callable(amount):
+            self._pattern.check_budget(Budget(0, self._min_keep))
+            return amount
+        self._pattern.check_budget(Budget(amount, self._min_keep))
+        assert amount is not None  # the pattern has seen to it
+        return cubic(amount, self._total, self._start, self._stop)
+
+    def _missing(self, target: int, alive: Sequence[Tensor]) -> int:
+        """Return how many more units are to be masked such that ``target`` are."""
+        form = self._pattern
+        if isinstance(form, NofM):
+            final = count_at(self._amount, self._stop, self._total)
+            if target > final:
+                raise ValueError(
+                    f"amount: must be at most {1 - form.n / form.m:g} with pattern={form.name!r}, found more"
+                )
+            if target == final:  # also where a block had fewer than n at first
+                return sum(above(mask, form.n, form.m) for mask in alive)
+        return target - (self._total - self._alive(alive))
+
+    def _alive(self, masks: Sequence[Tensor]) -> int:
+        """Count the units alive."""
+        whole = isinstance(self._pattern, Channels)
+        return sum(count_true(mask.flatten(1).any(1) if whole else mask) for mask in masks)
+
     def _change(self, batches: Sequence[Batch]) -> PruningStage | None:
         with failing_together():
-            count = count_at(self._amount, self.completed, sum(weight.numel() for weight in self.masks.parameters()))
+            count = count_at(self._amount, self.completed, self._total)
         return self.prune_to(count, *batches)
 
     def _following(self) -> int | None:

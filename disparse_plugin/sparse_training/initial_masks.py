@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..agreement.amounts import count_to_prune
-from ..parameters import ParameterKey, is_masked, present_mask, stored
+from ..agreement.patterns import WEIGHTS, NofM, Pattern, Place
+from ..parameters import ParameterKey, alive_mask, is_masked, present_mask, stored
+from .blocks import blocks_with_other_counts, check_amount_of, random_blocks
 from .densities import layer_counts
 from .exchange import random_mask
-from .schedules import check_not_percent
+from .schedules import checked_count
 
 EXISTING = "existing"
 
@@ -20,9 +22,10 @@ def initial_masks(
     keys: Sequence[ParameterKey],
     names: Sequence[str],
     amount: float | None,
-    distribution: str | Mapping[ParameterKey | str, float],
-    exempt: Iterable[nn.Module | str],
+    distribution: str | Mapping[ParameterKey | str, float] | None,
+    exempt: Sequence[nn.Module | str],
     generator: torch.Generator,
+    pattern: Pattern = WEIGHTS,
 ) -> dict[int, Tensor]:
     """Choose a first mask for every layer that is not exempt.
 
@@ -30,10 +33,11 @@ def initial_masks(
         keys: The ``(module, name)`` pairs.
         names: Their qualified names.
         amount: How much of all of them is pruned; None if the distribution says it.
-        distribution: ``"erk"``, ``"uniform"``, ``"existing"`` (the masks that are on the model), or densities by pair
-            or qualified name.
+        distribution: ``"erk"`` (or None), ``"uniform"``, ``"existing"`` (the masks that are on the model), or densities
+            by pair or qualified name.
         exempt: Modules (with everything inside) or qualified names that stay dense.
         generator: Draws which weights of a layer stay.
+        pattern: Single weights, or n of every m.
 
     Returns:
         bool masks by index.
@@ -41,8 +45,14 @@ def initial_masks(
     Raises:
         TypeError: As :func:`.layer_counts`.
         ValueError: As :func:`.layer_counts`; if a layer is unknown,
-            ``amount`` is missing or contradicts the distribution, or the model carries masks already.
+            ``amount`` is missing or contradicts the distribution, or the model carries masks already. If the pattern
+            is another, or does not go with an option or a layer.
     """
+    check_exchangeable(pattern)
+    pattern.check(places_of(keys, names))
+    if isinstance(pattern, NofM):
+        return _in_blocks(keys, names, amount, distribution, exempt, generator, pattern)
+    distribution = "erk" if distribution is None else distribution
     dense = _exempt_indices(keys, names, exempt)
     total = sum(stored(*key).numel() for key in keys)
     if distribution == EXISTING:
@@ -58,13 +68,65 @@ def initial_masks(
     shapes = [tuple(stored(*key).shape) for key in keys]
     wanted = distribution if isinstance(distribution, str) else _by_index(keys, names, distribution)
     if amount is not None:
-        check_not_percent(amount, total)
+        checked_count(amount, total)
     counts = layer_counts(shapes, _total_amount(amount, shapes, wanted, dense), wanted, dense)
     return {
         index: random_mask(stored(*key), counts[index], generator)
         for index, key in enumerate(keys)
         if index not in dense
     }
+
+
+def check_exchangeable(pattern: Pattern) -> None:
+    """Check that weights can drop and grow in a pattern.
+
+    Raises:
+        ValueError: If it is neither single weights nor n of every m.
+    """
+    if pattern is not WEIGHTS and not isinstance(pattern, NofM):
+        raise ValueError(
+            f"pattern: must be 'weights' or n:m where weights drop and grow, found {pattern.name!r}; GradualPruning "
+            "takes others"
+        )
+
+
+def places_of(keys: Sequence[ParameterKey], names: Sequence[str]) -> list[Place]:
+    """Describe the parameters as patterns want to see them."""
+    return [Place(name, stored(*key).shape, alive_mask(*key)) for key, name in zip(keys, names, strict=True)]
+
+
+def _in_blocks(
+    keys: Sequence[ParameterKey],
+    names: Sequence[str],
+    amount: float | None,
+    distribution: str | Mapping[ParameterKey | str, float] | None,
+    exempt: Sequence[nn.Module | str],
+    generator: torch.Generator,
+    pattern: NofM,
+) -> dict[int, Tensor]:
+    """Choose n of every m weights at random, or take over masks that have them."""
+    for option, given, way in (("distribution", distribution, ""), ("exempt", exempt, "; use exclude=[...]")):
+        if given and given != EXISTING:
+            raise ValueError(
+                f"{option}: must be left out with pattern={pattern.name!r}, found {given!r}; every block keeps "
+                f"{pattern.n}{way}"
+            )
+    check_amount_of(pattern, amount, sum(stored(*key).numel() for key in keys))
+    if distribution is None:
+        _check_unmasked(keys, names)
+        return {
+            index: random_blocks(stored(*key).shape, pattern.n, pattern.m, generator).to(stored(*key).device)
+            for index, key in enumerate(keys)
+        }
+    masks = {index: present_mask(key) for index, key in enumerate(keys)}
+    for index, mask in masks.items():
+        if others := blocks_with_other_counts(mask, pattern.n, pattern.m):
+            raise ValueError(
+                f"distribution: every block must have {pattern.n} of {pattern.m} alive with distribution='existing' "
+                f"and pattern={pattern.name!r}, found {others} of {names[index]} that have not; prune with "
+                f"disparse_static(..., pattern={pattern.name!r}) first"
+            )
+    return masks
 
 
 def _exempt_indices(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from torch.optim import Optimizer
 
 from .._support.distributed import failing_together, numbers_of_ranks
+from .._support.user_warning import warn_user
 from ..scoring.losses import Batch
 from .live_masks import LiveMasks
 
@@ -216,9 +216,8 @@ class CompletedSteps:
         steps, self.waiting = self.waiting, 0
         self._idle = 0 if steps else self._idle + 1
         if not self._ever and self._idle == PATIENCE:
-            warnings.warn(
+            warn_user(
                 f"optimizer: must be the one whose step() trains the model, found no step of it in {PATIENCE} calls; "
-                "pass the inner torch.optim.Optimizer of a wrapper",
-                stacklevel=3,
+                "pass the inner torch.optim.Optimizer of a wrapper"
             )
         return steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,15 @@ from torch.optim import Optimizer
 
 from .. import arbiters
 from .._support.distributed import check_same, check_same_tensors, failing_together
+from .._support.user_warning import warn_user
+from ..agreement import patterns
+from ..agreement.patterns import NofM, Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..parameters import Exclude, ParameterKey, check_parameters, qualified_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
-from .exchange import Exchange, exchange_count, random_scores
+from .blocks import BlockExchange
+from .exchange import Exchange, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
@@ -99,12 +102,13 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         losses: TaskLosses,
         *,
         amount: float | None = None,
-        distribution: str | Mapping[ParameterKey | str, float] = "erk",
+        distribution: str | Mapping[ParameterKey | str, float] | None = None,
         drop_fraction: float | Schedule = 0.5,
         update_every: int = 100,
         stop_at: int,
         criterion: str | Criterion | ScoreFunction = "gradient",
         arbiter: str | Arbiter = "unanimous",
+        pattern: str | Pattern = "weights",
         parameters: Iterable[ParameterKey] | None = None,
         exclude: Exclude = (),
         exempt: Iterable[nn.Module | str] = (),
@@ -121,8 +125,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
                 tasks; a layer that no task of an update reaches stays as it is. Where training uses ``autocast``, use
                 it inside.
             amount: How much of the weights is pruned: a fraction (float) or a count (int).
-            distribution: ``"erk"``, ``"uniform"``, densities by pair or qualified name (layers without one share what
-                is left by ERK), or ``"existing"`` for the masks that are on the model; see
+            distribution: ``"erk"`` (the default), ``"uniform"``, densities by pair or qualified name (layers without
+                one share what is left by ERK), or ``"existing"`` for the masks that are on the model; see
                 :mod:`disparse_plugin.sparse_training.densities`. Which weights of a layer stay at first is random.
             drop_fraction: The share to exchange at step 0, decaying by a cosine; or a function of the step.
             update_every: Optimizer steps between updates.
@@ -130,6 +134,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             criterion: What a task asks for: a criterion that tells masked weights apart by their gradient, or
                 ``"random"``.
             arbiter: How the tasks' wishes are joined.
+            pattern: ``"weights"``, or any ``"n:m"`` such as ``"2:4"``: of every m weights along the input dimension
+                exactly n are alive at every step, and weights drop and grow inside their block. ``amount`` is then left
+                out, and so is ``distribution`` (or ``"existing"``).
             parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
             exclude: Modules, names or glob patterns, as in :func:`~disparse_plugin.prunable_parameters`: neither
                 scored nor pruned nor counted. A layer that stays dense and counts has the density 1.0.
@@ -145,7 +152,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         """
         root, exempt = unwrap(model), tuple(exempt)
         if exempt:
-            warnings.warn(EXEMPT_IS_DEPRECATED, DeprecationWarning, stacklevel=2)
+            warn_user(EXEMPT_IS_DEPRECATED, DeprecationWarning)
         with failing_together():
             self._generator = torch.Generator("cpu").manual_seed(seed)
             self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
@@ -155,7 +162,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             check_grad_scaler(grad_scaler)
             rule = None if criterion == RANDOM else check_growth_criterion(resolve(criterion))
             keys = check_parameters(root, parameters, exclude)
-            first = initial_masks(keys, qualified_names(root, keys), amount, distribution, exempt, self._generator)
+            self._pattern = patterns.resolve(pattern)
+            names = qualified_names(root, keys)
+            first = initial_masks(keys, names, amount, distribution, exempt, self._generator, self._pattern)
             settings = {
                 "alive": [int(mask.sum()) for mask in first.values()],
                 "update_every": update_every,
@@ -165,6 +174,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
                 "arbiter": describe_arbiter(arbiter),
                 "regrow_dropped": regrow_dropped,
             }
+            if self._pattern is not patterns.WEIGHTS:
+                settings["pattern"] = self._pattern.name  # states saved before there was such an option still load
         check_same("settings", settings, "give all ranks the same options")
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()})
         super().__init__(masks, optimizer, settings, first=update_every if update_every < stop_at else None)
@@ -176,7 +187,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             alive = self.masks.current()
         check_same("drop_fraction", fraction, "give all ranks the same function of the step")
         new = alive
-        if any(exchange_count(fraction, mask) for mask in alive):
+        if any(self._exchange(fraction).count(mask) for mask in alive):
             chosen = self._exchanged(batches, alive, fraction)
             if chosen is None:
                 return None
@@ -195,9 +206,15 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             if sums is None:
                 return None
             rows, tasks = sums.by_parameter(), self._scores.tasks
-        exchange = Exchange(fraction, self._arbiter, tasks, self._regrow)
+        exchange = self._exchange(fraction, tasks)
         with failing_together():
             return [exchange.new_mask(*layer) for layer in zip(self.masks.parameters(), alive, rows, strict=True)]
+
+    def _exchange(self, fraction: float, tasks: Sequence[str] = ()) -> Exchange:
+        if isinstance(self._pattern, NofM):
+            n, m = self._pattern.n, self._pattern.m
+            return BlockExchange(fraction, self._arbiter, tasks, self._regrow, n=n, m=m)
+        return Exchange(fraction, self._arbiter, tasks, self._regrow)
 
     def _following(self) -> int | None:
         following = (self.completed // self._every + 1) * self._every

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from .. import arbiters
-from ..agreement.amounts import count_to_prune
+from ..agreement.amounts import count_to_prune, refuse_percentage
 from ..arbiters import Arbiter
 
 # From the number of completed optimizer steps to a fraction in [0, 1]; of what is pruned, also to a count (int).
@@ -126,7 +126,7 @@ def cubic(amount: float, total: int, start_at: int, stop_at: int) -> CubicSparsi
         >>> schedule, count_at(schedule, 10, 1000)
         (CubicSparsity(final=0.7, stop_at=10, start_at=0, initial=0.0), 700)
     """
-    count = check_not_percent(amount, total)
+    count = checked_count(amount, total)
     final = count / total if isinstance(amount, numbers.Integral) else float(amount)
     return CubicSparsity(final, stop_at, start_at)
 
@@ -143,25 +143,23 @@ def count_at(schedule: Schedule, step: int, total: int) -> int:
     """
     value = schedule(step)
     if isinstance(value, numbers.Integral):
-        return check_not_percent(value, total)
+        return checked_count(value, total)
     return round(checked(lambda _: value, step, "amount") * total)
 
 
-def check_not_percent(amount: float, total: int) -> int:
-    """Turn an amount into a count of weights; refuse whole numbers that can only be meant as percentages.
+def checked_count(amount: float, total: int) -> int:
+    """Turn an amount into a count of ``total``; refuse whole numbers that can only be meant as percentages.
 
     Raises:
         TypeError: If ``amount`` is neither int nor float.
-        ValueError: If it is out of range, or a count of 1 to 100 that is below 1 % of the weights.
+        ValueError: If it is out of range, or a count of 1 to 100 that is below 1 % of the whole.
 
     Example:
-        >>> check_not_percent(90, 5000), check_not_percent(90, 50_000)
-        Traceback (most recent call last):
-        ValueError: amount: 90 is a number of weights, of 50000; for 90 % pass 0.9
+        >>> checked_count(90, 5000), checked_count(0.5, 50_000)
+        (90, 25000)
     """
     count = count_to_prune(amount, total)
-    if isinstance(amount, numbers.Integral) and 1 <= amount <= 100 and amount < 0.01 * total:
-        raise ValueError(f"amount: {amount} is a number of weights, of {total}; for {amount} % pass {amount / 100}")
+    refuse_percentage(amount, total)
     return count
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from .._support.distributed import failing_together, on_any_rank
+from .._support.user_warning import warn_user
 from ..criteria import Criterion
 from ..errors import NonFiniteError
 from ..scoring.losses import Batch, TaskLosses
@@ -104,10 +104,9 @@ class StepScores:
         unreached = [name for index, name in enumerate(self._masks.names) if index not in reached]
         if new := [name for name in unreached if name not in self._told]:
             self._told.update(new)
-            warnings.warn(
+            warn_user(
                 f"parameters: {len(unreached)} of {len(self._masks.names)} are reached by no task's loss, and their "
-                f"masks stay as they are: {', '.join(new)}; if that is meant, leave them out with exclude=[...]",
-                stacklevel=6,  # the line that calls step
+                f"masks stay as they are: {', '.join(new)}; if that is meant, leave them out with exclude=[...]"
             )
 
     def _scaled(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:

@@ -22,6 +22,18 @@ from said import warned
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 
 
+class ThreeTasks(FourTasks):
+    """Without the task whose only layer has five inputs."""
+
+    def task_losses(self, batch):
+        return {task: loss for task, loss in super().task_losses(batch).items() if task != "d"}
+
+
+def ended(mode):
+    """Options with which a mode has done its work in two epochs."""
+    return {**MODES[mode], "stop_at": 2 * BATCHES} if mode == "gradual" else MODES[mode]
+
+
 class TestModes:
     """Each mode makes the masks of the core."""
 
@@ -81,6 +93,24 @@ class TestModes:
         fit(tmp_path, module, pruning(mode, amount=0.8, min_keep=2, **options))
         assert all(int(layer.weight_mask.sum()) >= 2 for layer, _ in keys(module))
         assert alive_count(module) == half(module)[0] - round(0.8 * half(module)[0])
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_one_of_every_two_weights(self, tmp_path, mode):
+        module = ThreeTasks()
+        options = {**ended(mode), "exclude": ["net.unused", "net.abc", "net.d"], "pattern": "1:2"}
+        fit(tmp_path, module, DiSparsePruning(mode, **options))
+        masks = masks_of(module).values()
+        assert len(masks) == 4
+        assert all(bool((mask.unflatten(1, (-1, 2)).sum(-1) == 1).all()) for mask in masks)
+
+    @pytest.mark.parametrize("mode", ["static", "pretrained", "gradual"])
+    def test_whole_channels(self, tmp_path, mode):
+        module = ThreeTasks()
+        options = {**ended(mode), "exclude": ["net.unused", "net.heads", "net.d"], "pattern": "channels"}
+        fit(tmp_path, module, DiSparsePruning(mode, 0.5, **options))
+        channels = torch.cat([mask.mean(1) for mask in masks_of(module).values()])
+        assert set(channels.tolist()) == {0.0, 1.0}
+        assert int(channels.sum()) == 5
 
     def test_exempt_layers_stay_dense(self, tmp_path):
         module = FourTasks()
@@ -227,6 +257,22 @@ class TestRefusals:
             ({"mode": "dynamic", "amount": 0.5, "criterion": "snip"}, ValueError, "tell masked weights apart"),
             ({"mode": "pretrained", "amount": 0.5, "num_batches": 0}, ValueError, "num_batches: must be at least 1"),
             ({"mode": "gradual", "amount": 0.5, "update_every": 0.5}, TypeError, "update_every: must be an int"),
+            ({"mode": "static"}, TypeError, "amount: must be a float"),
+            (
+                {"mode": "static", "amount": 0.5, "pattern": "2"},
+                ValueError,
+                "pattern: must be one of weights, channels, n",
+            ),
+            (
+                {"mode": "gradual", "pattern": "2:4", "min_keep": 2},
+                ValueError,
+                "min_keep: must be left out with",
+            ),
+            (
+                {"mode": "dynamic", "amount": 0.5, "pattern": "channels"},
+                ValueError,
+                "pattern: must be 'weights'",
+            ),
             ({"mode": "pretrained", "amount": 0.5, "start_at": -1}, ValueError, "start_at: must be at least 0"),
         ],
     )

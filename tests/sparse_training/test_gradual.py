@@ -240,7 +240,7 @@ def test_magnitude_pruning_of_the_joint_task_keeps_the_largest():
     ("options", "message"),
     [
         ({"amount": 1.5}, "amount: a float must be a fraction"),
-        ({"amount": 9}, "amount: 9 is a number of weights, of 954; for 9 % pass 0.09"),
+        ({"amount": 9}, "amount: 9 is a number of weights, 0.94 % of 954; for 9 % pass 0.09"),
         ({"start_at": 9}, "stop_at: must be at least start_at"),
         ({"start_at": -1, "amount": lambda step: 0.5}, "start_at: must be at least 0"),
         ({"start_at": 9, "amount": lambda step: 0.5}, "stop_at: must be at least start_at"),
