@@ -24,7 +24,8 @@ STEPS = 400  # that torch-pruning takes to the last channel; it stops in between
 
 
 def channels(seen: Seen, **options: Any) -> Cut:
-    """Remove channels by scores of this package."""
+    """Remove channels by scores of this package; ``across`` is None unless given, as when the results were made."""
+    options = {"across": None, **options}
 
     def cut(bench: Bench, model: nn.Module, amount: float | int) -> None:
         losses = bench.losses if seen == "tasks" else bench.summed
