@@ -169,7 +169,7 @@ def joined(first: RemovalReport, later: RemovalReport) -> RemovalReport:
     )
 
 
-def tally(removal: Removal, asked: float | Mapping[str, float], latency: Change | None = None) -> RemovalReport:
+def tally(removal: Removal, asked: float | Mapping[str, float]) -> RemovalReport:
     """Count what a removal changes."""
     contest, choice = removal.contest, removal.choice
     budget, of_parameter = contest.budget(), parts(contest)
@@ -197,5 +197,5 @@ def tally(removal: Removal, asked: float | Mapping[str, float], latency: Change 
         outside=1 - budget.in_groups() / max(1, total[0]),
         deviation=removal.deviation,
         plan=removal.plan,
-        latency=latency,
+        latency=None if removal.seconds is None else Change(*removal.seconds),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from ..agreement.ranking import ranks
 from ..parameters import keys_by_name
 from ..scoring.task_scores import TaskScores
 from .applying import Pruners
-from .budget import Budget, Quantity, choose, units_to_keep
+from .budget import Budget, Quantity, choose, multiples, units_to_keep
 from .cuts import Attributes, Cut, merge_cuts
 from .groups import ChannelGroup, channel_scores, normalized
 from .numbers import WholeHeads, heads_left, stored_widths, whole_heads
@@ -31,7 +32,7 @@ class Options:
     reduction: str
     normalizer: str | None
     max_pruning_ratio: float
-    round_to: int | None
+    round_to: int | Literal["auto"] | None
     customized_pruners: Pruners | None
 
 
@@ -89,12 +90,13 @@ class Contest:
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """What a search has found: for each group which units go, the plan, and how far it is from masking."""
+    """What a search has found: which units of each group go, the plan, how far that is from masking, and seconds."""
 
     contest: Contest
     choice: tuple[Tensor, ...]
     plan: RemovalPlan
     deviation: float
+    seconds: tuple[float, float] | None = None
 
 
 def contest_of(
@@ -179,7 +181,8 @@ def search(contest: Contest, trial: Trial, measure: Callable[[RemovalPlan], floa
         plan = plan_of(losing, numbered)
         found = verdict(trial, plan)
         if found.failure is None:
-            return Removal(contest, tuple(choice), plan, found.deviation)
+            seconds = None if measure is None else (measure(RemovalPlan(())), measure(plan))
+            return Removal(contest, tuple(choice), plan, found.deviation, seconds)
         reasons, changed = culprits(trial, plan_of, losing, numbered)
         names = frozenset(contest.groups[number].name for number in changed)
         if not reasons and names == contest.numbered:
@@ -193,25 +196,31 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
     options, groups = contest.options, contest.groups
     keep = [units_to_keep(group, options.max_pruning_ratio) for group in groups]
     order = removal_order(contest.scores, keep, contest.tasks, options.rule)
+    round_to = multiples(groups, options.round_to, next(contest.root.parameters()).device)
     if isinstance(options.amount, Mapping):
-        return _chosen_by_part(contest, options.amount, keep, order)
+        return _chosen_by_part(contest, options.amount, keep, order, round_to)
     budget = contest.budget()
 
     def left(choice: Sequence[Tensor]) -> float:
         return budget.left(options.of, choice) if measure is None else measure(_plan(contest, choice))
 
     return choose(
-        groups, order, keep, left=left, of=options.of, amount=options.amount, round_to=options.round_to,
+        groups, order, keep, left=left, of=options.of, amount=options.amount, round_to=round_to,
         why=_what_holds(contest),
     )  # fmt: skip
 
 
 def _chosen_by_part(
-    contest: Contest, amounts: Mapping[str, float], keep: Sequence[int], order: Sequence[Tensor]
+    contest: Contest,
+    amounts: Mapping[str, float],
+    keep: Sequence[int],
+    order: Sequence[Tensor],
+    round_to: Sequence[int],
 ) -> list[Tensor]:
     """Choose in each part for itself, in the order of all; the shared part first, as it is what the others read."""
     options, groups, budget = contest.options, contest.groups, contest.budget()
-    choice = [torch.zeros(group.num_units, dtype=torch.bool) for group in groups]
+    none = [torch.zeros(group.num_units, dtype=torch.bool) for group in groups]
+    choice = list(none)
     of_group = [next(iter(scores)) if len(scores) == 1 else "shared" for scores in contest.scores]
     of_parameter = parts(contest)
     for part in sorted(amounts, key=lambda name: name != "shared"):
@@ -225,6 +234,8 @@ def _chosen_by_part(
         places = ranks(torch.cat([order[n] for n in members])).double().split([group.num_units for group in own])
         inside = {name for name, other in of_parameter.items() if other == part}
 
+        full = budget.left(options.of, none, inside) if options.of != "channels" else None
+
         def left(chosen: Sequence[Tensor], members: list[int] = members, inside: set[str] = inside) -> float:
             whole = list(choice)
             for number, gone in zip(members, chosen, strict=True):
@@ -235,7 +246,7 @@ def _chosen_by_part(
 
         found = choose(
             own, places, [keep[n] for n in members], left=left, of=options.of, amount=amounts[part],
-            round_to=options.round_to, why=_what_holds(contest), what=f"amount[{part!r}]",
+            round_to=[round_to[n] for n in members], why=_what_holds(contest), what=f"amount[{part!r}]", total=full,
         )  # fmt: skip
         for number, gone in zip(members, found, strict=True):
             choice[number] = gone
