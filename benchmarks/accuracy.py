@@ -8,6 +8,7 @@ with the same arguments to go on after an interruption.
     python benchmarks/fetch_data.py --root data
     python benchmarks/accuracy.py --data fashion+mnist --root data --seeds 5
     python benchmarks/accuracy.py --data fashion+mnist --root data --seeds 5 --weights 1 20
+    python benchmarks/accuracy.py --data yeast --root data --seeds 5 --regime long  # trained ten times longer
     python benchmarks/accuracy_tables.py  # tables and plots of all that is there
 
 A run of its own takes seconds to a minute on one core; see the README for what the whole took.
@@ -28,7 +29,7 @@ import torch
 from multitask.problem.problem import Problem
 from multitask.pruning.methods import METHODS
 from multitask.runs import Store, choose_rates, describe, known_methods, run_seed
-from multitask.settings import SETTINGS, weighted
+from multitask.settings import SETTINGS, prolonged, weighted
 from multitask.training.bench import Setting
 
 AMOUNTS = (0.90, 0.95, 0.98, 0.99, 0.995)
@@ -40,9 +41,13 @@ def prepare(options: argparse.Namespace) -> tuple[Setting, Problem, Store]:
     setting = SETTINGS[options.data]
     if options.weights:
         setting = weighted(setting, options.weights)
+    if options.regime == "long":
+        setting = prolonged(setting)
     if options.quick:
         setting = replace(setting, budget=setting.budget.quick())
-    return setting, setting.load(options.root), Store(options.out, setting.name)
+    # A folder of their own: runs of one regime are never averaged with those of another.
+    folder = options.out if options.regime == "short" else options.out / options.regime
+    return setting, setting.load(options.root), Store(folder, setting.name)
 
 
 def work(options: argparse.Namespace, seed: int) -> int:
@@ -99,6 +104,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--methods", nargs="+", default=[*METHODS], metavar="METHOD", help=", ".join(METHODS))
     parser.add_argument("--weights", type=float, nargs="+", help="relative weight of each task's loss in training")
+    parser.add_argument(
+        "--regime",
+        choices=("short", "long"),
+        default="short",
+        help="long: more steps of training and tuning, for every method alike; written to a folder of its own",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="torch threads per worker")
     parser.add_argument("--workers", type=int, default=1)

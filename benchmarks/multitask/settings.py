@@ -63,6 +63,25 @@ SETTINGS = {
     )
 }
 
+LONG_TRAIN, LONG_TUNE = (
+    3000,
+    600,
+)  # steps: by then small networks have stopped improving, as those that people prune have
+
+
+def prolonged(setting: Setting) -> Setting:
+    """Train about ten times longer before the cut, and tune for a fifth of that, as networks that people prune are.
+
+    Raises:
+        ValueError: If the setting takes as many steps already.
+    """
+    if setting.budget.train >= LONG_TRAIN:
+        raise ValueError(
+            f"regime: long must lengthen the training, found {setting.name} with {setting.budget.train} steps already; "
+            "leave it out"
+        )
+    return replace(setting, budget=replace(setting.budget, train=LONG_TRAIN, tune=LONG_TUNE))
+
 
 def weighted(setting: Setting, weights: Sequence[float]) -> Setting:
     """Train with these relative loss weights, one per task in the problem's order.

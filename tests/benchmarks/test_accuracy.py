@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[benchmarks]'")
-
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 import accuracy
 import accuracy_tables
@@ -24,7 +20,6 @@ from data_files import write_arrays
 from disparse_plugin.masks import masks_of
 from models.paper_network import PaperNetwork
 from multitask import settings
-from multitask.problem.problem import Problem, Task
 from multitask.problem.relative import T95, Interval, changes, mean_change
 from multitask.problem.tasks import normals, segmentation
 from multitask.pruning.methods import METHODS
@@ -33,47 +28,16 @@ from multitask.report import verdict
 from multitask.report.results import KnownTask, load
 from multitask.report.summary import Summary
 from multitask.runs import Store
-from multitask.training.bench import Bench, Budget, Course, Setting, batch_order
-from multitask.training.networks import mlp
+from multitask.training.bench import Bench, Course, batch_order
+from signs import BUDGET, SETTING, command, made_up
 
 AMOUNT = 0.9
 CPU = torch.device("cpu")
-BUDGET = Budget(12, 6, batch_size=16, scored=2, rates=(1e-3, 1e-2), optimizer="adamw", update_every=3)
-
-
-class Signs:
-    """Whether sums of some features are positive, one task per group of features."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.inputs = torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def batch(self, which: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        inputs = self.inputs[which]
-        return inputs, {"left": (inputs[:, :4].sum(1) > 0).long(), "right": (inputs[:, 4:].sum(1) > 0).long()}
-
-
-def metrics() -> MetricCollection:
-    return MetricCollection({"accuracy": MulticlassAccuracy(2, average="micro")})
-
-
-def made_up(_: Path = Path()) -> Problem:
-    tasks = tuple(Task(name, 2, F.cross_entropy, metrics, {"accuracy": "higher"}) for name in ("left", "right"))
-    return Problem("signs", tasks, Signs(100, 0), Signs(40, 1), Signs(40, 2), (12,), note="Made up.")
-
-
-SETTING = Setting("signs", made_up, mlp, BUDGET)
 
 
 @pytest.fixture
 def bench() -> Bench:
     return Bench(SETTING, made_up(), seed=3, dense_rate=1e-2, device=CPU)
-
-
-def command(out: Path, *more: str) -> list[str]:
-    return ["--data", "signs", "--out", str(out), "--seeds", "2", "--amounts", "0.9", "0.98", *more]
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Protocol
 
+from scipy import stats
+
 # Two-sided 95 % quantiles of Student's t, by degrees of freedom; beyond 30, the normal one is near enough.
 T95 = (
     math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -45,6 +47,29 @@ def mean_change(tasks: Iterable[Judged], measured: Metrics, dense: Metrics) -> f
     return mean(changes(tasks, measured, dense).values())
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct the p-values of several comparisons, so that one found by chance among all of them is rare (Holm, 1979).
+
+    The i-th smallest of m, counted from 0, is multiplied by ``m - i``, made no smaller than the one before, and at
+    most 1.
+
+    Args:
+        p_values: One per comparison, each in [0, 1].
+
+    Returns:
+        The corrected values, in the same order.
+
+    Example:
+        >>> holm([0.04, 0.01, 0.03])
+        [0.06, 0.03, 0.06]
+    """
+    corrected, least = [0.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = min(1.0, max(least, (len(p_values) - place) * p_values[index]))
+        corrected[index] = least
+    return corrected
+
+
 class Interval:
     """The mean of some values with its 95 % interval (Student's t)."""
 
@@ -53,11 +78,21 @@ class Interval:
         self.mean = mean(values)
         degrees = self.count - 1
         quantile = T95[degrees] if degrees < len(T95) else 1.960
-        self.half = quantile * stdev(values) / math.sqrt(self.count) if degrees else math.inf
+        self.error = stdev(values) / math.sqrt(self.count) if degrees else math.inf
+        self.half = quantile * self.error
 
     def __str__(self) -> str:
         """Format as ``mean ± half``; one value alone has no interval."""
         return f"{self.mean:.1f}" if math.isinf(self.half) else f"{self.mean:.1f} ± {self.half:.1f}"
+
+    @property
+    def p_value(self) -> float:
+        """How likely a mean so far from zero is where the true one is zero: two-sided, Student's t; 1 for one value."""
+        if self.count == 1:
+            return 1.0
+        if self.error == 0:
+            return float(self.mean == 0)
+        return 2 * float(stats.t.sf(abs(self.mean) / self.error, self.count - 1))
 
     @property
     def above(self) -> bool:

@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 from torch_pruning.pruner.importance import GroupMagnitudeImportance, GroupTaylorImportance, RandomImportance
 
 from disparse_plugin import at_least, disparse_pretrained, disparse_static, layer_adaptive
+from disparse_plugin.criteria import damped
 
 from ..training.bench import Bench
 from .channel_cuts import by_torch_pruning, channels, channels_with_floor
@@ -30,6 +31,7 @@ from .procedures import (
 TUNED_AT = 0.98
 CHANNEL_AMOUNTS = (0.5, 0.75, 0.9, 0.95)  # beyond them, networks this narrow keep a channel or two in a layer
 CHANNELS_TUNED_AT = 0.9
+EXPONENTS = (0.25, 0.5)  # of the damped saliency
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,13 @@ def _one_shot_methods() -> Iterator[Method]:
     yield make("random", plain(prune.RandomUnstructured))
     yield make("magnitude", plain(prune.L1Unstructured))
     yield make("LAMP", trained("sum", criterion="lamp"))
+    yield make("LAMP with reach", trained("tasks", criterion="lamp", arbiter="sum"))
     yield make("Taylor, joint", trained("sum", criterion="taylor"))
     yield make("adaptive Taylor, joint", trained("sum", criterion=adaptive))
     yield make("DiSparse Taylor", trained("tasks", criterion="taylor"), ours=True, twin="Taylor, joint")
     yield make("DiSparse adaptive", trained("tasks", criterion=adaptive), ours=True, twin="adaptive Taylor, joint")
+    for exponent in EXPONENTS:
+        yield from _damped_methods(exponent, make)
     yield make("Taylor, mean arbiter", trained("tasks", criterion="taylor", arbiter="mean"), ours=True)
     yield make("adaptive, mean arbiter", trained("tasks", criterion=adaptive, arbiter="mean"), ours=True)
     yield make("adaptive, any arbiter", trained("tasks", criterion=adaptive, arbiter="any"), ours=True)
@@ -97,6 +102,19 @@ def _one_shot_methods() -> Iterator[Method]:
         ours=True,
         without="DiSparse adaptive",
     )
+
+
+def _damped_methods(exponent: float, make: Callable[..., Method]) -> Iterator[Method]:
+    """The damped saliency on the summed loss, by the largest percentile (the paper's rule), and by the sum of shares.
+
+    Both rules have one twin: with a single task they are the same.
+    """
+    criterion = layer_adaptive(damped("taylor", exponent))
+    joint = f"damped {exponent}, joint"
+    yield make(joint, trained("sum", criterion=criterion))
+    yield make(f"DiSparse damped {exponent}", trained("tasks", criterion=criterion), ours=True, twin=joint)
+    shares = trained("tasks", criterion=criterion, arbiter="sum")
+    yield make(f"shares, damped {exponent}", shares, ours=True, twin=joint)
 
 
 def _iterative_methods() -> Iterator[Method]:

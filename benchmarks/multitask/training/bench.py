@@ -222,4 +222,4 @@ def _optimizer(model: nn.Module, rate: float, budget: Budget) -> Optimizer:
     if budget.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
     kind = torch.optim.AdamW if budget.optimizer == "adamw" else torch.optim.Adam
-    return kind(model.parameters(), lr=rate, weight_decay=budget.decay)
+    return kind(model.parameters(), lr=rate, weight_decay=budget.decay, fused=True)  # a quarter of the time on a core

@@ -1,0 +1,178 @@
+"""Write the page on networks that were trained longer, from the runs of ``benchmarks/accuracy.py --regime long``.
+
+    python benchmarks/long_regime_tables.py
+
+No number is written by hand: tables, counts and the choice of the exponent come from the JSON lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import NamedTuple
+
+from accuracy_tables import setting_in_words
+from multitask.problem.relative import Interval, holm
+from multitask.pruning.methods import EXPONENTS
+from multitask.report import tables
+from multitask.report.names import title
+from multitask.report.results import Result, load
+from multitask.report.summary import Summary
+
+ROOT = Path(__file__).parent.parent
+LEVEL = 0.05
+OLD_DEFAULT = "DiSparse Taylor"
+RULES = ("DiSparse damped", "shares, damped")  # each with an exponent, which validation chooses
+CHOSEN_ON = ("yeast",)  # where exponents are chosen; other settings confirm
+BASELINES = ("magnitude", "LAMP", "LAMP with reach", "Taylor, joint", "adaptive Taylor, joint", "SNIP")
+
+HEAD = """# Trained longer
+
+In the [short runs](accuracy.md) networks are pruned after some hundred steps, when everything still moves. Here they
+are trained about ten times longer before the cut and tuned for a fifth of that, as networks that people prune are.
+Written by `benchmarks/long_regime_tables.py` from the runs in `benchmarks/results/long`; how to read the numbers is
+under [Accuracy](accuracy.md), and how to run it under [Compare methods](guides/benchmark.md).
+
+Rules, fixed before the test split was looked at: the learning rate of each method, and the exponent of the damped
+saliency, are those that did best on the *validation* split of a seed that is not reported, at 98 %; the exponent on
+yeast for all settings. A comparison *wins* or *loses* where its p-value (paired, Student's t), after Holm's correction
+over all comparisons of its table, is below 0.05; the intervals are not corrected.
+
+* *DiSparse Taylor*: `criterion="taylor"`, the paper's rule. *DiSparse adaptive*: `"layer_adaptive(taylor)"`.
+* *DiSparse damped e*: `"layer_adaptive(damped(taylor, e))"`, still the paper's rule.
+* *Shares, damped e*: the same criterion with `arbiter="sum"`. *LAMP with reach*: `"lamp"` with `arbiter="sum"`.
+* *Joint*: the same on the summed loss. *Adaptive* is layer-adaptive.
+"""
+
+
+class Paired(NamedTuple):
+    """A method against another at one amount, in points: how much better, and with which corrected p-values."""
+
+    method: str
+    other: str
+    amount: float
+    mean: Interval
+    worst: Interval
+    corrected: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def words(self) -> tuple[str, str]:
+        """Wins, ties or loses: by the mean over the tasks, and by the task that lost most."""
+        intervals = (self.mean, self.worst)
+        found = [_word(interval, p) for interval, p in zip(intervals, self.corrected, strict=True)]
+        return found[0], found[1]
+
+
+def _word(interval: Interval, p_value: float) -> str:
+    if p_value >= LEVEL:
+        return "ties"
+    return "wins" if interval.mean > 0 else "loses"
+
+
+def chosen(results: Sequence[Result], rule: str) -> str:
+    """Return the method of a rule whose exponent did best in validation, over the settings that choose."""
+    return max((f"{rule} {exponent}" for exponent in EXPONENTS), key=lambda name: _validated(results, name))
+
+
+def _validated(results: Sequence[Result], method: str) -> float:
+    """Return what the best learning rate of a method reached on the seed that is not reported."""
+    tried = [result.rates[method] for result in results if result.name in CHOSEN_ON and method in result.rates]
+    return mean(max(scores.values()) for scores in tried) if tried else float("-inf")
+
+
+def choice(results: Sequence[Result]) -> str:
+    """Tabulate what validation says of each exponent; the chosen one in bold."""
+    rows = []
+    for rule in RULES:
+        best = chosen(results, rule)
+        cells = [(f"{rule} {exponent}", _validated(results, f"{rule} {exponent}")) for exponent in EXPONENTS]
+        rows.append([rule, *(f"**{value:.1f}**" if name == best else f"{value:.1f}" for name, value in cells)])
+    return tables.markdown(["rule", *(f"exponent {exponent}" for exponent in EXPONENTS)], rows, len(EXPONENTS))
+
+
+def paired(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[Paired]:
+    """Compare pairs of methods at every amount that both were run at, and correct over all of them."""
+    found = []
+    for method, other in pairs:
+        for amount in summary.amounts:
+            both = [summary.paired(method, other, amount, what) for what in ("mean", "worst")]
+            if both[0] is not None and both[1] is not None:
+                found.append(Paired(method, other, amount, both[0], both[1]))
+    corrected = holm([interval.p_value for line in found for interval in (line.mean, line.worst)])
+    return [
+        line._replace(corrected=(corrected[2 * place], corrected[2 * place + 1])) for place, line in enumerate(found)
+    ]
+
+
+def comparison(found: Sequence[Paired]) -> Iterator[str]:
+    """Count in a sentence, then one line per comparison; nothing where nothing was compared."""
+    if not found:
+        return
+    words = list(zip(*(line.words for line in found), strict=True))
+    counts = [", ".join(f"{word} {column.count(word)}" for word in ("wins", "ties", "loses")) for column in words]
+    yield f"Of {len(found)} comparisons, mean over the tasks: {counts[0]}; worst task: {counts[1]}."
+    rows = [
+        [
+            line.method,
+            line.other,
+            tables.percent(line.amount),
+            str(line.mean),
+            str(line.worst),
+            " / ".join(f"{p:.2f}" for p in line.corrected),
+            " / ".join(line.words),
+        ]
+        for line in found
+    ]
+    header = ["method", "against", "pruned", "mean over tasks", "worst task", "corrected p", "verdict (mean / worst)"]
+    yield tables.markdown(header, rows, 5)
+
+
+def setting_page(result: Result, candidates: Sequence[str], joint: Sequence[str]) -> Iterator[str]:
+    """The part of one setting, in paragraphs."""
+    summary = result.summary
+    yield f"## {title(result.name)}"
+    yield setting_in_words(result)
+    for heading, what in (("Mean over the tasks", "mean"), ("Task that lost most", "worst")):
+        yield f"### {heading}, {title(result.name)}"
+        yield tables.by_amount(summary, what)
+    yield f"### Against plain Taylor per task, {title(result.name)}"
+    yield from comparison(paired(summary, [(name, OLD_DEFAULT) for name in candidates]))
+    yield f"### Against the summed loss, {title(result.name)}"
+    yield from comparison(paired(summary, [(m.name, m.twin) for m in summary.methods if m.twin]))
+    yield f"### Against what is simple, {title(result.name)}"
+    others = [*BASELINES, *joint]
+    yield from comparison(paired(summary, [(name, other) for name in candidates for other in others]))
+    yield "<details><summary>The learning rates tried</summary>"
+    yield tables.learning_rates(result.rates)
+    yield "</details>"
+
+
+def page(results: Sequence[Result]) -> Iterator[str]:
+    """The whole page, in paragraphs."""
+    yield HEAD.rstrip()
+    yield "## The exponent"
+    yield "Mean change over the tasks on validation, at 98 %, in % of the dense network; the chosen one in bold."
+    yield choice(results)
+    damped = [chosen(results, rule) for rule in RULES]
+    joint = sorted({f"damped {name.split()[-1]}, joint" for name in damped})
+    for result in results:
+        yield from setting_page(result, ["DiSparse adaptive", *damped], joint)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "long")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results_long_regime.md")
+    options = parser.parse_args(arguments)
+    results = load(options.results)
+    if not results:
+        raise SystemExit(f"results: needs finished runs under {options.results}, found none; run accuracy.py first")
+    options.page.write_text("\n\n".join(page(results)) + "\n", encoding="utf-8")
+    print(f"{options.page}: {', '.join(result.name for result in results)}")
+
+
+if __name__ == "__main__":
+    main()

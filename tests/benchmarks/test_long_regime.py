@@ -1,0 +1,122 @@
+"""The long regime of the benchmark and its page: stored apart, chosen by validation, corrected for many comparisons."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[benchmarks]'")
+
+import accuracy
+import long_regime_tables
+from disparse_plugin.masks import masks_of
+from multitask import settings
+from multitask.problem.relative import Interval, holm
+from multitask.pruning.methods import METHODS
+from multitask.report.results import load
+from multitask.settings import SETTINGS, prolonged
+from multitask.training.bench import Bench
+from signs import SETTING, command, made_up
+
+DAMPED = ["damped 0.25, joint", "DiSparse damped 0.25", "shares, damped 0.25"]
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(settings.SETTINGS, "signs", SETTING)
+
+
+def test_the_long_regime_differs_in_the_steps_alone() -> None:
+    long = prolonged(SETTING)
+    assert (long.budget.train, long.budget.tune) == (3000, 600)
+    assert all(METHODS[name].steps(Bench(long, made_up(), 0, 1e-2, torch.device("cpu"))) == 3600 for name in DAMPED)
+    assert long.budget.quick() == SETTING.budget.quick()
+    assert (long.name, long.network) == (SETTING.name, SETTING.network)
+
+
+def test_a_setting_that_is_long_already_is_not_shortened() -> None:
+    with pytest.raises(ValueError, match=r"regime: long must lengthen .*, found nyuv2 with \d+ steps"):
+        prolonged(SETTINGS["nyuv2"])
+
+
+def test_regimes_have_files_of_their_own(tmp_path: Path, known: None) -> None:
+    accuracy.main(command(tmp_path, "--methods", "magnitude", "--quick"))
+    short = load(tmp_path)[0].runs
+    accuracy.main(command(tmp_path, "--methods", "LAMP", "--quick", "--regime", "long"))
+    assert load(tmp_path)[0].runs == short
+    assert {run.method for run in load(tmp_path / "long")[0].runs} == {"dense", "LAMP"}
+
+
+def test_with_the_summed_loss_shares_and_percentiles_are_one_rule() -> None:
+    bench = Bench(SETTING, made_up(), 3, 1e-2, torch.device("cpu"))
+    bench.losses = bench.summed
+
+    def kept(name: str) -> torch.Tensor:
+        model = METHODS[name].procedure(bench, 0.9, 0.0)
+        return torch.cat([mask.flatten() for mask in masks_of(model).values()])
+
+    joint, percentiles, shares = map(kept, DAMPED)
+    assert torch.equal(joint, percentiles)
+    assert torch.equal(joint, shares)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holms_correction_rejects_what_its_steps_reject(p_values: list[float]) -> None:
+    corrected = holm(p_values)
+    for level in {0.05, *corrected}:
+        rejected: set[int] = set()  # by the definition: from the smallest on, until one is too large
+        for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+            if min(1.0, p_values[index] * (len(p_values) - place)) > level:
+                break
+            rejected.add(index)
+        assert rejected == {index for index, p in enumerate(corrected) if p <= level}
+
+
+def test_p_values_are_those_of_students_t() -> None:
+    for count in (2, 5, 31):
+        values = np.random.default_rng(count).normal(0.5, size=count)
+        expected = scipy.stats.ttest_1samp(values, 0).pvalue
+        assert Interval(values.tolist()).p_value == pytest.approx(expected)
+    assert [Interval(values).p_value for values in ([3.0], [0.0, 0.0], [1.0, 1.0])] == [1.0, 1.0, 0.0]
+
+
+def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_regime_tables, "CHOSEN_ON", ("signs",))
+    names = [name for name in METHODS if "damped" in name]
+    methods = ["magnitude", "DiSparse Taylor", "DiSparse adaptive", *names]
+    accuracy.main(command(tmp_path, "--methods", *methods, "--quick", "--regime", "long"))
+    page = tmp_path / "page.md"
+    long_regime_tables.main(["--results", str(tmp_path / "long"), "--page", str(page)])
+    result, text = load(tmp_path / "long")[0], page.read_text()
+    assert str(result.summary.interval("DiSparse adaptive", 0.98, "worst")) in text
+    found = long_regime_tables.paired(result.summary, [("DiSparse adaptive", "DiSparse Taylor")])
+    assert f"| DiSparse adaptive | DiSparse Taylor | 90% | {found[0].mean} | {found[0].worst} |" in text
+    best = long_regime_tables.chosen([result], "shares, damped")
+    assert re.search(rf"\| {best} \| magnitude \|", text)
+
+
+def test_the_exponent_is_chosen_on_the_seed_that_is_not_reported(
+    tmp_path: Path, known: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_regime_tables, "CHOSEN_ON", ("signs",))
+    names = ["shares, damped 0.25", "shares, damped 0.5"]
+    accuracy.main(command(tmp_path, "--methods", *names, "--quick"))
+    result = load(tmp_path)[0]
+    for favoured, other in (names, names[::-1]):
+        result.rates.update({favoured: {"0.1": -9.0, "0.2": -1.0}, other: {"0.1": -3.0, "0.2": -2.0}})
+        for run in result.runs:  # what the reported seeds say is the opposite
+            for task in run.test:
+                run.validation[task]["accuracy"] = run.test[task]["accuracy"] = float(run.method == other)
+        assert long_regime_tables.chosen([result], "shares, damped") == favoured
+
+
+def test_a_folder_without_runs_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="results: needs finished runs"):
+        long_regime_tables.main(["--results", str(tmp_path)])
