@@ -1,15 +1,13 @@
-"""Which tensors are pruned: finding, naming and checking ``(module, name)`` pairs."""
+"""Which tensors are pruned: finding and naming ``(module, name)`` pairs, and reading what is stored behind them."""
 
 from __future__ import annotations
 
 import fnmatch
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from .errors import did_you_mean
 
@@ -88,7 +86,8 @@ def left_in(
     entries = list(exclude)
     if not entries:
         return pairs
-    named = keys_by_name(model)
+    # A weight that is computed by a parametrization is in the list under a name that no Parameter has.
+    named = {**keys_by_name(model), **dict(zip(qualified_names(model, pairs), pairs, strict=True))}
     paths = {path: module for module, path in module_names(model).items() if path}
     gone: set[ParameterKey] = set()
     for entry in entries:
@@ -230,114 +229,6 @@ def present_mask(key: ParameterKey) -> Tensor:
     """Return the mask that a parameter carries, bool; all True if it carries none."""
     mask = alive_mask(*key)
     return torch.ones_like(stored(*key), dtype=torch.bool) if mask is None else mask
-
-
-def check_parameters(
-    model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude: Exclude = ()
-) -> tuple[ParameterKey, ...]:
-    """Check a list of ``(module, name)`` pairs against a model, before anything is scored or changed.
-
-    Args:
-        model: The model, unwrapped.
-        parameters: The pairs, or None for :func:`prunable_parameters`.
-        exclude: What to leave out of them, as in :func:`prunable_parameters`.
-
-    Returns:
-        The pairs as a tuple.
-
-    Raises:
-        TypeError: If an entry is not a ``(module, str)`` pair.
-        ValueError: If there is none, one is repeated, one is not a dense floating point parameter of the model, or one
-            shares its memory with another parameter.
-    """
-    pairs = tuple(prunable_parameters(model) if parameters is None else parameters)
-    for pair in pairs:
-        _check_pair(pair)
-    pairs = tuple(left_in(model, pairs, exclude))
-    if not pairs:
-        raise ValueError(
-            "parameters: at least one (module, name) pair is needed, found none; the model has no Conv*/Linear "
-            "weight, the list passed is empty, or exclude leaves nothing"
-        )
-    names = qualified_names(model, pairs)
-    for (module, name), qualified in zip(pairs, names, strict=True):
-        _check_tensor(module, name, qualified)
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"parameters: every pair may stand once, found {', '.join(twice)} more than once")
-    _check_untied(model, pairs)
-    return pairs
-
-
-def _check_pair(pair: object) -> None:
-    if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module) and isinstance(pair[1], str)):
-        raise TypeError(
-            f"parameters: every entry must be a (module, name) pair, found {pair!r}; use prunable_parameters(model) or "
-            "e.g. [(model.conv1, 'weight')]"
-        )
-
-
-def _check_tensor(module: nn.Module, name: str, qualified: str) -> None:
-    parametrizations = module._modules.get("parametrizations")
-    if parametrizations is not None and name in parametrizations._modules:
-        raise ValueError(
-            f"parameters: {qualified} must be a plain parameter, found one computed by a parametrization (weight_norm, "
-            "spectral_norm, ...), which torch's pruning hook cannot mask; call "
-            "torch.nn.utils.parametrize.remove_parametrizations first, or leave it out"
-        )
-    tensor = module._parameters.get(f"{name}_orig" if is_masked(module, name) else name)
-    if tensor is None:
-        raise ValueError(
-            f"parameters: {qualified} must be a parameter, found {type(getattr(module, name, None)).__name__}; "
-            f"{type(module).__name__} has the parameters "
-            f"{sorted(k for k, v in module._parameters.items() if v is not None)}"
-        )
-    if is_lazy(tensor):
-        raise ValueError(
-            f"parameters: {qualified} must have a shape, found a lazy parameter; run one batch through the model first"
-        )
-    if hasattr(tensor, "__tensor_flatten__"):  # torch's protocol of tensors that wrap other tensors
-        raise ValueError(
-            f"parameters: {qualified} must be a plain tensor, found {type(tensor.data).__name__}; score and prune "
-            "before the weights are sharded (fully_shard) or quantised"
-        )
-    if tensor.is_meta:
-        raise ValueError(
-            f"parameters: {qualified} must hold values, found the meta device; materialise the model first"
-        )
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"parameters: {qualified} must be of a floating point type, found {tensor.dtype}; leave it out"
-        )
-    if tensor.numel() == 0:
-        raise ValueError(
-            f"parameters: {qualified} must hold at least one entry, found shape {tuple(tensor.shape)}; leave it out"
-        )
-
-
-def _check_untied(model: nn.Module, pairs: Sequence[ParameterKey]) -> None:
-    """Refuse a parameter whose memory another parameter shares: masking one would leave the other unmasked."""
-    spans = []
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and not is_lazy(parameter) and not parameter.is_meta and parameter.numel():
-                spans.append((str(parameter.device), *_span(parameter), module, name.removesuffix("_orig")))
-    wanted = set(pairs)
-    spans.sort(key=lambda span: span[:3])
-    for first, second in itertools.pairwise(spans):
-        overlap = first[0] == second[0] and second[1] < first[2]
-        if overlap and not wanted.isdisjoint({first[3:], second[3:]}):
-            names = qualified_names(model, [first[3:], second[3:]])
-            raise ValueError(
-                f"parameters: a pruned weight must have its memory for itself, found {names[0]} and {names[1]} tied; a "
-                "mask on one would leave the other whole: untie them, or leave both out with parameters=..."
-            )
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    start = tensor.data_ptr()
-    return start, start + extent * tensor.element_size()
 
 
 def score_dtype(parameter: Tensor) -> torch.dtype:

@@ -137,6 +137,16 @@ def _cpu_group() -> Any:
     return _GROUPS[world]
 
 
+def gathered(value: Any) -> list[Any]:
+    """Return the values of all ranks, in their order; of one process alone, its own.
+
+    Example:
+        >>> gathered(3)
+        [3]
+    """
+    return _gather(value) if several_ranks() else [value]
+
+
 def _gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

@@ -13,6 +13,12 @@ from .ranking import count_true, positions
 
 _SHOWN = 8
 
+LIKELY_CAUSES_OF_ZEROS = (
+    "Likely causes: saturated or dead units (ReLU6, hard sigmoid, ReLU that never fires), zero-initialised branches "
+    "(timm: zero_init_last=False), weights that are zero, a loss at its minimum. More batches, or "
+    "layer_adaptive('magnitude'), tell them apart"
+)
+
 
 def warn_of_ties_at_zero(candidates: Candidates, gone: Sequence[Tensor]) -> None:
     """Warn if some of the units that score zero for every task go and others stay.
@@ -29,10 +35,7 @@ def warn_of_ties_at_zero(candidates: Candidates, gone: Sequence[Tensor]) -> None
     if 0 < going < total:
         warn_user(
             f"scores: the cut falls among the {total:,} of {sum(candidates.sizes):,} that score exactly zero for every "
-            "task that reaches them; of these the smaller magnitudes go. Likely causes: saturated or dead units "
-            "(ReLU6, hard sigmoid, ReLU that never fires), zero-initialised branches (timm: zero_init_last=False), "
-            "weights that are zero, a loss at its minimum. More batches, or layer_adaptive('magnitude'), tell them "
-            "apart",
+            f"task that reaches them; of these the smaller magnitudes go. {LIKELY_CAUSES_OF_ZEROS}",
             TiesWarning,
         )
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..parameters import check_parameters, is_masked, stored
+from ..maskable import check_parameters
+from ..parameters import is_masked, stored
 from .in_place import DiSparseDynamic
 
 

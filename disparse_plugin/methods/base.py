@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..agreement.ranking import ranks
-from ..parameters import alive_mask, check_parameters, stored
+from ..maskable import check_parameters
+from ..parameters import alive_mask, stored
 
 
 class ScoredPruning(prune.BasePruningMethod):

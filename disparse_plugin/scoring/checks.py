@@ -10,8 +10,12 @@ from ..agreement.ranking import extremes
 from ..parameters import ParameterKey, stored
 
 
-def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:
+def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]], skipped: Mapping[str, str] | None = None) -> None:
     """Check that there is a task, and that every task reaches something.
+
+    Args:
+        scores: What a user or ``score_tasks`` has made.
+        skipped: What was left out of scoring, for the message.
 
     Raises:
         ValueError: If not.
@@ -20,10 +24,11 @@ def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:
         raise ValueError("scores: at least one task is needed, found none")
     for task, table in scores.items():
         if not table:
+            perhaps = f", or all it reaches is left out: {', '.join(skipped)}" if skipped else ""
             raise ValueError(
                 f"scores: every task must reach at least one parameter, found none for task {task!r}; its loss does "
-                "not depend on any of the given parameters (detached, constant, or computed from other parameters): "
-                "fix it or leave the task out"
+                "not depend on any of the given parameters (detached, constant, or computed from other parameters"
+                f"{perhaps}): fix it or leave the task out"
             )
 
 

@@ -21,8 +21,8 @@ def write_scores(path: str | Path, tables: Mapping[str, Mapping[str, Tensor]], f
     Args:
         path: The file; an existing one is replaced atomically.
         tables: For each task the scores of what it reaches.
-        facts: ``names``, ``unreached``, ``criterion`` and ``num_batches``, as :class:`~disparse_plugin.TaskScores` has
-            them.
+        facts: ``names``, ``unreached``, ``criterion``, ``num_batches`` and ``skipped``, as
+            :class:`~disparse_plugin.TaskScores` has them.
     """
     tensors = {
         f"{number}/{name}": score for number, table in enumerate(tables.values()) for name, score in table.items()
@@ -38,7 +38,7 @@ def read_scores(path: str | Path, model: nn.Module) -> tuple[dict[str, dict[Para
         model: The model they belong to, or a copy; its devices decide where they go.
 
     Returns:
-        The scores by task and parameter, and ``parameters``, ``criterion`` and ``num_batches``.
+        The scores by task and parameter, and ``parameters``, ``criterion``, ``num_batches`` and ``skipped``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -52,6 +52,7 @@ def read_scores(path: str | Path, model: nn.Module) -> tuple[dict[str, dict[Para
         # Files of 0.1.0 do not say it; what they name does.
         named = rest["criterion"] == "lamp" or str(rest["criterion"]).startswith("layer_adaptive(")
         rest["shares"] = bool(facts.get("shares", named))
+        rest["skipped"] = _reasons(facts)
         _check(tensors, len(tasks), names, unreached)
     keys = keys_by_name(model)
     missing = [name for name in (*names, *unreached) if name not in keys]
@@ -79,6 +80,13 @@ def _names(facts: Mapping[str, Any], field: str) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError(f"one of the {field} twice")
     return names
+
+
+def _reasons(facts: Mapping[str, Any]) -> dict[str, str]:
+    reasons = facts.get("skipped", {})  # files of version 0.1.0 have none
+    if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
+        raise TypeError("skipped that is no mapping from name to reason")
+    return reasons
 
 
 def _check(tensors: Mapping[str, Tensor], tasks: int, names: Sequence[str], unreached: Sequence[str]) -> None:

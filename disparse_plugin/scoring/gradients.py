@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..maskable import Obstacle, read_by_parent
 from ..parameters import ParameterKey, is_masked, stored
+from .hidden import hiding_function, refuse_hidden
+from .uses import Uses
+
+
+@dataclasses.dataclass
+class _Weight:
+    """What one forward does with one listed weight.
+
+    Attributes:
+        used: The tensors that its module computed with.
+        ran: Whether the module ran.
+        marker: A leaf in place of the weight until its module runs; what gets a gradient through it was read earlier.
+        hidden_in: The autograd function inside which the module ran unseen, if any.
+    """
+
+    used: list[Tensor] = dataclasses.field(default_factory=list)
+    ran: bool = False
+    marker: Tensor | None = None
+    hidden_in: str | None = None
 
 
 class UsedWeights:
@@ -17,37 +38,103 @@ class UsedWeights:
 
     For a plain module that is its Parameter. For a module pruned by ``torch.nn.utils.prune`` it is the effective weight
     ``mask * weight_orig`` that the pruning hook makes anew at every call, and there is one per call if a module runs
-    several times. A module that never runs has none: if a loss reaches its weight all the same, a parent read it
-    directly, and a pruning hook would never fire.
+    several times.
+
+    Until a module runs, a marked leaf stands where its weight is read, as a pruning hook's product of the forward
+    before would. If a loss reaches the leaf, a parent read the weight before the hook could fire. What a module does
+    with its weight is watched the first time it runs.
+
+    Attributes:
+        unfit: What of the last forward shows that a mask would not do, by the index of the parameter.
     """
 
-    def __init__(self, parameters: Sequence[ParameterKey], names: Sequence[str]) -> None:
+    def __init__(self, parameters: Sequence[ParameterKey], names: Sequence[str], *, to_mask: bool = True) -> None:
+        """Take what is scored.
+
+        Args:
+            parameters: The ``(module, name)`` pairs.
+            names: Their qualified names.
+            to_mask: Whether the weights are to be masked, so that it matters how they are used.
+        """
         self._parameters = parameters
         self._names = names
-        self._used: list[list[Tensor]] = [[] for _ in parameters]
-        self._ran = [False] * len(parameters)
+        self._by_module: dict[nn.Module, list[int]] = {}
+        for index, (module, _) in enumerate(parameters):
+            self._by_module.setdefault(module, []).append(index)
+        self._unwatched = set(self._by_module) if to_mask else set()
+        self._to_mask = to_mask
+        self._watching: list[tuple[nn.Module, Uses]] = []
+        self._weights = [_Weight() for _ in parameters]
+        self.unfit: dict[int, Obstacle] = {}
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Record while the block runs; the hooks that do so are gone afterwards."""
+        """Record while the block runs; the hooks that do so, and the marked leaves, are gone afterwards."""
         with contextlib.ExitStack() as stack:
-            for index, (module, name) in enumerate(self._parameters):
-                stack.callback(module.register_forward_pre_hook(self._recorder(index, name)).remove)
+            stack.callback(self._unmark)
+            stack.callback(self._stop_watching)
+            for module in self._by_module:
+                stack.callback(module.register_forward_pre_hook(self._record).remove)
+                if module in self._unwatched:
+                    stack.callback(module.register_forward_hook(self._watched, always_call=True).remove)
             yield
 
-    def _recorder(self, index: int, name: str) -> Callable[[nn.Module, Any], None]:
-        def record(module: nn.Module, _: Any) -> None:
+    def begin(self) -> None:
+        """Drop what was recorded, and mark the weights for the next forward."""
+        self._unmark()
+        self._weights = [_Weight() for _ in self._parameters]
+        self.unfit = {}
+        for weight, (module, name) in zip(self._weights, self._parameters, strict=True):
+            if self._to_mask and isinstance(present := getattr(module, name, None), Tensor):
+                weight.marker = present.detach().requires_grad_()
+                module.__dict__[name] = weight.marker
+
+    def _record(self, module: nn.Module, _: Any) -> None:
+        tensors = []
+        for index in self._by_module[module]:
+            weight, name = self._weights[index], self._parameters[index][1]
+            self._take_mark(weight, module, name)
             tensor = getattr(module, name)
-            self._ran[index] = True
-            if tensor.requires_grad and not any(tensor is seen for seen in self._used[index]):
-                self._used[index].append(tensor)
+            tensors.append(tensor)
+            weight.ran = True
+            if not torch.is_grad_enabled():
+                weight.hidden_in = weight.hidden_in or hiding_function()
+            if tensor.requires_grad and not any(tensor is seen for seen in weight.used):
+                weight.used.append(tensor)
+        if module in self._unwatched:
+            self._unwatched.remove(module)
+            self._watching.append((module, Uses(tensors)))
+            self._watching[-1][1].__enter__()  # type: ignore[no-untyped-call]
 
-        return record
+    def _watched(self, module: nn.Module, *_: Any) -> None:
+        if not self._watching or self._watching[-1][0] is not module:
+            return
+        uses = self._stop_watching_one()
+        for place, function in uses.functions().items():
+            self.unfit[self._by_module[module][place]] = Obstacle(
+                "be what its layer multiplies with",
+                f"that {type(module).__name__} multiplies with something that it computes from it ({function}), where "
+                "the zeros of a mask are not zeros",
+            )
 
-    def forget(self) -> None:
-        """Drop what was recorded, before the next forward."""
-        self._used = [[] for _ in self._parameters]
-        self._ran = [False] * len(self._parameters)
+    def _stop_watching(self) -> None:
+        while self._watching:  # a forward was interrupted
+            self._stop_watching_one()
+
+    def _stop_watching_one(self) -> Uses:
+        _, uses = self._watching.pop()
+        uses.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        return uses
+
+    def _unmark(self) -> None:
+        for weight, key in zip(self._weights, self._parameters, strict=True):
+            self._take_mark(weight, *key)
+
+    @staticmethod
+    def _take_mark(weight: _Weight, module: nn.Module, name: str) -> None:
+        """Let a plain weight be read again; over that of a pruned module its hook has written already."""
+        if weight.marker is not None and module.__dict__.get(name) is weight.marker and not is_masked(module, name):
+            del module.__dict__[name]
 
     def gradients(self, losses: dict[str, Tensor]) -> Iterator[tuple[str, dict[int, Tensor]]]:
         """Differentiate each task's loss with respect to the used weights; the graph is freed after the last task.
@@ -57,15 +144,18 @@ class UsedWeights:
                 what only one task uses of the graph (its head) is freed as soon as its gradients are there.
 
         Yields:
-            ``(task, {index: gradient})`` with the indices of the parameters that this task's loss reaches. A task whose
-            loss depends on no parameter in this batch (a constant) yields an empty dict.
+            ``(task, {index: gradient})`` with the indices of the parameters that this task's loss reaches, without
+            those that turn out to be unfit. A task whose loss depends on no parameter in this batch (a constant) yields
+            an empty dict.
 
         Raises:
-            ValueError: If a loss reaches the weight of a module that did not run.
+            ValueError: If an autograd function hid the gradients of modules that ran inside it.
         """
+        refuse_hidden({self._names[index]: weight.hidden_in for index, weight in enumerate(self._weights)})
         owners, tensors = [], []
-        for index, used in enumerate(self._used):
-            for tensor in used if self._ran[index] else [stored(*self._parameters[index])]:
+        for index, weight in enumerate(self._weights):
+            marked = [] if weight.marker is None else [weight.marker]
+            for tensor in [*(weight.used if weight.ran else [stored(*self._parameters[index])]), *marked]:
                 owners.append(index)
                 tensors.append(tensor)
         differentiable = [task for task, loss in losses.items() if loss.requires_grad]
@@ -78,25 +168,27 @@ class UsedWeights:
             grads: list[Tensor | None] = []
             grads.extend(torch.autograd.grad(loss, tensors, retain_graph=retain, allow_unused=True))
             del loss  # the last that holds the part of the graph that only this task uses
-            yield task, self._by_parameter(owners, grads)
+            yield task, self._by_parameter(owners, tensors, grads)
 
-    def _by_parameter(self, owners: Sequence[int], grads: list[Tensor | None]) -> dict[int, Tensor]:
+    def _by_parameter(
+        self, owners: Sequence[int], tensors: Sequence[Tensor], grads: list[Tensor | None]
+    ) -> dict[int, Tensor]:
         found: dict[int, Tensor] = {}
         for position, index in enumerate(owners):
             grad, grads[position] = grads[position], None
             if grad is None:
                 continue
-            if not self._ran[index]:
-                self._refuse_bypassed(index)
+            weight = self._weights[index]
+            if self._to_mask and (not weight.ran or tensors[position] is weight.marker):
+                self.unfit.setdefault(index, self._misread(index))
             found[index] = grad if index not in found else found[index] + grad
-        return found
+        return {index: grad for index, grad in found.items() if index not in self.unfit}
 
-    def _refuse_bypassed(self, index: int) -> None:
-        module, name = self._parameters[index]
-        state = "already carries a mask that is stale" if is_masked(module, name) else "would never be masked"
-        raise ValueError(
-            f"parameters: {self._names[index]} must be used by its own module's forward, found that a parent reads it "
-            f"directly ({type(module).__name__}.forward never ran, as in nn.MultiheadAttention), so torch's pruning "
-            f"hook does not fire and the weight {state}; leave it out: parameters=prunable_parameters(model, "
-            "exclude=[that module])"
+    def _misread(self, index: int) -> Obstacle:
+        if not self._weights[index].ran:
+            return read_by_parent(*self._parameters[index])
+        return Obstacle(
+            "be read after its own layer has run",
+            "that a parent reads it earlier in the forward, when a pruning hook has not made it yet",
+            "run the layer first",
         )

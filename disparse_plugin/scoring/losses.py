@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from ..errors import did_you_mean
+
 Batch: TypeAlias = Any
 TaskLosses: TypeAlias = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+
+
+def check_callable_losses(losses: object) -> None:
+    """Check that the losses are a function, before anything is run or changed.
+
+    Raises:
+        TypeError: If not.
+    """
+    if not callable(losses) or isinstance(losses, nn.Module):
+        raise TypeError(
+            f"losses: must be a function of model and batch that returns one loss per task, found {_kind(losses)}"
+        )
+
+
+def _kind(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def check_losses(losses: object, tasks: Sequence[str] | None, batch: int) -> dict[str, Tensor]:
@@ -28,8 +48,8 @@ def check_losses(losses: object, tasks: Sequence[str] | None, batch: int) -> dic
     """
     if not isinstance(losses, Mapping):
         raise TypeError(
-            f"losses: must return a mapping from task name to scalar loss, found {type(losses).__name__} in batch "
-            f"{batch}; return e.g. {{'segmentation': loss_a, 'depth': loss_b}}"
+            f"losses: must return a mapping from task name to scalar loss, found {_kind(losses)} in batch "
+            f"{batch}; return e.g. {{'segmentation': loss_a, 'depth': loss_b}}{_of_a_detector(losses)}"
         )
     if not losses:
         raise ValueError(f"losses: must return at least one task, found an empty mapping in batch {batch}")
@@ -40,8 +60,8 @@ def check_losses(losses: object, tasks: Sequence[str] | None, batch: int) -> dic
             )
         if not isinstance(loss, Tensor):
             raise TypeError(
-                f"losses: the loss of task {task!r} must be a tensor, found {type(loss).__name__} in batch {batch}; do "
-                "not call .item() on it"
+                f"losses: the loss of task {task!r} must be a tensor, found {type(loss).__name__} in batch {batch}; "
+                f"{'do not call .item() on it' if isinstance(loss, float | int) else 'make it one number'}"
             )
         if loss.numel() != 1 or loss.is_complex():
             raise ValueError(
@@ -56,6 +76,12 @@ def check_losses(losses: object, tasks: Sequence[str] | None, batch: int) -> dic
     return {task: losses[task] for task in (losses if tasks is None else tasks)}
 
 
+def _of_a_detector(found: object) -> str:
+    """Say what to do about the predictions that torchvision's detectors return in eval mode in place of losses."""
+    predictions = isinstance(found, Sequence) and bool(found) and all(isinstance(part, Mapping) for part in found)
+    return "; these look like predictions: a detector returns losses after model.train() only" if predictions else ""
+
+
 def joint(losses: TaskLosses, weights: Mapping[str, float] | None = None) -> TaskLosses:
     """Turn losses per task into the one task ``"joint"``, the weighted sum.
 
@@ -67,7 +93,12 @@ def joint(losses: TaskLosses, weights: Mapping[str, float] | None = None) -> Tas
         weights: Weight of each task; 1 where it is not given.
 
     Returns:
-        A function of the same kind, returning ``{"joint": sum}``.
+        A function of the same kind, returning ``{"joint": sum}``. It raises ValueError where ``weights`` name a task
+        that the losses do not return.
+
+    Raises:
+        TypeError: If ``losses`` is no function, or ``weights`` is no mapping from task to number.
+        ValueError: If a weight is not finite.
 
     Example:
         >>> import torch
@@ -75,13 +106,34 @@ def joint(losses: TaskLosses, weights: Mapping[str, float] | None = None) -> Tas
         >>> list(joint(losses, {"b": 0.1})(nn.Linear(2, 2), torch.randn(3, 2)))
         ['joint']
     """
-    factors = dict(weights or {})
+    check_callable_losses(losses)
+    factors = _checked_weights(weights)
 
     def summed(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        parts = [factors.get(task, 1.0) * loss for task, loss in check_losses(losses(model, batch), None, 0).items()]
+        by_task = check_losses(losses(model, batch), None, 0)
+        for task in factors:
+            if task not in by_task:
+                raise ValueError(
+                    f"weights: must be of tasks that losses return, found {task!r} with {', '.join(by_task)}"
+                    f"{did_you_mean(task, by_task)}; a batch without labels for a task returns a zero loss for it"
+                )
+        parts = [factors.get(task, 1.0) * loss for task, loss in by_task.items()]
         total = parts[0]
         for part in parts[1:]:
             total = total + part
         return {"joint": total}
 
     return summed
+
+
+def _checked_weights(weights: object) -> dict[str, float]:
+    if weights is None:
+        return {}
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights: must be a mapping from task to number, found {type(weights).__name__}")
+    for task, weight in weights.items():
+        if not isinstance(weight, numbers.Real | Tensor) or isinstance(weight, bool):
+            raise TypeError(f"weights: the weight of task {task!r} must be a number, found {type(weight).__name__}")
+        if not math.isfinite(weight):
+            raise ValueError(f"weights: the weight of task {task!r} must be finite, found {weight}")
+    return dict(weights)

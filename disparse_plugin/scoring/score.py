@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable
 
 from torch import nn
-from tqdm.auto import tqdm
 
 from .._support.distributed import failing_together
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..parameters import Exclude, ParameterKey, check_parameters, qualified_names, unwrap
-from .losses import Batch, TaskLosses
+from ..maskable import select
+from ..parameters import Exclude, ParameterKey, unwrap
+from .batches import Data
+from .losses import Batch, TaskLosses, check_callable_losses
 from .sums import GradientObserver, ScoreSums
 from .task_scores import TaskScores
 
@@ -48,7 +48,8 @@ def score_tasks(
         data: Any iterable of batches; they are passed to ``losses`` as they are.
         criterion: A name, a :class:`~disparse_plugin.criteria.Criterion` or a callable ``(weight, grad) -> score``; see
             :mod:`disparse_plugin.criteria`.
-        parameters: ``(module, name)`` pairs to score; by default :func:`~disparse_plugin.prunable_parameters`.
+        parameters: ``(module, name)`` pairs to score; by default those of
+            :func:`~disparse_plugin.prunable_parameters` that can be masked.
         exclude: What to leave out: modules, names or glob patterns, as in
             :func:`~disparse_plugin.prunable_parameters`. It is neither scored nor pruned nor counted.
         num_batches: How many batches to use; None for all of ``data``.
@@ -63,14 +64,16 @@ def score_tasks(
     Raises:
         TypeError: If ``losses`` does not return a mapping from str to tensors, or an argument has the wrong type.
         ValueError: If ``data`` is empty or too short, a loss is not one finite number, tasks differ between batches, a
-            task reaches no parameter, a score is not finite, or a parameter cannot be pruned by torch (tied, lazy,
-            parametrized, not of this model, read by its parent). On all ranks, if they have different numbers of
-            batches.
+            task reaches no parameter, a score is not finite, or a listed parameter cannot be masked (tied, lazy,
+            parametrized, not of this model, read by its parent, not what its layer multiplies with); the message has
+            the ``exclude`` to paste. If layers run where autograd does not see them (re-entrant checkpointing). On all
+            ranks, if they have different numbers of batches.
         RuntimeError: If another rank of ``torch.distributed`` has failed.
 
     Warns:
-        UserWarning: If some parameters are reached by no task; they are listed in ``TaskScores.unreached``. If more
-            than nine tenths of a task's scores are exactly zero.
+        UserWarning: If some parameters are reached by no task; they are listed in ``TaskScores.unreached``. With
+            ``parameters=None``, if some cannot be masked; they are listed in ``TaskScores.skipped``.
+        TiesWarning: If more than nine tenths of a task's scores are exactly zero.
 
     Example:
         >>> import torch
@@ -89,62 +92,58 @@ def score_tasks(
         >>> scores.names, scores.tasks_reaching(net.a, "weight")
         (('trunk.weight', 'a.weight', 'b.weight'), ('a',))
     """
+    source = Data(data, num_batches, cycle, progress)
+    return _score(model, losses, source, criterion, parameters, exclude, observe=observe)
+
+
+def score_for_removal(
+    model: nn.Module,
+    losses: TaskLosses,
+    data: Iterable[Batch],
+    *,
+    criterion: str | Criterion | ScoreFunction,
+    parameters: Iterable[ParameterKey],
+    num_batches: int | None = None,
+) -> TaskScores:
+    """Score as :func:`score_tasks` does weights that are removed and not masked: how their layers use them is free.
+
+    Args:
+        model: As :func:`score_tasks`.
+        losses: As :func:`score_tasks`.
+        data: As :func:`score_tasks`.
+        criterion: As :func:`score_tasks`.
+        parameters: ``(module, name)`` pairs.
+        num_batches: As :func:`score_tasks`.
+
+    Returns:
+        The scores.
+
+    Raises:
+        TypeError: As :func:`score_tasks`.
+        ValueError: As :func:`score_tasks`.
+    """
+    return _score(model, losses, Data(data, num_batches), criterion, parameters, (), to_mask=False)
+
+
+def _score(
+    model: nn.Module,
+    losses: TaskLosses,
+    data: Data,
+    criterion: str | Criterion | ScoreFunction,
+    parameters: Iterable[ParameterKey] | None,
+    exclude: Exclude,
+    *,
+    observe: GradientObserver | None = None,
+    to_mask: bool = True,
+) -> TaskScores:
     root = unwrap(model)
     with failing_together():
+        check_callable_losses(losses)
         rule = resolve(criterion)
-        keys = check_parameters(root, parameters, exclude)
-        batches = _batches(data, num_batches, cycle, progress)
-        sums = ScoreSums(keys, qualified_names(root, keys), rule)
-        sums.add_batches(model, losses, batches, observe=observe)
+        selection = select(root, parameters, exclude)
+        sums = ScoreSums(
+            selection.keys, selection.names, rule, skipped=selection.skipped, listed=selection.listed, to_mask=to_mask
+        )
+        sums.add_batches(model, losses, data.batches(), observe=observe)
     sums.add_ranks()
     return sums.finish(root)
-
-
-def _batches(data: Iterable[Batch], num_batches: int | None, cycle: bool, progress: bool) -> Iterator[Batch]:
-    if num_batches is not None:
-        if isinstance(num_batches, bool) or not isinstance(num_batches, int):
-            raise TypeError(f"num_batches: must be an int or None, found {type(num_batches).__name__}: {num_batches!r}")
-        if num_batches < 1:
-            raise ValueError(f"num_batches: must be at least 1, found {num_batches}; pass None to use all of data")
-    elif cycle:
-        raise ValueError("num_batches: must be given with cycle=True, found None; otherwise scoring would never end")
-    if not isinstance(data, Iterable):
-        raise TypeError(
-            f"data: must be an iterable of batches, found {type(data).__name__}; a single batch is data=[batch]"
-        )
-    length = _length(data)
-    if num_batches is not None and length is not None and 0 < length < num_batches and not cycle:
-        raise _too_short(num_batches, length)
-    expected = num_batches if length is None or cycle else min(length, num_batches or length)
-    return iter(
-        tqdm(_counted(data, num_batches, cycle), total=expected, desc="scoring", unit="batch", disable=not progress)
-    )
-
-
-def _length(data: Iterable[Batch]) -> int | None:
-    try:
-        return len(data) if isinstance(data, Sized) else None
-    except TypeError:  # a DataLoader over an IterableDataset has __len__, but no length
-        return None
-
-
-def _counted(data: Iterable[Batch], num_batches: int | None, cycle: bool) -> Iterator[Batch]:
-    found = 0
-    for _ in itertools.count():
-        start = found
-        for batch in data if num_batches is None else itertools.islice(data, num_batches - found):
-            found += 1
-            yield batch
-        if not cycle or found in (start, num_batches):
-            break
-    if found == 0:
-        raise ValueError("data: must hold at least one batch, found none")
-    if num_batches is not None and found < num_batches:
-        raise _too_short(num_batches, found)
-
-
-def _too_short(wanted: int, found: int) -> ValueError:
-    return ValueError(
-        f"num_batches: must be at most the number of batches in data, found {wanted} with {found} in data; pass "
-        f"num_batches={found}, or cycle=True with a data set that can be read again"
-    )

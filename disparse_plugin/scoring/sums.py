@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .._support.distributed import add_up, check_same
+from .._support.distributed import add_up, check_same, gathered
 from .._support.undisturbed import undisturbed
+from .._support.user_warning import warn_user
+from ..agreement.consequences import LIKELY_CAUSES_OF_ZEROS
 from ..agreement.ranking import count_true, extremes
 from ..criteria import Criterion
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, TiesWarning
+from ..maskable import Obstacle, refusal, warn_of_skipped
 from ..parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
 from .gradients import UsedWeights
 from .losses import Batch, TaskLosses, check_losses
@@ -37,10 +39,32 @@ class GradientObserver(Protocol):
 class ScoreSums:
     """Running sums of the scores per task and parameter, on the parameters' devices, without reading them back."""
 
-    def __init__(self, keys: Sequence[ParameterKey], names: Sequence[str], rule: Criterion) -> None:
+    def __init__(
+        self,
+        keys: Sequence[ParameterKey],
+        names: Sequence[str],
+        rule: Criterion,
+        *,
+        skipped: Mapping[str, str] | None = None,
+        listed: bool = True,
+        to_mask: bool = True,
+    ) -> None:
+        """Start with no batch.
+
+        Args:
+            keys: The ``(module, name)`` pairs.
+            names: Their qualified names.
+            rule: The criterion.
+            skipped: What was left out before: qualified name to reason.
+            listed: Whether a parameter that turns out not to be maskable is an error, or left out too.
+            to_mask: Whether the weights are to be masked, so that it matters how their layers use them.
+        """
         self._keys = keys
         self._names = names
         self._rule = rule
+        self._listed = listed
+        self._to_mask = to_mask
+        self._skipped = dict(skipped or {})
         self.by_task: dict[str, dict[int, Tensor]] = {}
         self._losses: list[dict[str, Tensor]] = []
         # For each batch and task, on each device: which parameters, and the extremes of their scores, (parameters, 2).
@@ -65,10 +89,10 @@ class ScoreSums:
             observe: Shown every batch's gradients before they are scored and freed.
         """
         tasks: tuple[str, ...] | None = None
-        root, used = unwrap(model), UsedWeights(self._keys, self._names)
+        root, used = unwrap(model), UsedWeights(self._keys, self._names, to_mask=self._to_mask)
         with undisturbed(model, self._keys), used.recording():
             for number, batch in enumerate(batches):
-                used.forget()
+                used.begin()
                 by_task = check_losses(losses(root, batch), tasks, number)
                 tasks = tuple(by_task) if same_tasks else None
                 self._add_losses(by_task)
@@ -78,7 +102,21 @@ class ScoreSums:
                     if observe is not None:
                         observe.add(task, grads)
                     self._add(task, grads)
+                self._leave_out(used.unfit)
         self._check_finite()
+
+    def _leave_out(self, unfit: Mapping[int, Obstacle]) -> None:
+        """Refuse, or forget, the parameters that a forward has shown not to be maskable."""
+        obstacles = {self._names[index]: unfit[index] for index in sorted(unfit)}
+        if obstacles and self._listed:
+            raise refusal(obstacles, pasteable=True)
+        self._skipped.update({name: obstacle.reason for name, obstacle in obstacles.items()})
+        self._forget()
+
+    def _forget(self) -> None:
+        for rows in self.by_task.values():
+            for index in [index for index in rows if self._names[index] in self._skipped]:
+                del rows[index]
 
     def add_ranks(self) -> None:
         """Add the scores of the other ranks of ``torch.distributed``, if there are any.
@@ -87,6 +125,9 @@ class ScoreSums:
             ValueError: On all ranks, if they have scored different numbers of batches.
         """
         check_same("data", len(self._losses), "give every rank the same number of batches (drop or repeat some)")
+        for others in gathered(self._skipped):
+            self._skipped.update(others)
+        self._forget()
         add_up(self.by_task, self._zeros, self._rule.summed)
 
     def by_parameter(self) -> list[dict[str, Tensor]]:
@@ -122,11 +163,12 @@ class ScoreSums:
     def finish(self, root: nn.Module) -> TaskScores:
         """Hand over, and say which parameters no task reaches."""
         scores = self.scores(root)
+        left = [name for name in self._names if name not in self._skipped]
+        warn_of_skipped(scores.skipped, len(left))
         if scores.unreached:
-            warnings.warn(
-                f"parameters: {len(scores.unreached)} of {len(self._keys)} are reached by no task's loss and are left "
-                f"out of scoring and pruning: {', '.join(scores.unreached)}",
-                stacklevel=3,
+            warn_user(
+                f"parameters: {len(scores.unreached)} of {len(left)} are reached by no task's loss and are left "
+                f"out of scoring and pruning: {', '.join(scores.unreached)}"
             )
         for task in scores:
             self._warn_of_zeros(scores, task)
@@ -137,11 +179,10 @@ class ScoreSums:
         zeros = sum(count_true(score == 0) for score in scores[task].values())
         dead = sum(count_true(~mask) for key in scores[task] if (mask := alive_mask(*key)) is not None)
         if 10 * (zeros - dead) > 9 * (total - dead):
-            warnings.warn(
-                f"scores: {zeros - dead:,} of {total - dead:,} alive weights of task {task!r} score exactly zero, so "
-                "ties decide among them; zero-initialised residual branches do that (timm: zero_init_last=False), and "
-                "images that shrink to one pixel",
-                stacklevel=4,
+            warn_user(
+                f"scores: {zeros - dead:,} of {total - dead:,} alive weights of task {task!r} score exactly zero; "
+                f"where they do for every task, the smaller magnitudes go first. {LIKELY_CAUSES_OF_ZEROS}",
+                TiesWarning,
             )
 
     def scores(self, root: nn.Module, *, strict: bool = True) -> TaskScores:
@@ -153,10 +194,11 @@ class ScoreSums:
         return TaskScores(
             root,
             tables,
-            parameters=self._keys,
+            parameters=[key for key, name in zip(self._keys, self._names, strict=True) if name not in self._skipped],
             criterion=self._rule.name,
             num_batches=len(self._losses),
             shares=self._rule.shares,
+            skipped=self._skipped,
         )
 
     def _completed(self, index: int, total: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from ..agreement.patterns import WEIGHTS, Pattern, Place, Weights, spread
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import distinct
 from ..arbiters import Arbiter
-from ..parameters import ParameterKey, alive_mask, check_parameters, qualified_names, stored, unwrap
+from ..maskable import check_parameters
+from ..parameters import ParameterKey, alive_mask, qualified_names, stored, unwrap
 from .checks import check_tables, check_tasks
 from .files import read_scores, write_scores
 
@@ -35,11 +36,14 @@ class TaskScores:
         names: Their qualified names, same order (``"encoder.layer1.0.conv1.weight"``).
         unreached: Qualified names of the parameters that no task reaches. They are not in ``parameters`` and never
             pruned.
+        skipped: Why other parameters were left out of scoring, by qualified name: those that cannot be masked, such as
+            tied and parametrized ones. They are never pruned either.
         criterion: Name of the criterion.
         num_batches: Number of batches scored.
         shares: Whether the scores are shares of their tensor, as those of a layer-adaptive criterion.
 
     Example:
+        >>> import torch
         >>> trunk, left, right = nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1)
         >>> keys = [(trunk, "weight"), (left, "weight"), (right, "weight")]
         >>> a = {keys[0]: torch.arange(16.0).reshape(4, 4), keys[1]: torch.ones(1, 4)}
@@ -60,6 +64,7 @@ class TaskScores:
         criterion: str = "custom",
         num_batches: int = 0,
         shares: bool = False,
+        skipped: Mapping[str, str] | None = None,
     ) -> None:
         """Take scores made elsewhere.
 
@@ -72,13 +77,14 @@ class TaskScores:
             num_batches: How many batches the scores come from.
             shares: Whether each task's scores in a tensor are shares of it already, as
                 :func:`~disparse_plugin.criteria.lamp_scores` makes them (a layer-adaptive criterion does).
+            skipped: What was left out of scoring: qualified name to reason.
 
         Raises:
             TypeError: If a score is not a floating point tensor.
             ValueError: If there is no task, a task reaches no parameter, a shape differs, a score is not finite, or a
-                parameter is refused by :func:`disparse_plugin.parameters.check_parameters`.
+                parameter is refused by :func:`disparse_plugin.maskable.check_parameters`.
         """
-        check_tasks(scores)
+        check_tasks(scores, skipped)
         root = unwrap(model)
         reached = {key for table in scores.values() for key in table}
         if parameters is None:
@@ -91,6 +97,7 @@ class TaskScores:
         self.parameters: tuple[ParameterKey, ...] = tuple(key for key in keys if key in reached)
         self.names: tuple[str, ...] = tuple(names[key] for key in self.parameters)
         self.unreached: tuple[str, ...] = tuple(names[key] for key in keys if key not in reached)
+        self.skipped: dict[str, str] = dict(skipped or {})
         self.criterion = criterion
         self.num_batches = num_batches
         self.shares = shares
@@ -123,9 +130,10 @@ class TaskScores:
 
     def __repr__(self) -> str:
         """Summarise in one line."""
+        skipped = f", skipped={len(self.skipped)}" if self.skipped else ""
         return (
             f"TaskScores(tasks={list(self.tasks)}, parameters={len(self.parameters)}, criterion={self.criterion!r}, "
-            f"num_batches={self.num_batches})"
+            f"num_batches={self.num_batches}{skipped})"
         )
 
     def tasks_reaching(self, module: nn.Module, name: str) -> tuple[str, ...]:
@@ -219,6 +227,7 @@ class TaskScores:
             UserWarning: If a count looks like a percentage: at most 100, and less than 1 % of what is alive.
 
         Example:
+            >>> import torch
             >>> trunk, head = nn.Linear(4, 2), nn.Linear(2, 1)
             >>> keys = [(trunk, "weight"), (head, "weight")]
             >>> a = {keys[0]: torch.ones(2, 4), keys[1]: torch.tensor([[0.1, 0.2]])}
@@ -281,6 +290,7 @@ class TaskScores:
             "criterion": self.criterion,
             "num_batches": self.num_batches,
             "shares": self.shares,
+            "skipped": self.skipped,
         }
         write_scores(path, tables, facts)
 

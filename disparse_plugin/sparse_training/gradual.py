@@ -19,7 +19,8 @@ from ..agreement.patterns import Channels, NofM, Pattern
 from ..agreement.ranking import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..parameters import Exclude, ParameterKey, check_parameters, present_mask, qualified_names, unwrap
+from ..maskable import check_parameters
+from ..parameters import Exclude, ParameterKey, present_mask, qualified_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of

@@ -18,7 +18,8 @@ from ..agreement import patterns
 from ..agreement.patterns import NofM, Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..parameters import Exclude, ParameterKey, check_parameters, qualified_names, unwrap
+from ..maskable import check_parameters
+from ..parameters import Exclude, ParameterKey, qualified_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from .blocks import BlockExchange
 from .exchange import Exchange, random_scores

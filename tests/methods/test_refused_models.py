@@ -66,8 +66,9 @@ def test_what_cannot_be_masked_is_refused_by_every_method(first, message, method
 def test_what_cannot_be_masked_is_refused_before_training(first, message, scheduler):
     model = Around(first())
     optimizer = torch.optim.SGD(model.heads.parameters(), lr=0.1)
+    keys = [(model.first, "weight"), *((head, "weight") for head in model.heads.values())]
     with pytest.raises(ValueError, match=f"parameters: first.*({message})"):
-        scheduler(model, optimizer, square_losses, amount=0.5, stop_at=4)
+        scheduler(model, optimizer, square_losses, amount=0.5, stop_at=4, parameters=keys)
     assert not prune.is_pruned(model)
 
 

@@ -96,7 +96,7 @@ def test_a_gradient_that_is_not_finite_names_task_batch_and_parameter():
         (iter(BATCHES), {"num_batches": 5}, ValueError, "found 5 with 3 in data"),
         (iter(BATCHES), {"num_batches": 5, "cycle": True}, ValueError, "found 5 with 3 in data"),
         (BATCHES, {"num_batches": 0}, ValueError, "num_batches: must be at least 1, found 0"),
-        (BATCHES, {"num_batches": 2.0}, TypeError, "num_batches: must be an int or None, found float"),
+        (BATCHES, {"num_batches": 2.0}, TypeError, "num_batches: must be an int or None .all of data., found float"),
         (BATCHES, {"cycle": True}, ValueError, "num_batches: must be given with cycle=True"),
         (BATCHES, {"criterion": "nope"}, ValueError, "criterion: must be one of"),
         (BATCHES, {"criterion": lambda w, g: w.sum()}, ValueError, r"criterion: .* of the weight's shape"),
@@ -150,17 +150,23 @@ def test_a_weight_that_its_parent_reads(pruned):
     batches = vectors(2, size=3, width=8)
     batches = [batch[None] for batch in batches]
     before = Snapshot(model)
-    with pytest.raises(ValueError, match=r"out_proj\.weight must be used by its own module's forward.*exclude="):
-        score_tasks(model, square_losses, batches)
+    message = r"out_proj\.weight must be used by its own module's forward.*exclude=\['attention\.out_proj\.weight'\]"
+    with pytest.raises(ValueError, match=message):
+        score_tasks(model, square_losses, batches, parameters=prunable_parameters(model))
     before.check()
-    chosen = prunable_parameters(model, exclude=[model.attention])
+    with pytest.warns(UserWarning, match=r"1 of 3 cannot be masked .* attention\.out_proj\.weight \(a parent reads it"):
+        scores = score_tasks(model, square_losses, batches)
+    before.check()
+    assert scores.names == ("a.weight", "b.weight")
+    assert ("is stale" in scores.skipped["attention.out_proj.weight"]) == pruned
+    chosen = prunable_parameters(model, exclude=["attention.out_proj.weight"])
     assert score_tasks(model, square_losses, batches, parameters=chosen).names == ("a.weight", "b.weight")
 
 
 def test_tied_weights():
     model = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
     model[1].weight = model[0].weight
-    with pytest.raises(ValueError, match=r"found 0\.weight and 1\.weight tied"):
+    with pytest.raises(ValueError, match=r"found none that can be masked: 0\.weight \(0\.weight and 1\.weight tied\)"):
         score_tasks(model, lambda m, x: {"a": m(x).sum()}, vectors())
 
     class Language(nn.Module):
@@ -174,8 +180,8 @@ def test_tied_weights():
             return {"next": self.decoder(hidden), "label": self.head(hidden)}
 
     model, batches = Language(), [torch.arange(7)]
-    with pytest.raises(ValueError, match=r"found embedding\.weight and decoder\.weight tied"):
-        score_tasks(model, square_losses, batches)
+    with pytest.raises(ValueError, match=r"found embedding\.weight and decoder\.weight tied.*=\['decoder\.weight'\]"):
+        score_tasks(model, square_losses, batches, parameters=prunable_parameters(model))
     # Tied weights that nobody wants to prune are no reason to refuse.
     head = [(model.head, "weight")]
     with pytest.raises(ValueError, match="found none for task 'next'"):
@@ -187,7 +193,7 @@ def test_tied_weights():
 def test_weights_that_torch_cannot_mask():
     normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 5)))
     with pytest.raises(ValueError, match=r"0\.weight must be a plain parameter, found one computed"):
-        score_tasks(normed, lambda m, x: {"a": m(x).sum()}, vectors())
+        score_tasks(normed, lambda m, x: {"a": m(x).sum()}, vectors(), parameters=prunable_parameters(normed))
     with pytest.raises(ValueError, match=r"0\.weight must hold values, found the meta device"):
         score_tasks(nn.Sequential(nn.Linear(5, 5, device="meta")), lambda m, x: {"a": m(x).sum()}, vectors())
     with warnings.catch_warnings():

@@ -1,0 +1,287 @@
+"""Which of the chosen parameters ``torch.nn.utils.prune`` can mask, and what is in the way of the others.
+
+What can be seen without running the model is here. What only a forward shows is in :mod:`disparse_plugin.scoring.uses`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ._support.user_warning import warn_user
+from .parameters import Exclude, ParameterKey, is_masked, left_in, prunable_parameters, qualified_names
+
+_SHOWN = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Obstacle:
+    """Why one parameter cannot be masked.
+
+    Attributes:
+        rule: What it must be or have, as messages say it after "must".
+        found: What it is instead, as messages say it after "found".
+        cure: What to do about it.
+        passing: Whether the cure is for the model as a whole, or a moment of patience: then it is never left out.
+    """
+
+    rule: str
+    found: str
+    cure: str = ""
+    passing: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why it is left out."""
+        return self.found.removeprefix("that ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The parameters that are scored and pruned.
+
+    Attributes:
+        keys: The ``(module, name)`` pairs.
+        names: Their qualified names.
+        skipped: What is left out because it cannot be masked: qualified name to reason. Empty if the user listed the
+            parameters.
+        listed: Whether the user listed them, so that nothing may be left out.
+    """
+
+    keys: tuple[ParameterKey, ...]
+    names: tuple[str, ...]
+    skipped: Mapping[str, str]
+    listed: bool
+
+
+def select(model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude: Exclude | None = None) -> Selection:
+    """Choose what is pruned, before anything is scored or changed.
+
+    Args:
+        model: The model, unwrapped.
+        parameters: ``(module, name)`` pairs; or None for those of :func:`~disparse_plugin.prunable_parameters` that can
+            be masked.
+        exclude: What to leave out, as in :func:`~disparse_plugin.prunable_parameters`; None if the caller has no such
+            argument to speak of.
+
+    Raises:
+        TypeError: If ``parameters`` is not a list of ``(module, str)`` pairs.
+        ValueError: If there is none, one is repeated or not of the model; or one cannot be masked and was listed, or
+            could be after a step that its message names (lazy, meta, sharded).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+        >>> selection = select(net, None)
+        >>> selection.names, selection.skipped
+        (('0.weight',), {'1.weight': 'one computed by a parametrization (weight_norm, spectral_norm, ...)'})
+    """
+    listed = parameters is not None
+    pairs = prunable_parameters(model) if parameters is None else _checked_pairs(parameters)
+    pairs = left_in(model, pairs, exclude or ())
+    names = qualified_names(model, pairs)
+    _check_once(names)
+    obstacles = dict(_obstacles(model, dict(zip(pairs, names, strict=True))))
+    refused = obstacles if listed else {name: found for name, found in obstacles.items() if found.passing}
+    if refused:
+        raise refusal(refused, pasteable=exclude is not None)
+    left = [(key, name) for key, name in zip(pairs, names, strict=True) if name not in obstacles]
+    if not left:
+        raise ValueError(_nothing(obstacles))
+    skipped = {name: obstacle.reason for name, obstacle in obstacles.items()}
+    return Selection(tuple(key for key, _ in left), tuple(name for _, name in left), skipped, listed)
+
+
+def check_parameters(
+    model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude: Exclude | None = None
+) -> tuple[ParameterKey, ...]:
+    """Choose as :func:`select` does, and warn of what is left out.
+
+    Args:
+        model: As :func:`select`.
+        parameters: As :func:`select`.
+        exclude: As :func:`select`.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        TypeError: As :func:`select`.
+        ValueError: As :func:`select`.
+
+    Warns:
+        UserWarning: If something that cannot be masked is left out.
+    """
+    selection = select(model, parameters, exclude)
+    warn_of_skipped(selection.skipped, len(selection.keys))
+    return selection.keys
+
+
+def warn_of_skipped(skipped: Mapping[str, str], left: int) -> None:
+    """Warn, at the user's line, of parameters that are left out; once for all of them.
+
+    Args:
+        skipped: Reason by qualified name.
+        left: How many are left.
+    """
+    if skipped:
+        found = [f"{name} ({reason})" for name, reason in skipped.items()]
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        warn_user(
+            f"parameters: {len(skipped)} of {len(skipped) + left} cannot be masked and are left out of scoring and "
+            f"pruning: {', '.join(found[:_SHOWN])}{more}; leave them out yourself, without this warning, with "
+            f"exclude={list(skipped)}"
+        )
+
+
+def refusal(obstacles: Mapping[str, Obstacle], *, pasteable: bool) -> ValueError:
+    """Make the error for listed parameters that cannot be masked.
+
+    Args:
+        obstacles: What is in the way, by qualified name.
+        pasteable: Whether the caller has an ``exclude`` argument to paste the names into.
+    """
+    name, first = next(iter(obstacles.items()))
+    others = [other for other in obstacles if other != name]
+    more = f" (and so for {', '.join(others[:_SHOWN])}{' ...' if len(others) > _SHOWN else ''})" if others else ""
+    out = f"leave {'them' if others else 'it'} out" + (f": exclude={list(obstacles)}" if pasteable else "")
+    cure = f"{first.cure}, or {out}" if first.cure and not first.passing else first.cure or out
+    return ValueError(f"parameters: {name} must {first.rule}, found {first.found}{more}; {cure}")
+
+
+def _nothing(obstacles: Mapping[str, Obstacle]) -> str:
+    rule = "parameters: at least one (module, name) pair is needed, found none"
+    if not obstacles:
+        return f"{rule}; the model has no Conv*/Linear weight, the list passed is empty, or exclude leaves nothing"
+    found = [f"{name} ({obstacle.reason})" for name, obstacle in obstacles.items()]
+    return f"{rule} that can be masked: {', '.join(found[:_SHOWN])}{' ...' if len(found) > _SHOWN else ''}"
+
+
+def _checked_pairs(parameters: object) -> list[ParameterKey]:
+    advice = "use prunable_parameters(model) or e.g. [(model.conv1, 'weight')]"
+    if isinstance(parameters, str | nn.Module | Tensor | Mapping) or not isinstance(parameters, Iterable):
+        raise TypeError(
+            f"parameters: must be a list of (module, name) pairs, found {type(parameters).__name__}; {advice}"
+        )
+    pairs = list(parameters)
+    for pair in pairs:
+        if not (
+            isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], nn.Module) and isinstance(pair[1], str)
+        ):
+            raise TypeError(
+                f"parameters: every entry must be a (module, name) pair, found {_described(pair)}; {advice}"
+            )
+    return pairs
+
+
+def _described(pair: object) -> str:
+    """Describe what is no pair; a tensor, as from ``model.parameters()``, by its shape."""
+    if isinstance(pair, Tensor):
+        return f"a {type(pair).__name__} of shape {tuple(pair.shape)} (model.parameters() does not say whose it is)"
+    if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], Tensor):
+        return f"({pair[0]!r}, a {type(pair[1]).__name__}), as of model.named_parameters()"
+    return f"{type(pair).__name__} {pair!r}" if isinstance(pair, str | int | float) else f"a {type(pair).__name__}"
+
+
+def _check_once(names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"parameters: every pair may stand once, found {', '.join(twice)} more than once")
+
+
+def _obstacles(model: nn.Module, names: Mapping[ParameterKey, str]) -> Iterator[tuple[str, Obstacle]]:
+    """Yield what is in the way of each parameter, in their order."""
+    tied, bypassed = _tied(model), _never_run(model)
+    for key, name in names.items():
+        obstacle = _of_tensor(*key)
+        if obstacle is None and key in tied:
+            both = " and ".join(qualified_names(model, tied[key]))
+            cure = "a mask on one would leave the other whole: untie them"
+            obstacle = Obstacle("have its memory for itself", f"{both} tied", cure)
+        if obstacle is None and key[0] in bypassed:
+            obstacle = read_by_parent(*key)
+        if obstacle is not None:
+            yield name, obstacle
+
+
+def read_by_parent(module: nn.Module, name: str) -> Obstacle:
+    """Say that a weight is read directly by its parent, so that the pruning hook of its own module never fires.
+
+    Args:
+        module: The module that the weight belongs to.
+        name: The weight's name in it.
+    """
+    state = "so that the mask it carries is stale" if is_masked(module, name) else "where no pruning hook masks it"
+    return Obstacle(
+        "be used by its own module's forward",
+        f"that a parent reads it directly ({type(module).__name__}.forward never ran, as in nn.MultiheadAttention), "
+        f"{state}",
+    )
+
+
+def _never_run(model: nn.Module) -> set[nn.Module]:
+    """Return the modules whose weight ``nn.MultiheadAttention`` reads without ever running them."""
+    return {
+        module.out_proj
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
+    }
+
+
+def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
+    """Return what is in the way that one tensor shows by itself."""
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None and name in parametrizations._modules:
+        return Obstacle(
+            "be a plain parameter",
+            "one computed by a parametrization (weight_norm, spectral_norm, ...)",
+            "torch's pruning hook cannot mask it; call torch.nn.utils.parametrize.remove_parametrizations first",
+        )
+    tensor = module._parameters.get(f"{name}_orig" if is_masked(module, name) else name)
+    if tensor is None:
+        known = sorted(k for k, v in module._parameters.items() if v is not None)
+        found = type(getattr(module, name, None)).__name__
+        return Obstacle(
+            "be a parameter", found, f"{type(module).__name__} has the parameters {known}; name one of them"
+        )
+    if is_lazy(tensor):
+        cure = "run one batch through the model first"
+        return Obstacle("have a shape", "a lazy parameter", cure, passing=True)
+    if hasattr(tensor, "__tensor_flatten__"):  # torch's protocol of tensors that wrap other tensors
+        cure = "score and prune before the weights are sharded (fully_shard) or quantised"
+        return Obstacle("be a plain tensor", type(tensor.data).__name__, cure, passing=hasattr(tensor, "device_mesh"))
+    if tensor.is_meta:
+        return Obstacle("hold values", "the meta device", "materialise the model first", passing=True)
+    if not tensor.is_floating_point():
+        return Obstacle("be of a floating point type", f"{tensor.dtype}")
+    if tensor.numel() == 0:
+        return Obstacle("hold at least one entry", f"shape {tuple(tensor.shape)}")
+    return None
+
+
+def _tied(model: nn.Module) -> dict[ParameterKey, tuple[ParameterKey, ParameterKey]]:
+    """Find the parameters whose memory another one shares: masking one would leave the other unmasked."""
+    spans = []
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not is_lazy(parameter) and not parameter.is_meta and parameter.numel():
+                spans.append((str(parameter.device), *_span(parameter), (module, name.removesuffix("_orig"))))
+    spans.sort(key=lambda span: span[:3])
+    found: dict[ParameterKey, tuple[ParameterKey, ParameterKey]] = {}
+    longest = None  # of those so far on the device, the one that ends last
+    for span in spans:
+        if longest is not None and span[0] == longest[0] and span[1] < longest[2]:
+            pair = (longest[3], span[3])
+            for key in pair:
+                found.setdefault(key, pair)
+        if longest is None or span[0] != longest[0] or span[2] > longest[2]:
+            longest = span
+    return found
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    start = tensor.data_ptr()
+    return start, start + extent * tensor.element_size()

@@ -1,0 +1,102 @@
+"""Which batches are scored: checked as far as can be before the first is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sized
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .._support.whole_numbers import whole_number
+from .losses import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Batches as a user passes them to :func:`~disparse_plugin.score_tasks`.
+
+    Attributes:
+        source: Any iterable of batches.
+        num_batches: How many to use; None for all.
+        cycle: Start again at the first when ``source`` ends before ``num_batches``.
+        progress: Show a tqdm bar.
+
+    Example:
+        >>> list(Data([1, 2], num_batches=3, cycle=True).batches())
+        [1, 2, 1]
+    """
+
+    source: Iterable[Batch]
+    num_batches: int | None = None
+    cycle: bool = False
+    progress: bool = False
+
+    def batches(self) -> Iterator[Batch]:
+        """Check the options, and return an iterator over the batches.
+
+        Raises:
+            TypeError: If an option has the wrong type, or what is passed is one batch, or a list of a loader.
+            ValueError: If ``num_batches`` is out of range or missing. And, where that shows only as they are read, if
+                there is no batch, or fewer than ``num_batches``.
+        """
+        count = self.num_batches
+        if count is not None:
+            count = whole_number("num_batches", count, least=1, otherwise=" or None (all of data)")
+        elif self.cycle:
+            raise ValueError(
+                "num_batches: must be given with cycle=True, found None; otherwise scoring would never end"
+            )
+        _check_source(self.source)
+        length = _length(self.source)
+        if count is not None and length is not None and 0 < length < count and not self.cycle:
+            raise _too_short(count, length)
+        expected = count if length is None or self.cycle else min(length, count or length)
+        batches = _counted(self.source, count, self.cycle)
+        return iter(tqdm(batches, total=expected, desc="scoring", unit="batch", disable=not self.progress))
+
+
+def _check_source(source: object) -> None:
+    if isinstance(source, Tensor | Mapping | str | bytes):
+        what = f"one {type(source).__name__}"
+    elif not isinstance(source, Iterable):
+        what = type(source).__name__
+    else:
+        return
+    raise TypeError(f"data: must be an iterable of batches, found {what}; a single batch is data=[batch]")
+
+
+def _length(data: Iterable[Batch]) -> int | None:
+    try:
+        return len(data) if isinstance(data, Sized) else None
+    except TypeError:  # a DataLoader over an IterableDataset has __len__, but no length
+        return None
+
+
+def _counted(data: Iterable[Batch], num_batches: int | None, cycle: bool) -> Iterator[Batch]:
+    found = 0
+    for _ in itertools.count():
+        start = found
+        for batch in data if num_batches is None else itertools.islice(data, num_batches - found):
+            if isinstance(batch, DataLoader):
+                raise TypeError(
+                    "data: must be an iterable of batches, found a DataLoader in it, which holds batches itself; pass "
+                    "data=loader"
+                )
+            found += 1
+            yield batch
+        if not cycle or found in (start, num_batches):
+            break
+    if found == 0:
+        raise ValueError("data: must hold at least one batch, found none")
+    if num_batches is not None and found < num_batches:
+        raise _too_short(num_batches, found)
+
+
+def _too_short(wanted: int, found: int) -> ValueError:
+    return ValueError(
+        f"num_batches: must be at most the number of batches in data, found {wanted} with {found} in data; pass "
+        f"num_batches={found}, or cycle=True with a data set that can be read again"
+    )

@@ -1,0 +1,128 @@
+"""What a layer multiplies with, seen during one forward: its weight, or something else that it computes from it.
+
+A mask puts zeros into the weight. They are zeros of what the layer computes with only if the layer multiplies with the
+weight itself, or with the same entries in another shape or type, each scaled at most. A layer that standardises its
+weight first (timm's ``StdConv2d``) turns most of the zeros into something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+# What a kernel is given to: one operand times another, and summed.
+_MULTIPLIES = frozenset(
+    {"linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+    | {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "addmm", "addmv", "addbmm", "baddbmm"}
+    | {"einsum", "tensordot", "multi_dot", "embedding", "multi_head_attention_forward"}
+    | {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
+)
+# What keeps the entries, elsewhere: views, copies, types, parts.
+_SAME = frozenset(
+    {"t", "transpose", "swapaxes", "permute", "movedim", "T", "mT", "H", "mH", "data", "reshape", "view", "view_as"}
+    | {"reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "contiguous", "clone"}
+    | {"detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda", "requires_grad"}
+    | {"chunk", "split", "narrow", "select", "unbind", "__getitem__", "index_select", "repeat", "repeat_interleave"}
+    | {"flip", "roll", "pad", "cat", "stack", "fused_moving_avg_obs_fake_quant"}
+    | {"fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"}
+)
+# What scales or selects entry by entry, if by something that does not depend on the weight.
+_SCALES = frozenset(
+    {"mul", "__mul__", "__rmul__", "multiply", "div", "__truediv__", "divide", "true_divide", "where", "masked_fill"}
+    | {"tril", "triu", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"}
+)
+
+
+class Uses(TorchFunctionMode):
+    """Watches the functions that one module calls, on the way to what multiplies.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.ones(2, 3, requires_grad=True)
+        >>> with Uses([weight]) as uses:
+        ...     kernel = weight - weight.mean(1, keepdim=True)
+        ...     output = torch.nn.functional.linear(torch.ones(4, 3), kernel)
+        >>> uses.functions()
+        {0: 'mean'}
+        >>> with Uses([weight]) as uses:
+        ...     output = torch.ones(4, 3) @ (0.5 * weight).t()
+        >>> uses.functions()
+        {}
+    """
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        """Watch from now on, inside a ``with`` block.
+
+        Args:
+            weights: The weights as the module reads them.
+        """
+        super().__init__()
+        self._weights = weights
+        # By identity; the tensors themselves are kept, so that no identity is given out twice.
+        self._same: dict[int, tuple[Tensor, int]] = {
+            id(weight): (weight, index) for index, weight in enumerate(weights)
+        }
+        self._computed: dict[int, tuple[Tensor, int, str]] = {}
+        self._itself: set[int] = set()
+        self._instead: dict[int, str] = {}
+
+    def functions(self) -> dict[int, str]:
+        """Return, for each weight that only something computed from it was multiplied with, the first step to that."""
+        return {index: name for index, name in self._instead.items() if index not in self._itself}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, and follow the weights through it."""
+        given = list(_tensors((*args, *(kwargs or {}).values())))
+        result = func(*args, **(kwargs or {}))
+        name = _name(func)
+        if name in _MULTIPLIES:
+            for tensor in given:
+                self._multiply(tensor)
+        elif any(id(tensor) in self._same or id(tensor) in self._computed for tensor in given):
+            self._follow(name, given, list(_tensors([result])))
+        return result
+
+    def _multiply(self, tensor: Tensor) -> None:
+        if id(tensor) in self._same:
+            self._itself.add(self._same[id(tensor)][1])
+        elif id(tensor) in self._computed:
+            _, index, name = self._computed[id(tensor)]
+            self._instead.setdefault(index, name)
+
+    def _follow(self, name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+        computed = next((self._computed[id(tensor)] for tensor in given if id(tensor) in self._computed), None)
+        entries = [self._same[id(tensor)][1] for tensor in given if id(tensor) in self._same]
+        if computed is None and (name in _SAME or (name in _SCALES and len(entries) == 1)):
+            self._same.update({id(tensor): (tensor, entries[0]) for tensor in made if id(tensor) not in self._same})
+            return
+        index, first = (entries[0], name) if computed is None else computed[1:]
+        for tensor in made:
+            if all(tensor is not weight for weight in self._weights):
+                self._same.pop(id(tensor), None)  # a copy that is changed in place is a copy no more
+                self._computed[id(tensor)] = (tensor, index, first)
+
+
+def _name(func: Callable[..., Any]) -> str:
+    """Return what a function does: ``mul`` for ``mul_`` too, and of an attribute such as ``Tensor.T`` its name."""
+    name: str = getattr(func, "__name__", "")
+    if name == "__get__":
+        name = getattr(getattr(func, "__self__", None), "__name__", name)
+    return name if name.endswith("__") else name.removesuffix("_")
+
+
+def _tensors(values: Any, depth: int = 3) -> Iterator[Tensor]:
+    """Yield the tensors among arguments, and in lists of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif depth and isinstance(value, list | tuple):
+            yield from _tensors(value, depth - 1)

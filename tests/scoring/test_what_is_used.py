@@ -1,0 +1,176 @@
+"""Weights that a mask would not do for are found by what a forward does: left out by default, refused if listed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+from disparse_plugin import TaskScores, disparse_pretrained, prunable_parameters, score_tasks
+from disparse_plugin.masks import clone_pruned, fold
+from networks import Around, Snapshot, square_losses, vectors
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight):
+        return torch.where(weight >= 0, 1.0, -1.0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+def computing(kernel):
+    """A linear layer that multiplies with ``kernel(weight)``."""
+
+    class Computing(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, kernel(self.weight), self.bias)
+
+    return Computing
+
+
+ANOTHER = {
+    "standardised": (lambda w: (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True), "mean"),
+    "batch norm": (lambda w: F.batch_norm(w[None], None, None, training=True)[0], "batch_norm"),
+    "normalised": (lambda w: F.normalize(w, dim=1), "normalize"),
+    "spectral": (lambda w: w / torch.linalg.matrix_norm(w, 2), "linalg_matrix_norm"),
+    "noise": (lambda w: w + 0.1, "add"),
+    "in place": (lambda w: w.clone().sub_(0.1), "sub"),
+    "binary": (Sign.apply, "ge"),
+    "signs of itself": (lambda w: w * w.sign(), "sign"),
+}
+ITSELF = {
+    "plain": lambda w: w,
+    "scaled": lambda w: 0.5 * w,
+    "scaled in place": lambda w: w.clone().mul_(0.5),
+    "another type": lambda w: w.double().float(),
+    "twice transposed": lambda w: w.t().mT.contiguous(),
+    "a mask of its own": lambda w: w * torch.eye(5),
+    "dropped": lambda w: F.dropout(w, 0.2),
+    "in parts": lambda w: torch.cat(w.chunk(2)),
+}
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize(("kernel", "step"), ANOTHER.values(), ids=ANOTHER)
+def test_a_layer_that_multiplies_with_something_else(kernel, step, pruned):
+    model = Around(computing(kernel)(5, 5))
+    if pruned:
+        prune.random_unstructured(model.first, "weight", 0.5)
+        model(vectors(1)[0])
+    before = Snapshot(model)
+    with pytest.warns(
+        UserWarning, match=rf"1 of 3 .*first\.weight \(Computing multiplies with something .*\({step}"
+    ) as seen:
+        scores = score_tasks(model, square_losses, vectors())
+    before.check()
+    assert len(seen) == 1
+    assert scores.names == ("heads.a.weight", "heads.b.weight")
+    assert list(scores.skipped) == ["first.weight"]
+    with pytest.raises(ValueError, match=r"first\.weight must be what its layer multiplies with.*=\['first\.weight'\]"):
+        score_tasks(model, square_losses, vectors(), parameters=prunable_parameters(model))
+    before.check()
+
+
+@pytest.mark.parametrize("kernel", ITSELF.values(), ids=ITSELF)
+def test_a_layer_that_multiplies_with_its_weight_in_another_form(kernel):
+    model = Around(computing(kernel)(5, 5))
+    scores = disparse_pretrained(model, square_losses, vectors(), 0.5)
+    assert scores.skipped == {}
+    assert "first.weight" in scores.names
+    used = kernel(model.first.weight)
+    assert bool((used[model.first.weight_mask == 0] == 0).all())
+
+
+def test_a_penalty_on_a_weight_is_no_use_of_it():
+    def losses(model, batch):
+        penalty = sum(parameter.square().sum() for parameter in model.parameters())
+        return {task: loss + 0.1 * penalty for task, loss in square_losses(model, batch).items()}
+
+    assert score_tasks(Around(nn.Linear(5, 5)), losses, vectors()).skipped == {}
+
+
+class Reads(nn.Module):
+    """A parent that reads ``e.weight`` besides running ``e``, after it or before."""
+
+    def __init__(self, early):
+        super().__init__()
+        self.early, self.t, self.e, self.h = early, nn.Linear(5, 5), nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        weight = F.normalize(self.e.weight, dim=1) if self.early else None
+        z = self.e(self.t(x)).relu()
+        weight = self.e.weight if weight is None else weight
+        return {"r": F.linear(z, weight.t()), "c": self.h(z)}
+
+
+def trained(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for batch in vectors(4):
+        optimizer.zero_grad()
+        sum(square_losses(model, batch).values()).backward()
+        optimizer.step()
+    return model
+
+
+def test_a_weight_that_a_parent_reads_before_its_layer_runs():
+    model = Reads(early=True)
+    before = Snapshot(model)
+    with pytest.warns(UserWarning, match=r"e\.weight \(a parent reads it earlier in the forward"):
+        scores = score_tasks(model, square_losses, vectors())
+    before.check()
+    assert (scores.names, list(scores.skipped)) == (("t.weight", "h.weight"), ["e.weight"])
+    with pytest.raises(
+        ValueError, match=r"e\.weight must be read after its own layer has run.*exclude=\['e\.weight'\]"
+    ):
+        score_tasks(model, square_losses, vectors(), parameters=prunable_parameters(model))
+    before.check()
+    disparse_pretrained(model, square_losses, vectors(), 0.5, exclude=["e"])
+    trained(model)
+    batch = vectors(1)[0]
+    assert torch.equal(fold(clone_pruned(model))(batch)["r"], model(batch)["r"])
+
+
+def test_a_weight_that_a_parent_reads_after_its_layer_ran_can_be_masked():
+    model = Reads(early=False)
+    plain = copy.deepcopy(model)
+    scores = disparse_pretrained(model, square_losses, vectors(1), 0.5)
+    assert scores.skipped == {}
+    loss = square_losses(plain, vectors(1)[0])["r"]
+    (grad,) = torch.autograd.grad(loss, plain.e.weight)  # of both uses
+    torch.testing.assert_close(scores["r"][model.e, "weight"], (plain.e.weight * grad).abs().detach())
+    trained(model)
+    batch = vectors(1)[0]
+    assert torch.equal(fold(clone_pruned(model))(batch)["r"], model(batch)["r"])
+
+
+def test_scores_remember_what_was_skipped(tmp_path):
+    model = Around(computing(lambda w: w + 0.1)(5, 5))
+    with pytest.warns(UserWarning, match="cannot be masked"):
+        scores = score_tasks(model, square_losses, vectors())
+    assert "skipped=1" in repr(scores)
+    scores.save(tmp_path / "scores.safetensors")
+    assert TaskScores.load(tmp_path / "scores.safetensors", model).skipped == scores.skipped
+
+
+def test_an_interrupted_forward_leaves_nothing_watching():
+    class Fails(nn.Linear):
+        def forward(self, x):
+            raise KeyboardInterrupt
+
+    model = Around(Fails(5, 5))
+    before = Snapshot(model)
+    with pytest.raises(KeyboardInterrupt):
+        score_tasks(model, square_losses, vectors())
+    before.check()
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_a_task_that_reaches_only_what_is_skipped_is_told_so():
+    model = nn.Sequential(computing(lambda w: w + 0.1)(5, 2))
+    with pytest.raises(ValueError, match=r"found none for task 'a'.*all it reaches is left out: 0\.weight"):
+        score_tasks(model, lambda m, x: {"a": m(x).sum()}, vectors())

@@ -1,0 +1,119 @@
+"""What cannot be masked is left out by default, and refused with a list to paste where it was asked for."""
+
+import re
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from disparse_plugin import prunable_parameters
+from disparse_plugin.maskable import check_parameters, select
+from networks import TwoHeads
+
+
+def mixed():
+    """Each of the obstacles that an unrun model shows, and two layers without any."""
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(8)))
+    parametrizations.weight_norm(model[1])
+    model[3].weight = model[2].weight
+    model[4].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of nothing to initialise, and of what is deprecated
+        model[5] = nn.Linear(0, 4)
+        nn.utils.weight_norm(model[6])
+    model.add_module("attention", nn.MultiheadAttention(4, 2))
+    return model
+
+
+def test_by_default_it_is_left_out_with_the_reason():
+    selection = select(mixed(), None)
+    assert selection.names == ("0.weight", "7.weight")
+    assert not selection.listed
+    expected = {
+        "1.weight": "computed by a parametrization",
+        "2.weight": r"2\.weight and 3\.weight tied",
+        "3.weight": r"2\.weight and 3\.weight tied",
+        "4.weight": r"torch\.complex64",
+        "5.weight": r"shape \(4, 0\)",
+        "6.weight": "Tensor",
+        "attention.out_proj.weight": "a parent reads it directly",
+    }
+    assert list(selection.skipped) == list(expected)
+    assert all(re.search(reason, selection.skipped[name]) for name, reason in expected.items())
+
+
+def test_one_warning_says_all_of_it_and_what_to_paste_does_away_with_it():
+    model = mixed()
+    with pytest.warns(UserWarning, match=r"parameters: 7 of 9 cannot be masked .* 4\.weight \(torch") as seen:
+        keys = check_parameters(model, None)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    pasted = re.search(r"exclude=(\[.*\])", str(seen[0].message))[1]
+    assert check_parameters(model, None, exclude=eval(pasted)) == keys
+
+
+def test_listed_it_is_refused_and_what_to_paste_works():
+    model = mixed()
+    with pytest.raises(ValueError, match=r"1\.weight must be a plain parameter, .* \(and so for 2\.weight, ") as caught:
+        select(model, prunable_parameters(model), exclude=())
+    pasted = re.search(r"exclude=(\[.*\])", str(caught.value))[1]
+    selection = select(model, prunable_parameters(model), exclude=eval(pasted))
+    assert selection.names == ("0.weight", "7.weight")
+    assert selection.skipped == {}
+    assert selection.listed
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: nn.LazyLinear(4), "must have a shape, found a lazy parameter; run one batch through the model first$"),
+        (lambda: nn.Linear(4, 4, device="meta"), "must hold values, found the meta device; materialise the model"),
+    ],
+)
+def test_what_one_step_cures_is_never_left_out(layer, message):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that lazy modules are in development
+        model = nn.Sequential(nn.Linear(4, 4), layer())
+    with pytest.raises(ValueError, match=message):
+        select(model, None)
+
+
+def test_parts_of_one_flat_memory_are_tied_to_it_all():
+    model = nn.Sequential(*(nn.Linear(3, 3, bias=False) for _ in range(3)))
+    model.register_parameter("flat", nn.Parameter(torch.zeros(36)))
+    for place, layer in enumerate([model[0], model[1]]):
+        layer.weight = nn.Parameter(model.flat.detach()[9 * place : 9 * place + 9].view(3, 3))
+    selection = select(model, None)
+    assert selection.names == ("2.weight",)
+    assert selection.skipped["1.weight"] == "flat and 1.weight tied"
+
+
+def test_an_attention_that_runs_its_projection_keeps_it():
+    class Own(nn.MultiheadAttention):
+        def forward(self, x):
+            return self.out_proj(x)
+
+    assert select(nn.Sequential(Own(4, 2)), None).names == ("0.out_proj.weight",)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            lambda model: model.parameters(),
+            r"found a Parameter of shape \(6, 1, 3, 3\) \(model.parameters\(\) does not",
+        ),
+        (lambda model: model.named_parameters(), r"found \('trunk.0.weight', a Parameter\), as of model.named_par"),
+        (lambda model: model, r"parameters: must be a list of \(module, name\) pairs, found TwoHeads"),
+        (lambda model: "trunk.0.weight", "parameters: must be a list .* found str"),
+        (lambda model: 3, "parameters: must be a list .* found int"),
+        (lambda model: ["trunk.0.weight"], "found str 'trunk.0.weight'; use prunable_parameters"),
+        (lambda model: [(model.trunk[0], 0)], "every entry must be a .module, name. pair, found a tuple"),
+    ],
+)
+def test_what_is_no_list_of_pairs(parameters, message):
+    model = TwoHeads()
+    with pytest.raises(TypeError, match=message):
+        select(model, parameters(model))
