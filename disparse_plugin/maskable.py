@@ -127,13 +127,22 @@ def warn_of_skipped(skipped: Mapping[str, str], left: int) -> None:
         left: How many are left.
     """
     if skipped:
-        found = [f"{name} ({reason})" for name, reason in skipped.items()]
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         warn_user(
             f"parameters: {len(skipped)} of {len(skipped) + left} cannot be masked and are left out of scoring and "
-            f"pruning: {', '.join(found[:_SHOWN])}{more}; leave them out yourself, without this warning, with "
+            f"pruning: {_with_reasons(skipped)}; leave them out yourself, without this warning, with "
             f"exclude={list(skipped)}"
         )
+
+
+def _with_reasons(skipped: Mapping[str, str]) -> str:
+    """List names with their reasons, each reason once."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        by_reason.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{', '.join(names[:_SHOWN])}{f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''} ({reason})"
+        for reason, names in by_reason.items()
+    )
 
 
 def refusal(obstacles: Mapping[str, Obstacle], *, pasteable: bool) -> ValueError:
@@ -155,8 +164,8 @@ def _nothing(obstacles: Mapping[str, Obstacle]) -> str:
     rule = "parameters: at least one (module, name) pair is needed, found none"
     if not obstacles:
         return f"{rule}; the model has no Conv*/Linear weight, the list passed is empty, or exclude leaves nothing"
-    found = [f"{name} ({obstacle.reason})" for name, obstacle in obstacles.items()]
-    return f"{rule} that can be masked: {', '.join(found[:_SHOWN])}{' ...' if len(found) > _SHOWN else ''}"
+    reasons = {name: obstacle.reason for name, obstacle in obstacles.items()}
+    return f"{rule} that can be masked: {_with_reasons(reasons)}"
 
 
 def _checked_pairs(parameters: object) -> list[ParameterKey]:

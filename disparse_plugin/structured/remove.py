@@ -19,7 +19,7 @@ from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
 from ..parameters import Exclude, ParameterKey, is_masked, keys_by_name, left_in, module_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
-from ..scoring.score import score_tasks
+from ..scoring.score import score_for_removal
 from .adapter.graph import TRACE_ERRORS
 from .adapter.groups import find_groups
 from .adapter.observation import Inputs, as_inputs
@@ -213,7 +213,7 @@ def _found(root: nn.Module, source: _Source, options: Options) -> Removal:
         options.customized_pruners,
     )  # fmt: skip
     keys = _scored_parameters(root, groups.idle) if source.parameters is None else tuple(source.parameters)
-    scores = score_tasks(
+    scores = score_for_removal(
         root, watched, data, criterion=source.criterion, parameters=keys, num_batches=source.num_batches
     )
     names = module_names(root)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..criteria import Criterion, ScoreFunction
 from ..parameters import ParameterKey
 from ..scoring.losses import Batch, TaskLosses
-from ..scoring.score import score_tasks
+from ..scoring.score import score_for_removal
 from ..scoring.task_scores import TaskScores
 from .adapter.base_scores import BaseScores
 from .adapter.graph import traced_parameters
@@ -98,7 +98,7 @@ class Rescored:
         losses, data = self._rescore
         keys = traced_parameters(graph) if self._parameters is None else self._parameters
         return scorer_of(
-            score_tasks(graph.model, losses, data, criterion=self._criterion, parameters=keys), self._reduction
+            score_for_removal(graph.model, losses, data, criterion=self._criterion, parameters=keys), self._reduction
         )
 
     def forget(self) -> None:

@@ -101,7 +101,7 @@ def test_a_layer_that_never_runs_is_left_whole():
 def test_zero_initialised_branches_are_pointed_out():
     """timm starts residual branches multiplied by zero, so all of their weights score zero at initialisation."""
     model = Heads(timm.create_model("resnet18", pretrained=False, num_classes=0), {"a": 2, "b": 3})
-    with pytest.warns(UserWarning, match=r"alive weights of task '[ab]' score exactly zero, so ties decide among them"):
+    with pytest.warns(UserWarning, match=r"alive weights of task '[ab]' score exactly zero; where they do"):
         score_tasks(model, classification_losses, batches(32))
 
 
@@ -113,7 +113,7 @@ READS_QKV = {
 
 
 @pytest.mark.parametrize("name", READS_QKV)
-def test_attention_that_reads_qkv_directly_is_refused(name):
+def test_attention_that_reads_qkv_directly_is_left_out(name):
     """These read ``self.qkv.weight`` in the attention's forward, so the hook of ``qkv`` would never fire."""
     options = READS_QKV[name]
     if name.startswith("beit"):  # registered in other sizes only
@@ -127,8 +127,25 @@ def test_attention_that_reads_qkv_directly_is_refused(name):
         return {task: model[task](features).square().mean() for task in ("a", "b")}
 
     data = [torch.randn(2, 3, options["img_size"], options["img_size"])]
-    with pytest.raises(ValueError, match=r"qkv\.weight must be used by its own module's forward"):
-        score_tasks(model, losses, data)
-    readers = [module.qkv for module in model.modules() if isinstance(getattr(module, "qkv", None), nn.Linear)]
-    scores = score_tasks(model, losses, data, parameters=prunable_parameters(model, exclude=readers))
-    assert not any("qkv" in scored for scored in scores.names)
+    with pytest.warns(UserWarning, match=r"cannot be masked .*qkv\.weight \(a parent reads it directly") as seen:
+        scores = disparse_pretrained(model, losses, data, 0.5, criterion=layer_adaptive("magnitude"))
+    assert len(seen) == 1
+    assert all(name.endswith("qkv.weight") for name in scores.skipped)
+    total = sum(module.weight.numel() for module, _ in scores.parameters)
+    assert sum(int((module.weight_mask == 0).sum()) for module, _ in scores.parameters) == round(0.5 * total)
+    fresh = prunable_parameters(model)
+    with pytest.raises(ValueError, match=r"qkv\.weight must be used by its own module's forward.*exclude=\['trunk"):
+        score_tasks(model, losses, data, parameters=fresh)
+
+
+@pytest.mark.parametrize("layer", ["StdConv2d", "StdConv2dSame", "ScaledStdConv2d"])
+def test_weight_standardised_convolutions_are_left_out(layer):
+    """They multiply with the standardised weight, where the zeros of a mask are not zeros."""
+    first = getattr(timm.layers, layer)(3, 8, 3, padding=1)
+    trunk = nn.Sequential(first, nn.Conv2d(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = Heads(trunk, {"a": 2, "b": 3})
+    data = [(images, labels % 2) for images, labels in batches(32)]
+    with pytest.warns(UserWarning, match=rf"trunk\.0\.weight \({layer} multiplies with something .*\(batch_norm\)"):
+        scores = disparse_pretrained(model, classification_losses, data, 0.5)
+    assert list(scores.skipped) == ["trunk.0.weight"]
+    assert scores.names == ("trunk.1.weight", "heads.a.weight", "heads.b.weight")
