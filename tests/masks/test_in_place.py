@@ -142,15 +142,14 @@ def test_a_scheduler_notices_that_its_masks_are_gone_or_changed():
 
 
 class Attention(nn.Module):
-    """The parent reads ``out_proj.weight`` without running ``out_proj``."""
+    """The parent reads ``out.weight`` without running ``out``."""
 
     def __init__(self):
         super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-        self.head = nn.Linear(8, 1)
+        self.out, self.head = nn.Linear(8, 8), nn.Linear(8, 1)
 
     def forward(self, x):
-        return {"a": self.head(self.attention(x, x, x)[0])}
+        return {"a": self.head(nn.functional.linear(x, self.out.weight))}
 
 
 @pytest.mark.parametrize("criterion", ["gradient", "random"])
@@ -161,9 +160,11 @@ def test_weights_that_a_parent_reads_directly_are_refused_at_the_first_step(crit
     def losses(model, x):
         return {"a": model(x)["a"].square().mean()}
 
-    scheduler = DiSparseScheduler(model, optimizer, losses, amount=0.5, stop_at=10, criterion=criterion)
+    keys = [(model.out, "weight"), (model.head, "weight")]
+    options = {"amount": 0.5, "stop_at": 10, "criterion": criterion, "parameters": keys}
+    scheduler = DiSparseScheduler(model, optimizer, losses, **options)
     batch = torch.randn(2, 3, 8)
     losses(model, batch)["a"].backward()
     optimizer.step()
-    with pytest.raises(ValueError, match=r"attention.out_proj.weight must be used by its own module's forward"):
+    with pytest.raises(ValueError, match=r"out\.weight must be used by its own module's forward"):
         scheduler.step(batch)
