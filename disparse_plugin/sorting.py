@@ -5,17 +5,25 @@ On a CPU numpy sorts several times faster than ``torch.sort``; on an accelerator
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+# Below this size nothing is gained by sorting float64 in two steps; and so many steps do 32 bits hold.
+_FEW = 2**12
+_STEPS = float(2**32 - 1)
 
-def stable_order(values: Tensor) -> Tensor:
-    """Return the positions of the entries from the lowest to the highest; equal ones stay in their order.
+
+def stable_order(values: Tensor, turns: Tensor | None = None) -> Tensor:
+    """Return the positions of the entries from the lowest to the highest; equal ones stay in order, or take turns.
 
     Args:
-        values: 1-D, floating point without NaN, or int64 counts below 2^32.
+        values: 1-D, floating point without NaN.
+        turns: Whole numbers from 0, no two equal: of equal entries the one of the smaller number comes first.
 
     Returns:
         int64, same shape and device.
@@ -23,12 +31,62 @@ def stable_order(values: Tensor) -> Tensor:
     Example:
         >>> stable_order(torch.tensor([0.5, 0.1, 0.5, -0.0, 0.0])).tolist()
         [3, 4, 1, 0, 2]
+        >>> stable_order(torch.tensor([0.5, 0.1, 0.5]), torch.tensor([2, 1, 0])).tolist()
+        [1, 2, 0]
     """
-    if values.device.type != "cpu" or values.numel() >= 2**32:
+    if values.device.type == "cpu" and values.numel() < 2**32:
+        places = _Places(values.numel(), turns)
+        if values.dtype == torch.float32:
+            return places.order(_packed(_ordered_bits(values), places.numbers))
+        if values.dtype == torch.float64 and values.numel() > _FEW:
+            quantised = _quantised_order(values, places)
+            if quantised is not None:
+                return quantised
+    if turns is None:
         return values.argsort(stable=True)
-    if values.dtype == torch.int64:  # counts that fit into half of the bits
-        return _order(_packed(values.numpy().astype(np.uint32)))
-    return _order(_packed(_ordered_bits(values))) if values.dtype == torch.float32 else values.argsort(stable=True)
+    first = turns.argsort()
+    return first[values[first].argsort(stable=True)]
+
+
+class _Places:
+    """The lower half of the keys that are sorted: which entry it is, in the order of its turn."""
+
+    def __init__(self, size: int, turns: Tensor | None) -> None:
+        self.numbers: npt.NDArray[Any]
+        self._entries: npt.NDArray[np.int64] | None = None
+        if turns is None:
+            self.numbers = np.arange(size, dtype=np.uint64)
+        else:
+            self.numbers = turns.numpy()
+            self._entries = np.empty(int(self.numbers.max()) + 1 if size else 0, dtype=np.int64)
+            self._entries[self.numbers] = np.arange(size)
+
+    def order(self, keys: npt.NDArray[np.uint64]) -> Tensor:
+        """Read the positions off sorted keys."""
+        keys &= np.uint64(0xFFFFFFFF)
+        numbers = keys.view(np.int64)
+        return torch.from_numpy(numbers if self._entries is None else self._entries[numbers])
+
+
+def _quantised_order(values: Tensor, places: _Places) -> Tensor | None:
+    """Order float64 by 32 bits each, and repair the few places where those were not enough; None if they are many."""
+    array = values.numpy()
+    low, high = float(array.min()), float(array.max())
+    if low == high or not math.isfinite(high - low):
+        return None
+    # Rounding is monotonous: of two values the larger never gets the smaller step.
+    steps = ((array - low) * (_STEPS / (high - low))).astype(np.uint32)
+    order = places.order(_packed(steps, places.numbers)).numpy()
+    arranged, steps = array[order], steps[order]
+    wrong = np.flatnonzero(arranged[1:] < arranged[:-1])
+    if wrong.size:
+        first = np.searchsorted(steps, steps[wrong], side="left")
+        last = np.searchsorted(steps, steps[wrong], side="right")
+        if (last - first).sum() > values.numel() // 8:  # most values share few steps
+            return None
+        for begin, end in {*zip(first.tolist(), last.tolist(), strict=True)}:
+            order[begin:end] = order[begin:end][np.argsort(arranged[begin:end], kind="stable")]
+    return torch.from_numpy(order)
 
 
 def stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,8 +106,9 @@ def stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
         result = values.sort(stable=True)
         return result.values, result.indices
     # Floats that are not negative are in the order of their bits, and the keys hold them: nothing is gathered.
-    keys = _packed((values.contiguous() + 0.0).numpy().view(np.uint32))
-    return torch.from_numpy((keys >> np.uint64(32)).astype(np.uint32).view(np.float32)), _order(keys)
+    places = _Places(values.numel(), None)
+    keys = _packed((values.contiguous() + 0.0).numpy().view(np.uint32), places.numbers)
+    return torch.from_numpy((keys >> np.uint64(32)).astype(np.uint32).view(np.float32)), places.order(keys)
 
 
 def _ordered_bits(values: Tensor) -> npt.NDArray[np.uint32]:
@@ -61,15 +120,10 @@ def _ordered_bits(values: Tensor) -> npt.NDArray[np.uint32]:
     return bits
 
 
-def _packed(bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint64]:
-    """Sort integers that hold the value's bits above the entry's index: stable, and faster than an argsort."""
+def _packed(bits: npt.NDArray[np.uint32], numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Sort integers that hold the value's bits above the entry's number: stable, and faster than an argsort."""
     keys = bits.astype(np.uint64)
     keys <<= np.uint64(32)
-    keys |= np.arange(keys.size, dtype=np.uint64)
+    keys |= numbers.astype(np.uint64, copy=False)
     keys.sort()
     return keys
-
-
-def _order(keys: npt.NDArray[np.uint64]) -> Tensor:
-    keys &= np.uint64(0xFFFFFFFF)
-    return torch.from_numpy(keys.view(np.int64))

@@ -43,6 +43,7 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
         return [
             check_agreement(arbiter(_shares(candidates, rows, tasks)), first_of(rows)) for rows in candidates.scores
         ]
+    _ = candidates.turns  # once, before the threads
     ranked = dict(zip(tasks, in_threads(lambda task: candidates.over_task(task, ranks), tasks), strict=True))
     totals = {task: sum(part.numel() for part in ranked[task].values()) for task in tasks}
     result = []

@@ -27,7 +27,8 @@ def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
 
     Args:
         values: 1-D, floating point, no NaN.
-        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
+        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values, or
+            the :func:`turns` that were made of these; same shape.
 
     Returns:
         int64 (int32 for up to 2^31 entries), same shape and device: a permutation of ``0..n-1``.
@@ -50,27 +51,26 @@ def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
 
     Args:
         values: 1-D, floating point, no NaN.
-        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
+        magnitudes: As in :func:`ranks`.
     """
-    order = stable_order(values)
     if magnitudes is None:
-        return order
-    arranged = values[order]
-    same = arranged[1:] == arranged[:-1]
-    if not bool(same.any()):
-        return order
-    edge = same.new_zeros(1)
-    joins = torch.cat([edge, same])  # equal to the entry before it
-    places = positions(joins | torch.cat([same, edge]))
-    run = (~joins[places]).cumsum(0)
-    entries = order[places]
-    # Runs are in ascending order already, so sorting by magnitude and then, stably, by run leaves each in its place.
-    by_magnitude = stable_order(_absolute(magnitudes[entries]))
-    order[places] = entries[by_magnitude[stable_order(run[by_magnitude])]]
-    return order
+        return stable_order(values)
+    return stable_order(values, turns(magnitudes) if magnitudes.is_floating_point() else magnitudes)
+
+
+def turns(magnitudes: Tensor) -> Tensor:
+    """Number the entries in the order in which they go where scores are equal: by magnitude, then as they come.
+
+    Example:
+        >>> turns(torch.tensor([0.5, -2.0, 0.0, -0.5])).tolist()
+        [1, 3, 0, 2]
+    """
+    return ranks(_absolute(magnitudes))
 
 
 def _absolute(values: Tensor) -> Tensor:
+    if not values.is_floating_point():
+        return values.double()
     return values.abs() if values.dtype == torch.float64 else values.float().abs()
 
 
@@ -80,7 +80,8 @@ def lowest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tens
     Args:
         values: 1-D, floating point, no NaN.
         count: How many, at most ``values.numel()``.
-        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
+        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values, or
+            the :func:`turns` that were made of these; same shape.
 
     Returns:
         bool, same shape and device, with exactly ``count`` True.
@@ -111,7 +112,8 @@ def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
 
     Args:
         values: 1-D, float64, in [0, 1].
-        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
+        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values, or
+            the :func:`turns` that were made of these; same shape.
 
     Returns:
         Same shape and type, in [0, 1], no two equal; ``values`` itself if none are.
@@ -122,12 +124,12 @@ def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
         (True, True, 0.5000000000000001)
     """
     order = ascending(values, magnitudes)
-    arranged = values[order] + 0.0
+    arranged = values.index_select(0, order) + 0.0
     if not bool((arranged[1:] == arranged[:-1]).any()):
         return values
     # The bits of positive floats are in the order of the floats, and the next float has the next bits.
     steps = torch.arange(values.numel(), device=values.device)
-    raised = (arranged.view(torch.int64) - steps).cummax(0).values + steps
+    raised = _running_maximum(arranged.view(torch.int64) - steps) + steps
     one = torch.ones((), dtype=torch.float64).view(torch.int64).to(values.device)
     result = torch.empty_like(values)
     result[order] = torch.minimum(raised, one - steps.flip(0)).view(torch.float64)
@@ -185,6 +187,12 @@ def _mostly_ties(values: Tensor) -> bool:
     return bool(2 * sample.unique().numel() < sample.numel())
 
 
+def _running_maximum(values: Tensor) -> Tensor:
+    if values.device.type == "cpu":  # without the indices that torch makes too
+        return torch.from_numpy(np.maximum.accumulate(values.numpy()))
+    return values.cummax(0).values
+
+
 def highest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tensor:
     """Find the positions of the ``count`` highest entries: those that :func:`lowest` marks last.
 
@@ -194,7 +202,8 @@ def highest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Ten
     Args:
         values: 1-D, floating point, no NaN.
         count: How many, at most ``values.numel()``.
-        magnitudes: What decides between equal values, by its absolute value; same shape, any floating point type.
+        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values, or
+            the :func:`turns` that were made of these; same shape.
 
     Returns:
         int64, ``count`` positions in ascending order.

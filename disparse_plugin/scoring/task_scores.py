@@ -176,7 +176,7 @@ class TaskScores:
         ]
         values = lift(agreement(candidates, self.tasks, rule), floors, candidates.magnitudes)
         everything = range(len(values))
-        parted = distinct(joined_on_one_device(values), candidates.joined_magnitudes(everything))
+        parted = distinct(joined_on_one_device(values), candidates.joined_turns(everything))
         split = parted.split(candidates.sizes)
         return {
             key: spread(part.to(value.device), place)
