@@ -94,10 +94,12 @@ def whole_heads(root: nn.Module, group: ChannelGroup) -> WholeHeads | None:
             outs[parent] = outs.get(parent, 0) + 1
     parents = tuple(parent for parent, count in outs.items() if count >= 3)
     widths = {_head_width(plain_attributes(modules[parent]), group.size) for parent in parents}
-    if len(widths) != 1 or not torch.equal(group.units, torch.arange(group.size)):
+    width = widths.pop() if len(widths) == 1 else None
+    if width is None:
         return None
-    width = widths.pop()
-    return None if width is None else WholeHeads(width, parents)
+    channels = torch.arange(group.size)
+    alone_or_whole = torch.equal(group.units, channels) or torch.equal(group.units, channels // width)
+    return WholeHeads(width, parents) if alone_or_whole else None
 
 
 def _head_width(numbers: Mapping[str, Any], size: int) -> int | None:

@@ -6,13 +6,13 @@ import copy
 import dataclasses
 import itertools
 import numbers
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .._support.user_warning import warn_user
 from ..agreement.amounts import check_amount
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
@@ -138,7 +138,7 @@ def remove_channels(
     resolve_criterion(criterion)
     _check_plain(root)
     if ignored_layers is not None:
-        warnings.warn("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning, stacklevel=2)
+        warn_user("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning)
         exclude = [*exclude, *ignored_layers]
     source = _Source(
         losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, tuple(exclude), compare, exact

@@ -92,14 +92,14 @@ class Stream(nn.Module):
         self.embed, self.norm1, self.norm2, self.last = nn.Linear(10, 32), norm(32), norm(32), norm(32)
         self.attention = Attention(32, 4, named)
         self.up, self.down = nn.Linear(32, 64), nn.Linear(64, 32)
-        self.pooler = nn.Linear(32, 32)
+        self.post, self.pooler = norm(32), nn.Linear(32, 32)
         self.a, self.b = nn.Linear(32, 4), nn.Linear(32, 3)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         h = self.embed(x)
         h = h + self.attention(self.norm1(h))
         h = self.last(h + self.down(self.up(self.norm2(h)).relu()))
-        self.pooler(h[:, 0]).tanh()  # a side branch that nobody reads
+        self.pooler(self.post(h[:, 0])).tanh()  # a side branch that nobody reads
         return self.a(h[:, 0]), self.b(h.mean(1))
 
 
@@ -120,6 +120,7 @@ def test_streams_of_every_norm_lose_channels_and_heads_go_whole(norm: str, named
     assert (attention.head_dim, attention.scale) == (8, 8**-0.5)
     assert attention.q_proj.in_features == model.pooler.in_features == model.embed.out_features < 32
     assert model.pooler.out_features == 32
+    assert model.post.weight.shape == (model.embed.out_features,)
     if named:
         assert attention.num_heads == attention.q_proj.out_features // 8
 
@@ -147,6 +148,64 @@ def test_separate_layers_of_a_test_network_lose_whole_heads() -> None:
     assert model.attn.heads * 8 == model.attn.q.out_features
     assert model.attn.key_heads == model.attn.heads
     assert deviation(masked_copy(full, report.plan.cuts), model) < 1e-5
+
+
+class Biased(nn.Module):
+    """An attention with a table of relative positions: one number for each distance and head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.table = nn.Linear(10, 24), nn.Embedding(13, 4)
+        self.n_heads, self.head_dim = 4, 8
+        self.q, self.k, self.v, self.o = *(nn.Linear(24, 32) for _ in range(3)), nn.Linear(32, 24)
+        self.a, self.b = nn.Linear(24, 4), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.embed(x)
+        q, k, v = (layer(x).view(*x.shape[:2], -1, 8).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        places = torch.arange(x.shape[1])
+        bias = self.table(places[None] - places[:, None] + 6).permute(2, 0, 1)
+        mixed = (q @ k.transpose(-2, -1) + bias).softmax(-1) @ v
+        h = x + self.o(mixed.transpose(1, 2).flatten(2))
+        return self.a(h[:, 0]), self.b(h.mean(1))
+
+
+def test_a_table_of_relative_positions_loses_the_columns_of_the_heads(tmp_path: Path) -> None:
+    model = Biased().eval()
+    report = check(model, torch.randn(2, 7, 10), tmp_path)
+    assert set(report.skipped) == {"a", "b"}
+    assert model.table.weight.shape == (13, model.n_heads)
+    assert model.q.out_features == 8 * model.n_heads < 32
+
+
+class Twins(nn.Module):
+    """Two streams that read one embedding under two names, as an encoder and a decoder do; a third never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.shared = (nn.Embedding(20, 16) for _ in range(3))
+        self.one.weight = self.two.weight = self.shared.weight
+        self.up, self.down, self.deep = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 16)
+        self.a, self.b = nn.Linear(16, 4), nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = self.one(ids), self.two(ids.flip(1))
+        first = first + self.down(self.up(first).relu())
+        return self.a(first).mean(1), self.b(second + self.deep(second).relu()).mean(1)
+
+
+def test_streams_with_one_embedding_lose_the_same_channels(tmp_path: Path) -> None:
+    model, ids = Twins().eval(), torch.randint(0, 20, (3, 7))
+    full, fresh = copy.deepcopy(model), copy.deepcopy(model)
+    report = remove_channels(model, two_losses, [ids], ids, 0.5)
+    assert model.one.weight is model.two.weight is model.shared.weight
+    assert model.a.in_features == model.b.in_features == model.one.embedding_dim == model.shared.embedding_dim < 16
+    assert report.parameters.after == sum(p.numel() for p in model.parameters())
+    for one, other in zip(masked_copy(full, report.plan.cuts)(ids), model(ids), strict=True):
+        torch.testing.assert_close(one, other)
+    report.save(tmp_path / "removal.safetensors")
+    replay_removal(fresh, tmp_path / "removal.safetensors")
+    assert fresh.one.weight is fresh.shared.weight
 
 
 class Encoder(nn.Module):

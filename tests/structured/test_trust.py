@@ -304,7 +304,7 @@ def test_a_shared_parameter_is_cut_once_and_stays_shared(tmp_path: Any) -> None:
 
 
 class HalfTied(nn.Module):
-    """One weight that two layers read, of which only one could lose outputs."""
+    """One weight of two layers: both can lose outputs, but only one reads channels that could go."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -317,14 +317,18 @@ class HalfTied(nn.Module):
         return self.a(self.deep(self.one(h).relu()).relu()), self.b(self.two(x.repeat(1, 2)[:, :10]).relu())
 
 
-def test_a_parameter_shared_with_a_layer_that_stays_is_refused_by_both_names() -> None:
+def test_layers_that_share_a_parameter_lose_the_same_or_are_refused_by_both_names() -> None:
     model, x = HalfTied(), torch.randn(3, 6)
+    full = copy.deepcopy(model)
     report = remove_channels(model, two_losses, [x], x, 0.5)
     assert model.one.weight is model.two.weight
-    assert model.one.weight.shape == (10, 10)
-    assert "one.weight" in report.skipped["one"]
-    assert "two.weight" in report.skipped["one"]
-    assert model.deep.out_features < 12
+    assert model.one.out_features == model.two.out_features == len(model.one.weight) < 10
+    assert model.one.in_features == model.two.in_features == model.stem.out_features == 10
+    assert report.skipped["stem"] == (
+        "one.weight and two.weight share one Parameter, of which only one would lose channels"
+    )
+    for one, other in zip(masked_copy(full, report.plan.cuts)(x), model(x), strict=True):
+        torch.testing.assert_close(one, other)
     assert all(out.isfinite().all() for out in model(x))
 
 

@@ -135,11 +135,17 @@ def _outputs(
     ends: list[torch.Tensor] = []
     with contextlib.ExitStack() as stack:
         for layer in side_branches:
-            stack.callback(layer.register_forward_hook(lambda _, __, output: ends.append(output)).remove)
+            stack.callback(layer.register_forward_hook(lambda _, __, out: ends.extend(_first_tensor(out))).remove)
         outputs = call(model, inputs)
     if losses is not None:
         outputs += losses(model)
     return [tensor for tensor in (*outputs, *ends) if tensor.grad_fn is not None]
+
+
+def _first_tensor(output: Any) -> list[torch.Tensor]:
+    """Return the tensor that a layer gives, or the first of several."""
+    first = output[0] if isinstance(output, tuple) else output
+    return [first] if isinstance(first, torch.Tensor) else []
 
 
 def traced_parameters(graph: Any) -> list[ParameterKey]:

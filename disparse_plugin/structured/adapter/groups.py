@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...parameters import keys_by_name, module_names
+from ...parameters import module_names
 from ..attention import attention_heads
 from ..copies import copied
 from ..groups import ChannelGroup
@@ -20,6 +20,7 @@ from .graph import TRACE_ERRORS, one_line, trace
 from .observation import Inputs, Observation, observe
 from .private import unchanging
 from .reading import UnusableGroupError, block_counts, read_group
+from .tied import settle_tied
 
 
 @dataclasses.dataclass
@@ -95,7 +96,9 @@ def find_groups(
     found.skipped |= {name: "does not run" for name in found.idle if name not in found.skipped}
     back = {twin: layer for layer, twin in twins.items()}
     found.usable = [_of_original(group, back) for group in found.usable]
-    _refuse_half_tied(original, found)
+    settle_tied(
+        original, found.usable, found.skipped, {names[module] for module in graph.module2node if module in names}
+    )
     return found, seen
 
 
@@ -103,28 +106,6 @@ def _of_original(group: ChannelGroup, back: Mapping[Any, Any]) -> ChannelGroup:
     """Put the layers of the model in the place of those of the traced copy, which can then be freed."""
     followers = (dataclasses.replace(follower, layer=back[follower.layer]) for follower in group.followers)
     return dataclasses.replace(group, followers=tuple(followers))
-
-
-def _refuse_half_tied(model: nn.Module, found: Groups) -> None:
-    """Leave groups alone that would cut a Parameter in one of the layers that share it, and not in the others."""
-    names: dict[int, list[str]] = {}
-    for name, (module, key) in keys_by_name(model).items():
-        names.setdefault(id(module._parameters[key]), []).append(name)
-    shared = {name: others for others in names.values() if len(others) > 1 for name in others}
-    for group in list(found.usable) if shared else ():
-        pieces: dict[str, list[tuple[int, int, list[int], list[int]]]] = {}
-        for piece in group.slices():
-            if piece.name in shared:
-                entry = (piece.dim, piece.blocks, piece.positions.tolist(), piece.channels.tolist())
-                pieces.setdefault(piece.name, []).append(entry)
-        for name, cut in pieces.items():
-            other = next((other for other in shared[name] if sorted(pieces.get(other, [])) != sorted(cut)), None)
-            if other is not None:
-                found.usable.remove(group)
-                found.skipped[group.name] = (
-                    f"{name} and {other} share one Parameter, of which only one would lose channels"
-                )
-                break
 
 
 def channel_groups(
@@ -147,7 +128,8 @@ def channel_groups(
     """
     names = module_names(graph.model)
     reasons: dict[nn.Module | nn.Parameter, str] = {}
-    reasons |= dict.fromkeys(seen.side_branches, "runs but reaches no output")
+    ends = filter(makes_channels, seen.side_branches)
+    reasons |= dict.fromkeys(ends, "runs but reaches no output")
     reasons |= dict.fromkeys(seen.outputs, "makes an output of the model")
     reasons |= {layer: "excluded" for layer in ignored_layers if layer not in reasons}
     kept = set(reasons)

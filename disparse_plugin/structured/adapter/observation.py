@@ -23,7 +23,7 @@ class Observation:
 
     Attributes:
         outputs: Convolutions and linear layers that make an output, with nothing of their kind after them.
-        side_branches: Convolutions and linear layers that ran but reach no output.
+        side_branches: Layers that ran but reach no output.
         only_in_losses: Those that the losses reach and the forward does not run (heads of other tasks, of training).
         idle: Those that ran in neither.
         uses: Parameter name to the number of multiplications per weight: output positions times batch.
@@ -113,7 +113,7 @@ def _observe_losses(
     with torch.enable_grad(), _watching(model, also, made_by):
         values = losses(model)
     reached = _reached([value.grad_fn for value in values], made_by, last)
-    seen.only_in_losses = reached - ran
+    seen.only_in_losses = {layer for layer in reached - ran if makes_channels(layer)}
     seen.outputs |= last & seen.only_in_losses
 
 
@@ -127,7 +127,7 @@ def _watching(model: nn.Module, seen: Observation, made_by: dict[Any, nn.Module]
         for weight, uses in rule.uses(layer, inputs[0], out).items() if inputs else ():
             name = join(names[layer], weight)
             seen.uses[name] = seen.uses.get(name, 0) + uses
-        if makes_channels(layer):
+        if isinstance(out, Tensor) and out.grad_fn is not None:
             made_by[out.grad_fn] = layer
 
     with contextlib.ExitStack() as stack:
@@ -148,7 +148,8 @@ def _reached(starts: list[Any], made_by: dict[Any, nn.Module], first: set[nn.Mod
         seen.add((node, is_last))
         if node in made_by:
             reached.add(made_by[node])
-            if is_last:
+            if is_last and makes_channels(made_by[node]):
                 first.add(made_by[node])
-        front += [(n, is_last and node not in made_by) for n, _ in node.next_functions if n is not None]
+                is_last = False
+        front += [(n, is_last) for n, _ in node.next_functions if n is not None]
     return reached

@@ -33,6 +33,10 @@ class GroupTooLargeError(RuntimeError):
     """The walk through the dependency graph does not end."""
 
 
+class BarrierError(ValueError):
+    """A group would pass an operation that torch-pruning cannot map."""
+
+
 class _BoundedGroup(tp_graph.Group):  # type: ignore[misc]
     """A group that raises where torch-pruning's walk would go round for ever."""
 
@@ -43,6 +47,8 @@ class _BoundedGroup(tp_graph.Group):  # type: ignore[misc]
         self.ties: list[tuple[int, int]] = []
 
     def add_dep(self, dep: Any, idxs: Any) -> None:
+        if len(idxs) and getattr(idxs[0], "root_idx", 0) is None:
+            raise BarrierError("its channels are repeated (grouped-query attention)")
         key = (dep.target, dep.handler)
         self._visits[key] = self._visits.get(key, 0) + 1
         self._indices += len(idxs)
@@ -90,10 +96,6 @@ def unchanging(graph: Any = None) -> Iterator[None]:
     _guarded_update(graph)
     with bounded(), _swapped(tp_index_mapping, "update_index_mapping", lambda _: None):
         yield
-
-
-class BarrierError(ValueError):
-    """A group would pass an operation that torch-pruning cannot map."""
 
 
 class _Barrier:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -42,7 +44,8 @@ def read_group(
     Raises:
         UnusableGroupError: If positions do not fit a layer, a channel count is not divisible, or an output changes.
     """
-    followers = _followers(graph, group, size, names, kept, clashing)
+    by_head = folds is None and (group[0].dep.target.module, "in") not in blocks
+    followers, width = _followers(graph, group, size, names, kept, clashing, by_head=by_head)
     counts: dict[Follower, int] = {}
     for follower in followers if folds is None else ():
         if isinstance(follower.layer, nn.Module) and (follower.layer, follower.side) in blocks:
@@ -50,7 +53,8 @@ def read_group(
     folds = max(counts.values(), default=1) if folds is None else folds
     if size % folds or any(folds % count for count in counts.values()):
         raise UnusableGroupError(f"{size} channels do not split evenly into {folds} groups of channels")
-    units = _merged(torch.arange(size) % (size // folds), _ties(group, followers))
+    ties = [*_ties(group, followers), *((channel, channel - channel % width) for channel in range(size))]
+    units = _merged(torch.arange(size) % (size // folds), [(a, b) for a, b in ties if a != b])
     result = ChannelGroup(followers[0].target, size, units, tuple(followers))
     for follower, count in counts.items():
         _check_alike(result, follower, count)
@@ -64,8 +68,11 @@ def _followers(
     names: Mapping[nn.Module, str],
     kept: Collection[nn.Module | nn.Parameter],
     clashing: list[nn.Parameter] | None,
-) -> list[Follower]:
-    followers, clashes = list[Follower](), list[str]()
+    *,
+    by_head: bool,
+) -> tuple[list[Follower], int]:
+    """Return what follows, and how many consecutive channels can only go together (1: each can go alone)."""
+    followers, clashes, width = list[Follower](), list[str](), 1
     for item in group.items:
         node = item.dep.target
         if node.type == tp.ops.OPTYPE.OUTPUT:
@@ -76,7 +83,10 @@ def _followers(
         if follower.layer in kept and follower.side != "in":
             raise UnusableGroupError(f"goes together with {follower.target}, which must keep its outputs")
         error = _misfit(follower, size)
-        if error is None:
+        if error is not None and by_head and _is_table(follower, size):
+            width = math.lcm(width, size // follower.count)
+            followers.append(_of_heads(follower, size))
+        elif error is None:
             followers.append(follower)
         elif isinstance(node.module, nn.Parameter) and clashing is not None:
             clashing.append(node.module)
@@ -85,7 +95,23 @@ def _followers(
             clashes.append(error)
     if clashes:
         raise UnusableGroupError(clashes[0])
-    return followers
+    return followers, width
+
+
+def _is_table(follower: Follower, size: int) -> bool:
+    """Tell whether a follower may hold one position for each head, as tables of relative positions do.
+
+    torch-pruning maps the channels of queries and keys onto it one to one, because it sees their product as element by
+    element. Whether a head is what is consecutive is for the trial to find out.
+    """
+    fits = 1 < follower.count < size and size % follower.count == 0
+    return fits and follower.side != "in" and torch.equal(follower.positions.sort().values, torch.arange(size))
+
+
+def _of_heads(follower: Follower, size: int) -> Follower:
+    """Map the first channel of each head to the head's position in a table."""
+    heads = torch.arange(follower.count)
+    return dataclasses.replace(follower, positions=heads, channels=heads * (size // follower.count))
 
 
 def _follower(graph: Any, item: Any, names: Mapping[nn.Module, str]) -> Follower:
