@@ -12,7 +12,17 @@ from .agreement.patterns import Pattern
 from .arbiters import Arbiter, at_least
 from .criteria import Criterion, ScoreFunction, layer_adaptive
 from .errors import EmptyTensorWarning, NonFiniteError, TiesWarning
-from .masks import SparsityReport, attach_masks, clone_pruned, fold, load_masks, save_masks, sparsity_report
+from .masks import (
+    SparsityReport,
+    attach_masks,
+    clone_pruned,
+    fold,
+    load_masks,
+    load_pruned,
+    save_masks,
+    save_pruned,
+    sparsity_report,
+)
 from .methods.channels import DiSparseStructured, channel_importance
 from .methods.one_shot import disparse_pretrained, disparse_static
 from .methods.semi_structured import DiSparseSemiStructured
@@ -56,8 +66,10 @@ __all__ = [
     "joint",
     "layer_adaptive",
     "load_masks",
+    "load_pruned",
     "prunable_parameters",
     "save_masks",
+    "save_pruned",
     "score_tasks",
     "sparsity_report",
 ]

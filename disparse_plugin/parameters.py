@@ -165,6 +165,16 @@ def qualified_names(model: nn.Module, parameters: Iterable[ParameterKey]) -> tup
     return tuple(names)
 
 
+def without_wrappers(name: str) -> str:
+    """Return a name without the components that wrappers add.
+
+    Example:
+        >>> without_wrappers("encoder._orig_mod.0.weight")
+        'encoder.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_COMPONENTS)
+
+
 def module_names(model: nn.Module) -> dict[nn.Module, str]:
     """Name every module as in the qualified names of its parameters, without wrappers.
 

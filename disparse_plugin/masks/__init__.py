@@ -9,6 +9,7 @@ from .._support.public_path import publish
 from .attach import apply_masks, attach_masks, clone_pruned, fold, masks_of
 from .carving import keep_tasks
 from .files import load_masks, save_masks
+from .model_files import load_pruned, save_pruned
 from .sparsity import SparsityReport, sparsity_report
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "fold",
     "keep_tasks",
     "load_masks",
+    "load_pruned",
     "masks_of",
     "save_masks",
+    "save_pruned",
     "sparsity_report",
 ]
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from disparse_plugin import FileFormatError, TaskScores
+from disparse_plugin import FileFormatError, TaskScores, load_pruned, save_pruned
 from disparse_plugin._support.files import read_tensors, replacing, write_tensors
 from disparse_plugin.masks import load_masks, masks_of, save_masks
 from disparse_plugin.sparse_training import load_checkpoint, save_checkpoint
@@ -83,7 +83,21 @@ class Checkpoints:
         return {name: value.tolist() for name, value in net.state_dict().items()}, torch.rand(3).tolist()
 
 
-KINDS = [Scores, Masks, Removals, Checkpoints]
+class Models:
+    @staticmethod
+    def write(path):
+        net = network()
+        prune.custom_from_mask(net[0], "weight", torch.tensor([[1, 0], [0, 1], [1, 1]]))
+        save_pruned(net, path, facts={"amount": 0.5})
+
+    @staticmethod
+    def read(path):
+        net = nn.Sequential(nn.Linear(2, 4, bias=False), nn.Linear(4, 1, bias=False))
+        facts = load_pruned(net, path)
+        return facts, str(net), {name: value.tolist() for name, value in net.state_dict().items()}
+
+
+KINDS = [Scores, Masks, Removals, Checkpoints, Models]
 
 
 def check(kind, path, damaged, expected):

@@ -1,0 +1,291 @@
+"""One file for a pruned model: whatever was done to it, a freshly built one becomes the same."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+import torch_pruning as tp
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
+
+from disparse_plugin import disparse_static, load_pruned, save_pruned
+from disparse_plugin._support.files import read_tensors
+from disparse_plugin.masks import clone_pruned, fold, masks_of
+from disparse_plugin.sparse_training import DiSparseDynamic, DiSparseScheduler
+from disparse_plugin.structured import remove_channels
+from masks import equal_masks
+from networks import Snapshot, TwoHeads, digit_batches, digit_losses
+from structured_networks import TwoTasks
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+def outputs(model, x):
+    with torch.no_grad():
+        found = model.eval()(x)
+    return torch.cat([value.flatten() for value in (found.values() if isinstance(found, dict) else [found])])
+
+
+def loses_nothing(model, fresh, path, x):
+    """Save one model and load it into another: the same outputs, state, masks and attributes."""
+    before = Snapshot(model)
+    save_pruned(model, path, facts={"amount": 0.5})
+    before.check()
+    assert load_pruned(fresh, path) == {"amount": 0.5}
+    saved, loaded = model.state_dict(), fresh.state_dict()
+    assert list(saved) == list(loaded)
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
+    assert equal_masks(masks_of(model), masks_of(fresh))
+    assert torch.equal(outputs(fresh, x), outputs(model, x))
+    for one, other in zip(model.modules(), fresh.modules(), strict=True):
+        assert str(one) == str(other)
+        assert type(one) is type(other)
+    assert [name for name, _ in model.named_parameters()] == [name for name, _ in fresh.named_parameters()]
+
+
+DIGITS = digit_batches(1)[0][0]
+
+
+def pruned(model=None, amount=0.9):
+    model = TwoHeads().eval() if model is None else model
+    disparse_static(model, digit_losses, digit_batches(), amount)
+    return model
+
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def image_losses(model, x):
+    return {task: output.square().mean() for task, output in model(x).items()}
+
+
+def removed(model=None):
+    model = TwoTasks().eval() if model is None else model
+    remove_channels(model, image_losses, [IMAGES], IMAGES, 0.4)
+    return model
+
+
+class TestWhatWasDoneToIt:
+    def test_nothing(self, path):
+        loses_nothing(TwoHeads().eval(), TwoHeads(), path, DIGITS)
+
+    def test_masks(self, path):
+        model, fresh = pruned(), TwoHeads()
+        loses_nothing(model, fresh, path, DIGITS)
+        assert torch.equal(fresh.trunk[0].weight, model.trunk[0].weight)  # before any forward
+        assert torch.equal(outputs(fold(fresh), DIGITS), outputs(model, DIGITS))
+
+    def test_masks_of_torch_itself_and_of_other_parameters(self, path):
+        model = TwoHeads().eval()
+        prune.l1_unstructured(model.trunk[0], "bias", 2)
+        prune.ln_structured(model.trunk[3], "weight", 0.5, 2, 0)
+        prune.random_unstructured(model.trunk[3], "weight", 0.5)  # a container of two
+        loses_nothing(model, TwoHeads(), path, DIGITS)
+
+    def test_masks_that_are_not_of_zeros_and_ones(self, path):
+        model, fresh = TwoHeads().eval(), TwoHeads()
+        prune.custom_from_mask(model.heads["a"], "weight", torch.rand(3, 96).round(decimals=1))
+        save_pruned(model, path)
+        load_pruned(fresh, path)
+        assert torch.equal(fresh.heads["a"].weight_mask, model.heads["a"].weight_mask)
+        assert torch.equal(outputs(fresh, DIGITS), outputs(model, DIGITS))
+
+    def test_channels_that_are_gone(self, path):
+        model = removed()
+        assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in TwoTasks().parameters())
+        loses_nothing(model, TwoTasks(), path, IMAGES)
+
+    def test_both_in_either_order(self, path):
+        model = removed()
+        disparse_static(model, image_losses, [IMAGES], 0.5)
+        loses_nothing(model, TwoTasks(), path, IMAGES)
+
+    @pytest.mark.parametrize("norm", [lambda width: nn.GroupNorm(4, width), nn.InstanceNorm2d])
+    def test_other_norms_and_grouped_convolutions(self, norm, path):
+        model = removed(TwoTasks(norm, groups=4).eval())
+        loses_nothing(model, TwoTasks(norm, groups=4), path, IMAGES)
+
+    @pytest.mark.filterwarnings("ignore:Unwrapped parameters")
+    def test_whole_attention_heads_removed_by_another_package(self, path):
+        def build():
+            return timm.create_model(
+                "vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=48, num_heads=4, num_classes=5
+            ).eval()
+
+        model, x = build(), torch.randn(2, 3, 32, 32)
+        pruner = tp.pruner.BasePruner(
+            model,
+            x,
+            importance=tp.importance.MagnitudeImportance(),
+            pruning_ratio=0.5,
+            ignored_layers=[model.head],
+            num_heads={block.attn.qkv: 4 for block in model.blocks},
+            prune_num_heads=True,
+            head_pruning_ratio=0.5,
+        )
+        pruner.step()
+        for block in model.blocks:
+            attention = block.attn
+            attention.num_heads = pruner.num_heads[attention.qkv]
+            attention.head_dim = attention.qkv.out_features // 3 // attention.num_heads
+            attention.attn_dim = attention.qkv.out_features // 3
+            attention.scale = attention.head_dim**-0.5
+        loses_nothing(model, build(), path, x)
+
+    def test_sparse_training_goes_on(self, path):
+        model = TwoHeads().eval()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        DiSparseScheduler(model, optimizer, digit_losses, amount=0.6, update_every=2, stop_at=20)
+        fresh = TwoHeads()
+        loses_nothing(model, fresh, path, DIGITS)
+        assert DiSparseDynamic.find(fresh.trunk[0], "weight").PRUNING_TYPE == "unstructured"
+
+    def test_tied_and_recurrent_parameters(self, path):
+        class Tagger(nn.Module):
+            def __init__(self, width):
+                super().__init__()
+                self.embed, self.lstm = nn.Embedding(11, 6), nn.LSTM(6, width, batch_first=True)
+                self.back = nn.Linear(width, 6)
+                self.out = nn.Linear(6, 11, bias=False)
+                self.out.weight = self.embed.weight
+
+            def forward(self, x):
+                return self.out(self.back(self.lstm(self.embed(x))[0]))
+
+        model, fresh = Tagger(5).eval(), Tagger(8)
+        prune.l1_unstructured(model.back, "weight", 0.5)
+        words = torch.randint(11, (2, 7))
+        loses_nothing(model, fresh, path, words)  # fewer hidden units, whoever took them
+        assert fresh.out.weight is fresh.embed.weight
+
+
+class TestWrappers:
+    def test_an_averaged_copy(self, path):
+        model = pruned()
+        average = AveragedModel(clone_pruned(model))
+        average.update_parameters(model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(2)
+        average.update_parameters(model)
+        save_pruned(average, path)
+        fresh = TwoHeads()
+        load_pruned(fresh, path)
+        assert torch.equal(outputs(fresh, DIGITS), outputs(average, DIGITS))
+        assert not torch.equal(outputs(fresh, DIGITS), outputs(model, DIGITS))
+
+    def test_compiled_as_a_whole_and_in_part(self, path):
+        model = pruned()
+        expected = outputs(model, DIGITS)
+        whole, part = torch.compile(model, backend="eager"), copy.deepcopy(clone_pruned(model))
+        part.trunk = torch.compile(part.trunk, backend="eager")
+        for wrapped in (whole, part):
+            save_pruned(wrapped, path)
+            fresh, again = TwoHeads(), TwoHeads()
+            again.trunk = torch.compile(again.trunk, backend="eager")
+            for target in (fresh, torch.compile(TwoHeads(), backend="eager"), again):
+                load_pruned(target, path)
+                assert torch.equal(outputs(target, DIGITS), expected)
+
+    def test_data_parallel(self, path, tmp_path):
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            model = pruned()
+            save_pruned(nn.parallel.DistributedDataParallel(model), path)
+            fresh = TwoHeads()
+            load_pruned(nn.parallel.DistributedDataParallel(fresh), path)
+            assert torch.equal(outputs(fresh, DIGITS), outputs(model, DIGITS))
+        finally:
+            torch.distributed.destroy_process_group()
+
+
+class TestRefusals:
+    def test_torch_s_own_load_says_what_to_call(self, path):
+        for model, fresh in ((pruned(), TwoHeads()), (removed(), TwoTasks()), (TwoHeads(), TwoHeads())):
+            save_pruned(model, path)
+            with pytest.raises(RuntimeError, match=r"load this file with disparse_plugin\.load_pruned\(model, path\)"):
+                fresh.load_state_dict(load_file(path))
+
+    def test_what_does_not_fit_changes_nothing(self, path):
+        save_pruned(pruned(), path)
+        masked = TwoHeads()
+        prune.random_unstructured(masked.trunk[0], "weight", 1)
+        cases = [
+            (masked, r"model: must be as built, without masks, found 1 \(first: trunk.0.weight\)"),
+            (
+                TwoHeads(width=5),
+                r"model: trunk.0.bias must be at least as large .*, \(6,\), found \(5,\)",
+            ),
+            (TwoHeads("abc"), r"found 2 that it has besides \(first: heads.c.bias\)"),
+            (TwoHeads("a"), r"found 2 that it lacks \(first: heads.b.bias\)"),
+            (nn.Linear(2, 2), "found 13 that it lacks"),
+        ]
+        for model, message in cases:
+            before = Snapshot(model)
+            with pytest.raises(ValueError, match=message):
+                load_pruned(model, path)
+            before.check()
+
+    def test_a_failure_half_way_changes_nothing(self, path, monkeypatch):
+        save_pruned(removed(), path)
+        model = TwoTasks()
+        before, printed = Snapshot(model), str(model)
+
+        def fail(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(model, "load_state_dict", fail)
+        with pytest.raises(KeyboardInterrupt):
+            load_pruned(model, path)
+        monkeypatch.undo()
+        before.check()
+        assert str(model) == printed
+
+    def test_what_a_file_cannot_hold(self, path):
+        class Extra(nn.Linear):
+            def get_extra_state(self):
+                return {"a": 1}
+
+            def set_extra_state(self, state):
+                pass
+
+        sparse = nn.Linear(2, 2)
+        sparse.register_buffer("adjacency", torch.eye(2).to_sparse())
+        for model, message in (
+            (Extra(2, 2), "found dict as _extra_state"),
+            (nn.LazyLinear(2), "found a lazy parameter"),
+            (sparse, "adjacency must be a dense tensor"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                save_pruned(model, path)
+            assert not path.exists()
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda tensors, facts: facts["numbers"]["stem"].update(out_channels="many"),
+            lambda tensors, facts: facts["order"].append("more"),
+            lambda tensors, facts: facts["order"].append(facts["order"][0]),
+            lambda tensors, facts: facts["masks"].update({"stem.weight": [1]}),
+            lambda tensors, facts: facts.pop("numbers"),
+            lambda tensors, facts: facts["masks"].update({"none": [1]}),
+        ],
+    )
+    def test_without_a_checksum_all_is_checked(self, edit, path):
+        model, fresh = removed(), TwoTasks()
+        disparse_static(model, image_losses, [IMAGES], 0.5)
+        save_pruned(model, path)
+        tensors, facts = read_tensors(path, kind="disparse_plugin.model")
+        edit(tensors, facts)
+        save_file(tensors, path, {"kind": "disparse_plugin.model", "version": "1", "facts": json.dumps(facts)})
+        before = Snapshot(fresh)
+        with pytest.raises(ValueError, match=r"path: must be|model: stem\.out_channels must be like 16"):
+            load_pruned(fresh, path)
+        before.check()
