@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._support.text_table import draw
+from .._support.text_table import Table, Tabular
 from ..parameters import ParameterKey, alive_mask, score_dtype, stored
 
 
@@ -49,7 +49,7 @@ class LayerConflict:
     batches: int
 
 
-class GradientConflict:
+class GradientConflict(Tabular):
     """Collects the conflict of the tasks' gradients: ``score_tasks(..., observe=GradientConflict())``.
 
     Holds on to a task's gradient of a layer only until the last task that shares the layer has had its turn, so the
@@ -120,17 +120,16 @@ class GradientConflict:
         return found
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return :meth:`layers` as flat rows, as ``pandas.DataFrame`` takes them."""
+        """Return :meth:`layers` as flat rows, as :meth:`to_dataframe` takes them."""
         return [{**dataclasses.asdict(found), "tasks": " & ".join(found.tasks)} for found in self.layers()]
 
-    def __str__(self) -> str:
-        """Return a table."""
+    def _table(self) -> Table:
         layers = self.layers()
         rows = [("layer", "tasks", "cosine (std)", "conflicting signs")]
         for found in layers:
             cosine = f"{found.cosine:+.3f} ({found.cosine_std:.3f})"
             rows.append((found.name, " & ".join(found.tasks), cosine, f"{100 * found.conflicting:.1f} %"))
-        return draw(rows, left=2)
+        return Table(rows, left=2)
 
 
 def _compare(a: Tensor, b: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .._support.text_table import draw
+from .._support.text_table import Table, Tabular, readable
 from ..scoring.task_scores import TaskScores
 from .measures import Overlap, count_stratum, together
 from .task_masks import AliveMasks, AmountOf, alive_masks, counted
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskOverlap:
+class TaskOverlap(Tabular):
     """What the tasks' own masks have in common, as made by :func:`task_overlap`.
 
     Attributes:
@@ -145,12 +145,12 @@ class TaskOverlap:
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row per layer and for the trunk, and with three or more tasks per pair too.
 
-        ``pandas.DataFrame(overlap.rows())`` is a table.
+        :meth:`to_dataframe` makes a table of them.
         """
         rows = [row for layer in (*self.layers, self.trunk) for row in layer.rows()]
         return rows if self.controls is None else self.controls.add_to(rows)
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         """Return a table of all shared layers and the trunk."""
         columns = {"size": "size", "iou": "IoU", "chance_iou": "chance", "kappa": "kappa", "rank_correlation": "rank r"}
         header = ["shared layer", *columns.values(), *(f"kept by {k}" for k in range(len(self.tasks) + 1))]
@@ -162,13 +162,13 @@ class TaskOverlap:
             rows.append(cells + kept + [""] * (len(self.tasks) + 1 - len(kept)))
             if self.controls is not None:
                 rows[-1] += [_cell(profile[place].kappa) for profile in self.controls.profiles()]
-        return f"{self._headline()}\n{draw(rows)}"
+        return Table(rows, before=[self._headline()])
 
     def _headline(self) -> str:
         meaning = "each task's own mask removes" if self.cut == "per_task" else "the union of the tasks' masks removes"
         amount = f"{100 * self.amount:g} %" if isinstance(self.amount, float) else f"{self.amount:,} weights"
         note = "" if self.controls is None else "; permuted, across halves and ceiling are kappas"
-        return f"{', '.join(self.tasks)}: {meaning} {amount}{note}"
+        return f"{', '.join(map(readable, self.tasks))}: {meaning} {amount}{note}"
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Draw the IoU per layer with what chance gives, and the controls where there are any.

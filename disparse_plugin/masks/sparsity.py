@@ -11,11 +11,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from .._support.text_table import draw
+from .._support.text_table import Table, Tabular
 from .._support.undisturbed import undisturbed
 from ..agreement.ranking import count_true
 from ..parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
 from ..scoring.task_scores import TaskScores
+
+_LONGEST_PART = 24  # letters of the joined names of tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class LayerSparsity:
 
 
 @dataclasses.dataclass(frozen=True)
-class SparsityReport:
+class SparsityReport(Tabular):
     """The report made by :func:`sparsity_report`; ``str()`` is a table.
 
     Attributes:
@@ -104,7 +106,7 @@ class SparsityReport:
         return sum((layer.flops or 0) * layer.alive / layer.total for layer in self.layers), dense
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one dict per layer, ready for ``pandas.DataFrame``."""
+        """Return one dict per layer, as :meth:`to_dataframe` takes them."""
         return [{**dataclasses.asdict(layer), "sparsity": layer.sparsity, "part": layer.part} for layer in self.layers]
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,22 +119,38 @@ class SparsityReport:
             "theoretical_flops": self.theoretical_flops,
         }
 
-    def __str__(self) -> str:
-        """Draw a table: layers, parts, totals."""
+    def _table(self) -> Table:
+        """Return layers, parts, totals."""
+        short = self._short_parts()
         table = [("", "shape", "used by", "alive", "of", "sparsity")]
         for layer in self.layers:
             shape = " x ".join(map(str, layer.shape))
-            table.append((layer.name, shape, layer.part, *_counts(layer.alive, layer.total)))
+            table.append((layer.name, shape, short[layer.part], *_counts(layer.alive, layer.total)))
         if len(self.parts) > 1:
-            table += [(part, "", "", *_counts(alive, total)) for part, (alive, total) in self.parts.items()]
+            table += [(short[part], "", "", *_counts(alive, total)) for part, (alive, total) in self.parts.items()]
         alive_of_all = self.all_parameters - self.total + self.alive
         table.append(("all prunable", "", "", *_counts(self.alive, self.total)))
         table.append(("all parameters", "", "", *_counts(alive_of_all, self.all_parameters)))
-        text = draw(table, left=3, rule_before=len(self.layers) + 1)
+        after = []
         if (flops := self.theoretical_flops) is not None:
             share = 100 * flops[0] / flops[1]
-            text += f"\ntheoretical FLOPs of a forward: {flops[0]:,.0f} of {flops[1]:,} ({share:.2f} %)"
-        return text
+            after.append(f"theoretical FLOPs of a forward: {flops[0]:,.0f} of {flops[1]:,} ({share:.2f} %)")
+        return Table(table, left=3, rule_before=len(self.layers) + 1, after=after)
+
+    def _short_parts(self) -> dict[str, str]:
+        """Return what a table calls each part: the tasks by name, or ``"3 of 14"`` where that would be long."""
+        tasks = {layer.part: layer.tasks or () for layer in self.layers}
+        count = len({task for names in tasks.values() for task in names})
+        short: dict[str, str] = {}
+        for part in self.parts:
+            used = len(tasks[part])
+            label = f"all {count}" if used == count else f"{used} of {count}"
+            if used < 2 or len(part) <= _LONGEST_PART:
+                label = part
+            elif label in short.values():  # another three of fourteen
+                label += f" ({sum(name.startswith(label) for name in short.values()) + 1})"
+            short[part] = label
+        return short
 
 
 def sparsity_report(

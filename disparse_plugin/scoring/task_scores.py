@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .. import arbiters
+from .._support.text_table import Table, Tabular
 from ..agreement import patterns
 from ..agreement.amounts import warn_of_percentage
 from ..agreement.budgets import Amount, Budget
@@ -24,7 +27,7 @@ from .checks import check_tables, check_tasks
 from .files import read_scores, write_scores
 
 
-class TaskScores:
+class TaskScores(Tabular):
     """One score per weight and task, as made by :func:`disparse_plugin.score_tasks`.
 
     Everything asked of it is about the entries alive *now*: entries that a mask of ``torch.nn.utils.prune`` has removed
@@ -135,6 +138,36 @@ class TaskScores:
             f"TaskScores(tasks={list(self.tasks)}, parameters={len(self.parameters)}, criterion={self.criterion!r}, "
             f"num_batches={self.num_batches}{skipped})"
         )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row per task and parameter that it reaches: counts, mean and largest score."""
+        return [
+            {
+                "task": task,
+                "parameter": name,
+                "weights": table[key].numel(),
+                "mean score": float(table[key].mean(dtype=torch.float64)),
+                "largest score": float(table[key].max()),
+            }
+            for task, table in self._tables.items()
+            for key, name in zip(self.parameters, self.names, strict=True)
+            if key in table
+        ]
+
+    def _table(self) -> Table:
+        """Return what each task reaches, and how much of it alone; for notebooks."""
+        rows = [("task", "parameters", "weights", "of its own")]
+        for task, table in self._tables.items():
+            own = sum(score.numel() for key, score in table.items() if self.tasks_reaching(*key) == (task,))
+            weights = sum(score.numel() for score in table.values())
+            rows.append((task, f"{len(table):,}", f"{weights:,}", f"{own:,}"))
+        unreached = f"reached by no task: {', '.join(self.unreached)}" if self.unreached else ""
+        scored = f"scored by {self.criterion} on {self.num_batches} batches"
+        return Table(rows, before=[scored], after=[unreached] if unreached else [])
+
+    def __str__(self) -> str:
+        """Summarise in one line."""
+        return repr(self)
 
     def tasks_reaching(self, module: nn.Module, name: str) -> tuple[str, ...]:
         """Return the tasks whose loss reaches a parameter; two or more make it shared.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from .._support.text_table import draw
+from .._support.text_table import Table, Tabular
 from .plan import RemovalPlan
 from .search import Removal, parts
 
@@ -43,7 +44,7 @@ class GroupChange:
 
 
 @dataclasses.dataclass(frozen=True)
-class RemovalReport:
+class RemovalReport(Tabular):
     """What :func:`~disparse_plugin.structured.remove_channels` did; ``str()`` is a table.
 
     Attributes:
@@ -107,28 +108,41 @@ class RemovalReport:
         """
         self.plan.save(path)
 
-    def __str__(self) -> str:
-        """Tabulate what is left, per part, and say what was left alone."""
-        lines = [
-            f"removed {self.parameters.removed:.1%} of the parameters and {self.macs.removed:.1%} of the MACs of the "
-            "whole model"
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row per part, and the total, of plain values."""
+        return [
+            {
+                "part": name,
+                "parameters before": part.parameters.before,
+                "parameters": part.parameters.after,
+                "MACs before": part.macs.before,
+                "MACs": part.macs.after,
+            }
+            for name, part in self._parts().items()
         ]
+
+    def _parts(self) -> dict[str, PartChange]:
+        return {**self.parts, "total": PartChange(self.parameters, self.macs)}
+
+    def _table(self) -> Table:
+        """Tabulate what is left, per part, and say what was left alone."""
         warning = "; WARNING: most of the model cannot be removed from" if self.outside > 0.5 else ""
-        lines.append(f"{self.outside:.1%} of the parameters follow no channels that could be removed{warning}")
+        before = [
+            f"removed {self.parameters.removed:.1%} of the parameters and {self.macs.removed:.1%} of the MACs of the "
+            "whole model",
+            f"{self.outside:.1%} of the parameters follow no channels that could be removed{warning}",
+        ]
         rows = [("part", "parameters", "", "left", "MACs", "", "left")]
-        parts = {**self.parts, "total": PartChange(self.parameters, self.macs)}
-        for name, part in parts.items():
-            rows.append((name, *_cells(part.parameters), *_cells(part.macs)))
-        lines.append(draw(rows))
+        rows += [(name, *_cells(part.parameters), *_cells(part.macs)) for name, part in self._parts().items()]
         what = {"channels": "channels that can be removed", "latency": "measured latency"}.get(self.of, self.of)
-        lines.append(
+        after = [
             f"removed {self.achieved:.1%} of the {what}, asked {_asked(self.asked)}; deviation {self.deviation:.1e}"
-        )
+        ]
         reasons: dict[str, list[str]] = {}
         for layer, reason in self.skipped.items():
             reasons.setdefault(reason, []).append(layer)
-        lines += [f"left alone ({reason}): {', '.join(layers)}" for reason, layers in reasons.items()]
-        return "\n".join(lines)
+        after += [f"left alone ({reason}): {', '.join(layers)}" for reason, layers in reasons.items()]
+        return Table(rows, before=before, after=after)
 
 
 def _asked(amount: float | Mapping[str, float]) -> str:

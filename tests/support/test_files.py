@@ -127,7 +127,12 @@ def test_every_truncation(written):
 def test_a_default_device_does_not_get_in_the_way(written):
     """What is made without a device would be on the meta device, which holds no values."""
     kind, path, _, expected = written
-    model, read = network(), {Scores: TaskScores.load, Masks: lambda path, model: load_masks(model, path)}
+    model = network()
+    read = {
+        Scores: TaskScores.load,
+        Masks: lambda path, model: load_masks(model, path),
+        Models: lambda path, model: load_pruned(model, path),
+    }
     torch.set_default_device("meta")
     try:
         if kind in read:
