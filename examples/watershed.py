@@ -17,6 +17,8 @@ edge, kp (n, h, w). The published numbers printed next to ours are of other pict
 procedure is compared, not the numbers.
 
     python examples/watershed.py [--data rooms64_train.npz] [--report watershed.html]
+
+The figure is saved as ``watershed.png``, IoU above and agreement beyond chance below.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from skimage import color, data, feature, filters
 from sklearn.datasets import load_sample_image
@@ -36,7 +39,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disparse_plugin import score_tasks
-from disparse_plugin.analysis import GradientConflict, TaskOverlap, html_report, overlap_with_controls
+from disparse_plugin.analysis import (
+    GradientConflict,
+    TaskOverlap,
+    html_report,
+    overlap_with_controls,
+    plot_agreement,
+    plot_iou,
+)
 
 # The network of the paper is shared with the benchmarks, which are no package either.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -140,6 +150,16 @@ def print_totals(overlap: TaskOverlap) -> None:
     print("(*) kept by exactly 2 tasks over kept by exactly 1 or 2, whatever the number of tasks")
 
 
+def draw(overlap: TaskOverlap, path: Path) -> None:
+    """Save the paper's figure, and below it the one that corrects for chance."""
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    above, below = figure.subplots(2)
+    plot_iou(overlap, above)
+    plot_agreement(overlap, below)
+    figure.savefig(path, dpi=110)
+    print(f"picture in {path}")
+
+
 def main() -> None:
     """Score, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,7 +169,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=16, help="the paper used 50, for Tiny-Taskonomy 200")
     parser.add_argument("--batch-size", type=int, default=16, help="the paper's is 16")
     parser.add_argument("--rho", type=float, default=PAPER_RHO, help="share of the weights that each task keeps")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda, ...")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, permutations and resamples (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for watershed.png (default: this one)")
     parser.add_argument("--quick", action="store_true", help="a few small batches, to see that it runs")
     options = parser.parse_args()
     if options.quick:
@@ -158,7 +180,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
     start, count = time.perf_counter(), options.batches * options.batch_size
     arrays = photographs(count, 64) if options.data is None else load(options.data, count)
-    calibration = list(batches(arrays, options.batch_size))
+    calibration = [
+        (images.to(options.device), {task: target.to(options.device) for task, target in targets.items()})
+        for images, targets in batches(arrays, options.batch_size)
+    ]
     targets = calibration[0][1]
     channels = {
         task: target.shape[1] if target.dim() == 4 else int(arrays["seg"].max()) + 1 for task, target in targets.items()
@@ -166,7 +191,7 @@ def main() -> None:
     source = "photographs in wheels, pseudo-labels" if options.data is None else options.data.name
     print(f"{source}: {len(calibration)} batches of {options.batch_size}, tasks {', '.join(channels)}")
 
-    network = build(channels, options.width)
+    network = build(channels, options.width).to(options.device)
     resamples = 3 if options.quick else 20
     overlap = overlap_with_controls(
         network, task_losses, calibration, 1 - options.rho, resamples=resamples, seed=options.seed
@@ -179,6 +204,7 @@ def main() -> None:
 
     conflict = GradientConflict()
     score_tasks(network, task_losses, calibration[:4], observe=conflict)
+    draw(overlap, options.out / "watershed.png")
     if options.report is not None:
         html_report(options.report, overlap, model=network, conflict=conflict)
     print(f"{time.perf_counter() - start:.0f} s")

@@ -14,7 +14,7 @@ from typing import Any
 Row = Sequence[str]
 
 _FALLBACK = (120, 24)  # where there is no terminal, as in a file or a pipe
-_SHORTEST = 16  # letters that a name is cut to, at most
+_SHORTEST = 16  # letters that are left of a name, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +167,25 @@ def _widths(rows: Sequence[Row]) -> list[int]:
 
 
 def _cut(rows: list[list[str]], left: int, width: int) -> list[list[str]]:
-    """Cut the columns of names as far as they stand out beyond the width, the widest first."""
+    """Cut names where the table stands out beyond the width, the longest first.
+
+    The first column keeps half the width, unless not even one other column finds place beside it: two names that are
+    cut to the same are worse than a second table below.
+    """
     widths = _widths(rows)
-    limits = widths[:left]
-    excess = sum(widths) + 2 * (len(widths) - 1) - width
-    while excess > 0 and max(limits, default=0) > _SHORTEST:
-        limits[limits.index(max(limits))] -= 1
-        excess -= 1
+    limits, others = widths[:left], widths[left:]
+    between = 2 * (len(widths) - 1)
+    for floor, needed in ((width // 2, sum(others) + between), (_SHORTEST, max(others, default=0) + 2 * left)):
+        floors = [floor, *[_SHORTEST] * (left - 1)]
+        while sum(limits) + needed > width and (longest := _longest(limits, floors)) is not None:
+            limits[longest] -= 1
     return [[*(readable(cell, limit) for cell, limit in zip(row, limits, strict=False)), *row[left:]] for row in rows]
+
+
+def _longest(limits: Sequence[int], floors: Sequence[int]) -> int | None:
+    """Return the place of the largest limit that is above its floor, or None."""
+    above = [place for place, limit in enumerate(limits) if limit > floors[place]]
+    return max(above, key=lambda place: limits[place], default=None)
 
 
 def _blocks(widths: Sequence[int], left: int, width: int | None) -> list[list[int]]:

@@ -92,7 +92,9 @@ def overlap_with_controls(
     generator = torch.Generator("cpu").manual_seed(seed)
     real: list[_ScoreTables] = []
     permuted: list[_ScoreTables] = []
+    count = 0
     for chunk in _chunks(data, num_batches, groups):
+        count += len(chunk)
         real.append(_ScoreTables.of(model, losses, chunk, rule, keys))
         without_labels = _ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
         permuted = [_ScoreTables.sum([*permuted, without_labels])]
@@ -106,7 +108,8 @@ def overlap_with_controls(
         Controls((), *analysis.between_halves(first, second, overlap.names)).relative_agreement()
         for first, second in _resampled(real[::2], real[1::2], resamples, seed)
     )
-    return dataclasses.replace(overlap, controls=Controls(below.layers, across, ceiling, profiles))
+    controls = Controls(below.layers, across, ceiling, profiles)
+    return dataclasses.replace(overlap, controls=controls, criterion=rule.name, num_batches=count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,8 @@ class TaskOverlap(Tabular):
         private: The same for parameters reached by a single task; only their sizes and densities mean something.
         controls: The null models and the ceiling, where :func:`~disparse_plugin.analysis.overlap_with_controls` made
             them.
+        criterion: Name of the criterion of the scores.
+        num_batches: Number of batches that the scores come from.
     """
 
     tasks: tuple[str, ...]
@@ -43,6 +45,8 @@ class TaskOverlap(Tabular):
     layers: tuple[Overlap, ...]
     private: tuple[Overlap, ...] = ()
     controls: Controls | None = None
+    criterion: str = "custom"
+    num_batches: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,6 +138,8 @@ class TaskOverlap(Tabular):
             "tasks": list(self.tasks),
             "amount": self.amount,
             "cut": self.cut,
+            "criterion": self.criterion,
+            "num_batches": self.num_batches,
             "layers": [layer.to_dict() for layer in self.layers],
             "trunk": self.trunk.to_dict(),
             "private": [{"name": p.name, "task": p.tasks[0], "size": p.size, **_only(p)} for p in self.private],
@@ -230,7 +236,9 @@ def task_overlap(
     """
     alive = scores.candidates(places=counted(scores, as_scored))
     masks = alive_masks(alive, scores.tasks, amount, cut)
-    return overlap_of_masks(scores.names, scores.tasks, amount, cut, masks, alive.scores if rank_correlation else None)
+    ranked = alive.scores if rank_correlation else None
+    overlap = overlap_of_masks(scores.names, scores.tasks, amount, cut, masks, ranked)
+    return dataclasses.replace(overlap, criterion=scores.criterion, num_batches=scores.num_batches)
 
 
 def overlap_of_masks(

@@ -127,6 +127,42 @@ def test_the_report_is_one_file_with_everything_in_it(controlled, tmp_path):
     assert all(name in text for name in controlled.names)
 
 
+def test_the_report_says_the_answer_first_and_what_was_scored(controlled, tmp_path):
+    text = html_report(tmp_path / "report.html", controlled).read_text(encoding="utf-8")
+    verdict, rest = text.split("</div>", 1)
+    assert "The tasks want the same weights" in verdict
+    assert f"{controlled.trunk.kappa:.3f}" in verdict
+    assert "With permuted labels" in verdict
+    assert "watershed" in verdict.lower()
+    assert "snip on 4 batches" in rest
+    assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d", rest)
+    plain = html_report(tmp_path / "plain.html", random_overlap(3)).read_text(encoding="utf-8")
+    assert "unknown without controls" in plain.split("</div>", 1)[0]
+
+
+def test_the_report_fits_any_reader(controlled, tmp_path):
+    text = html_report(tmp_path / "report.html", controlled).read_text(encoding="utf-8")
+    assert '<meta name="viewport" content="width=device-width,initial-scale=1">' in text
+    assert "prefers-color-scheme:dark" in text
+    alternatives = re.findall(r'<img alt="([^"]*)"', text)
+    assert len(alternatives) == text.count("<img ") == 5
+    assert all(len(alternative) > 20 for alternative in alternatives)
+    assert len(set(alternatives)) == 5
+    assert "last-child" not in text
+
+
+def test_odd_names_in_the_report(tmp_path):
+    generator = np.random.default_rng(0)
+    tables = {task: {index: generator.random(9).tolist() for index in range(3)} for task in ODD_NAMES}
+    overlap = task_overlap(build(tables, [9] * 3)[1], 0.6)
+    text = html_report(tmp_path / "report.html", overlap, title="<odd> \ud800", notes={"a $b$": "c\nd"}).read_text()
+    assert "a &lt; b &amp; c" in text
+    assert "&lt;odd&gt; ?" in text
+    assert "cost $x_1$ and $y" in text
+    assert "c\nd" in text
+    assert str(overlap).encode()
+
+
 def test_a_report_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
@@ -207,11 +243,12 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
 
 def test_the_watershed_example_runs(monkeypatch, capsys, tmp_path):
     report = tmp_path / "watershed.html"
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--quick", "--report", str(report)])
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--quick", "--report", str(report), "--out", str(tmp_path)])
     monkeypatch.syspath_prepend(str(EXAMPLE.parent))
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     printed = capsys.readouterr().out
     assert all(number in printed for number in ("54.61", "73.52", "60.77", "permuted", "ceiling", "chance"))
-    rows = [line for line in printed.splitlines() if line.startswith("trunk.")]
+    rows = {line.split()[0] for line in printed.splitlines() if line.startswith("trunk.")}
     assert len(rows) == 33
     assert report.stat().st_size > 100_000
+    assert (tmp_path / "watershed.png").stat().st_size > 20_000
