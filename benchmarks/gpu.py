@@ -1,0 +1,401 @@
+"""Everything to know of one GPU, in one run of under four minutes: exactness, time, memory, and the CUDA tests.
+
+    python benchmarks/gpu.py --out gpu.json          # on the machine with the card
+    python benchmarks/gpu.py --device cpu --quick    # anywhere, to see that it works
+
+Each section is guarded: one that fails, lacks a package or finds no time left is named, and the others go on. Prints a
+Markdown table, and writes the figures as JSON, with the card and the versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from disparse_plugin import DiSparseSemiStructured, TaskScores, prunable_parameters, score_tasks
+from disparse_plugin.sparse_training import DiSparseScheduler
+from models.paper_network import TASK_SETS, PaperNetwork, random_batches, task_losses
+from scoring_variants import floor
+
+Figures: TypeAlias = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """One run: where, how large, how long, and what was found."""
+
+    device: torch.device
+    quick: bool
+    budget: float
+    started: float = field(default_factory=time.monotonic)
+    figures: Figures = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def cuda(self) -> bool:
+        """Whether there is something to wait for."""
+        return self.device.type == "cuda"
+
+    @property
+    def left(self) -> float:
+        """Seconds of the budget that are left."""
+        return self.budget - (time.monotonic() - self.started)
+
+    def wait(self) -> None:
+        """Let the device finish."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def seconds(self, run: Callable[[], Any], repeats: int = 3, warm: int = 1) -> float:
+        """Time a call: the median, after a warm-up."""
+        for _ in range(warm):
+            run()
+        found = []
+        for _ in range(1 if self.quick else repeats):
+            self.wait()
+            start = time.perf_counter()
+            run()
+            self.wait()
+            found.append(time.perf_counter() - start)
+        return statistics.median(found)
+
+    def gibibytes(self, run: Callable[[], Any]) -> float:
+        """Measure how much memory a call takes at its peak, beyond what is held already; 0 without a card."""
+        if not self.cuda:
+            run()
+            return 0.0
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        self.wait()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+    def network(self, tasks: int, *, small: bool = False) -> PaperNetwork:
+        """Build the paper's network, or a narrow one."""
+        torch.manual_seed(0)
+        width, hidden = (4, 8) if self.quick or small else (64, 1024)
+        return PaperNetwork(TASK_SETS[tasks], width=width, hidden=hidden).to(self.device)
+
+    def batches(self, tasks: int, count: int, size: int, batch: int) -> list[Any]:
+        """Make random batches, tiny ones if quick."""
+        if self.quick:
+            count, size, batch = 2, 33, 1
+        made = random_batches(TASK_SETS[tasks], batches=count, batch=batch, size=size, device=self.device.type)
+        return list(made)
+
+
+def exactness(bench: Bench) -> Figures:
+    """The same scores cut on both devices, and twice on one."""
+    host = bench.network(2, small=True).cpu().eval()
+    batches = [(x.cpu(), {k: v.cpu() for k, v in y.items()}) for x, y in bench.batches(2, 2, 33, 2)]
+    scores = score_tasks(host, task_losses, batches)
+    there = copy.deepcopy(host).to(bench.device)
+    moved = TaskScores(
+        there,
+        {task: {_twin(there, name): t.to(bench.device) for name, t in _named(scores, task)} for task in scores},
+    )
+    differing = [
+        f"{arbiter} {keep}"
+        for arbiter in ("unanimous", "mean", "majority", "any", "at_least(2)", "sum")
+        for keep in (0, 3, 0.02)
+        if not _same(scores.masks(0.9, arbiter, min_keep=keep), moved.masks(0.9, arbiter, min_keep=keep))
+    ]
+    again = _same(moved.masks(0.9), moved.masks(0.9))
+    return {"masks that differ from the CPU's": differing or "none", "the same masks twice": again}
+
+
+def _named(scores: TaskScores, task: str) -> Iterator[tuple[str, Tensor]]:
+    names = dict(zip(scores.parameters, scores.names, strict=True))
+    return ((names[key], tensor) for key, tensor in scores[task].items())
+
+
+def _twin(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, own = name.rpartition(".")
+    return model.get_submodule(path), own
+
+
+def _same(one: dict[Any, Tensor], other: dict[Any, Tensor]) -> bool:
+    return all(torch.equal(a.cpu(), b.cpu()) for a, b in zip(one.values(), other.values(), strict=True))
+
+
+def deterministic(bench: Bench) -> Figures:
+    """What torch refuses under ``use_deterministic_algorithms``."""
+    model, batches = bench.network(2, small=True).eval(), bench.batches(2, 2, 33, 2)
+    scores = score_tasks(model, task_losses, batches)
+    calls = {
+        "masks": lambda: scores.masks(0.9),
+        "importance": scores.importance,
+        "floors": lambda: scores.masks(0.9, min_keep=2),
+        "shares": lambda: scores.masks(0.9, "sum"),
+    }
+    found = {}
+    torch.use_deterministic_algorithms(True)
+    try:
+        for name, call in calls.items():
+            try:
+                call()
+                found[f"deterministic {name}"] = "runs"
+            except RuntimeError as error:
+                found[f"deterministic {name}"] = str(error)[:90]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return found
+
+
+def default_device(bench: Bench) -> Figures:
+    """A scheduler under ``torch.set_default_device``."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)).to(bench.device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    torch.set_default_device(bench.device)
+    try:
+        DiSparseScheduler(model, optimizer, lambda net, x: {"a": net(x).sum()}, amount=0.5, stop_at=9)
+    finally:
+        torch.set_default_device(None)
+    return {"a scheduler under set_default_device": "runs"}
+
+
+def waits(bench: Bench) -> Figures:
+    """Whether the host waits for the card inside the batch loop; torch raises at the line where it does."""
+    if not bench.cuda:
+        return {"waits inside the batch loop": "not measured without a card"}
+    model, batches = bench.network(2, small=True).eval(), bench.batches(2, 4, 33, 2)
+
+    def watched() -> Iterator[Any]:
+        for number, batch in enumerate(batches):
+            torch.cuda.set_sync_debug_mode("error" if number else "default")
+            yield batch
+        torch.cuda.set_sync_debug_mode("default")
+
+    try:
+        score_tasks(model, task_losses, watched())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return {"waits inside the batch loop": "none"}
+
+
+def scoring(bench: Bench, tasks: int) -> Figures:
+    """Scoring against the bare floor, and the cuts, on the paper's network."""
+    model, batches = bench.network(tasks), bench.batches(tasks, 6, 257, 4)
+    scores = score_tasks(model, task_losses, batches)
+    bare = bench.seconds(lambda: floor(model, batches))
+    ours = bench.seconds(lambda: score_tasks(model, task_losses, batches))
+    adaptive = bench.seconds(lambda: score_tasks(model, task_losses, batches, criterion="layer_adaptive(taylor)"))
+    calls = {
+        "masks": lambda: scores.masks(0.9),
+        "masks, mean": lambda: scores.masks(0.9, "mean"),
+        "masks, sum of shares": lambda: scores.masks(0.9, "sum"),
+        "masks, floors": lambda: scores.masks(0.9, min_keep=0.01),
+        "importance": scores.importance,
+    }
+    found: Figures = {
+        "weights": sum(getattr(*key).numel() for key in prunable_parameters(model)),
+        "floor, s": bare,
+        "scoring, s": ours,
+        "scoring / floor": ours / bare,
+        "layer-adaptive scoring / floor": adaptive / bare,
+        "scoring, GiB beyond what is held": bench.gibibytes(lambda: score_tasks(model, task_losses, batches)),
+    }
+    for name, call in calls.items():
+        found |= {f"{name}, s": bench.seconds(call), f"{name}, GiB": bench.gibibytes(call)}
+    return {f"{tasks} tasks: {name}": value for name, value in found.items()}
+
+
+def two_of_four(bench: Bench) -> Figures:
+    """A 2:4 weight, converted: the same outputs, and how much faster."""
+    if not bench.cuda:
+        return {"2:4": "not measured without a card"}
+    from torch.sparse import to_sparse_semi_structured
+
+    dense = nn.Linear(4096, 4096, bias=False, device=bench.device, dtype=torch.float16)
+    importance = torch.rand(dense.weight.shape, device=bench.device)
+    DiSparseSemiStructured.apply(dense, "weight", importance_scores=importance)
+    prune.remove(dense, "weight")
+    sparse = copy.deepcopy(dense)
+    sparse.weight = nn.Parameter(to_sparse_semi_structured(dense.weight.detach()))
+    x = torch.randn(1024, 4096, device=bench.device, dtype=torch.float16)
+    with torch.inference_mode():
+        wanted, found = dense(x), sparse(x)
+        slow, fast = bench.seconds(lambda: dense(x), 20, 5), bench.seconds(lambda: sparse(x), 20, 5)
+    difference = float((wanted - found).abs().max() / wanted.abs().max())
+    return {"2:4: largest relative difference": difference, "2:4: speed-up": slow / fast}
+
+
+def channels(bench: Bench) -> Figures:
+    """Channels removed, and what that saves at three batch sizes."""
+    from disparse_plugin.structured import remove_channels
+
+    model = bench.network(2).eval()
+    batches = bench.batches(2, 2, 129, 2)
+    dense = copy.deepcopy(model)
+    start = time.perf_counter()
+    report = remove_channels(model, task_losses, batches, batches[0][0], 0.5, of="channels")
+    found: Figures = {
+        "channels: removal, s": time.perf_counter() - start,
+        "channels: MACs left": 1 - report.macs.removed,
+    }
+    for size in (1, 16, 64):
+        x = torch.randn(size, 3, *batches[0][0].shape[2:], device=bench.device)
+        with torch.inference_mode():
+            before, after = bench.seconds(partial(dense, x), 10, 3), bench.seconds(partial(model, x), 10, 3)
+        found[f"channels: time left at batch {size}"] = after / before
+    return found
+
+
+def sparse_training(bench: Bench) -> Figures:
+    """An update of the masks, against the steps between two updates."""
+    batch = bench.batches(2, 1, 129, 8)[0]
+    model = bench.network(2).train()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        sum(task_losses(model, batch).values()).backward()
+        optimizer.step()
+
+    plain = bench.seconds(step, 8, 2)
+    scheduler = DiSparseScheduler(
+        model, optimizer, task_losses, amount=0.9, drop_fraction=lambda _: 0.3, update_every=1, stop_at=10**9
+    )
+
+    def updated() -> None:
+        step()
+        scheduler.step(batch)
+
+    both, masked = bench.seconds(updated, 3), bench.seconds(step, 8, 2)
+    update = both - masked
+    return {
+        "sparse training: masked step / plain step": masked / plain,
+        "sparse training: an update, in steps": update / masked,
+        "sparse training: share of one update per 100 steps": update / (100 * masked),
+    }
+
+
+def one_rank(bench: Bench) -> Figures:
+    """DistributedDataParallel with one rank: scores and an update of the masks through the real backend."""
+    from torch import distributed
+
+    backend = "nccl" if bench.cuda else "gloo"
+    store = distributed.HashStore()
+    distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(bench.network(2, small=True))
+        batch = bench.batches(2, 1, 33, 1)[0]
+        optimizer = torch.optim.SGD(wrapped.parameters(), 0.01)
+        scheduler = DiSparseScheduler(wrapped, optimizer, task_losses, amount=0.9, update_every=1, stop_at=9)
+        sum(task_losses(wrapped, batch).values()).backward()
+        optimizer.step()
+        update = scheduler.step(batch)
+    finally:
+        distributed.destroy_process_group()
+    assert update is not None
+    return {f"one {backend} rank: weights exchanged": sum(update.exchanged.values())}
+
+
+def cuda_tests(bench: Bench) -> Figures:
+    """The tests that need a card."""
+    if not bench.cuda:
+        return {"CUDA tests": "not run without a card"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--tb=line", "tests"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=max(10, bench.left), check=False)
+    lines = done.stdout.strip().splitlines()
+    return {"CUDA tests": lines[-1] if lines else done.stderr[-200:]}
+
+
+# The sections in their order, the seconds each needs, and the package without which it is left out.
+SECTIONS: tuple[tuple[str, Callable[[Bench], Figures], float, str | None], ...] = (
+    ("exactness", exactness, 5, None),
+    ("deterministic", deterministic, 5, None),
+    ("default device", default_device, 5, None),
+    ("waits", waits, 5, None),
+    ("scoring, 2 tasks", lambda bench: scoring(bench, 2), 25, None),
+    ("scoring, 5 tasks", lambda bench: scoring(bench, 5), 40, None),
+    ("2:4", two_of_four, 8, None),
+    ("channels", channels, 20, "torch_pruning"),
+    ("sparse training", sparse_training, 20, None),
+    ("one rank", one_rank, 10, None),
+    ("CUDA tests", cuda_tests, 20, "hypothesis"),
+)
+
+
+@contextmanager
+def guarded(bench: Bench, name: str) -> Iterator[None]:
+    """Name what goes wrong in a section, and go on."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever a section meets on an unknown card
+        bench.failed.append(name)
+        bench.figures[name] = f"failed: {type(error).__name__}: {str(error)[:200]}"
+
+
+def run(bench: Bench, skip: Sequence[str]) -> None:
+    """Run the sections that there is time for."""
+    for name, section, needed, package in SECTIONS:
+        if name in skip:
+            continue
+        if package is not None and find_spec(package) is None:
+            bench.figures[name] = f"left out: {package} is not installed"
+        elif bench.left < needed and not bench.quick:
+            bench.figures[name] = f"left out: {bench.left:.0f} s left"
+        else:
+            with guarded(bench, name):
+                bench.figures |= section(bench)
+        if bench.cuda:
+            torch.cuda.empty_cache()
+
+
+def machine(bench: Bench) -> Figures:
+    """Say what it was run on."""
+    card = torch.cuda.get_device_name() if bench.cuda else platform.processor() or platform.machine()
+    return {"device": card, "torch": torch.__version__, "cuda": torch.version.cuda, "python": platform.python_version()}
+
+
+def table(figures: Figures) -> str:
+    """Draw a Markdown table of all figures."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in figures.items()}
+    return "\n".join(["| what | found |", "|---|---|", *(f"| {name} | {value} |" for name, value in shown.items())])
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run, print the table, write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda or cpu")
+    parser.add_argument("--budget", type=float, default=225.0, help="seconds for everything")
+    parser.add_argument("--skip", nargs="*", default=[], choices=[name for name, *_ in SECTIONS], help="sections")
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--quick", action="store_true", help="a tiny network and one run: only to see it work")
+    arguments = parser.parse_args(words)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic mode refuses cuBLAS, not us
+    warnings.simplefilter("ignore")
+    bench = Bench(torch.device(arguments.device), arguments.quick, arguments.budget)
+    run(bench, arguments.skip)
+    found = {**machine(bench), **bench.figures, "seconds": time.monotonic() - bench.started}
+    print(table(found))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+    if bench.failed:
+        raise SystemExit(f"sections that failed: {', '.join(bench.failed)}")
+
+
+if __name__ == "__main__":
+    main()
