@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import torch
 
+from disparse_plugin.errors import EmptyTensorWarning, TiesWarning
 from multitask.problem.problem import Problem
 from multitask.pruning.methods import METHODS
 from multitask.runs import Store, choose_rates, describe, known_methods, run_seed
@@ -50,9 +52,18 @@ def prepare(options: argparse.Namespace) -> tuple[Setting, Problem, Store]:
     return setting, setting.load(options.root), Store(folder, setting.name)
 
 
+def begin(options: argparse.Namespace) -> None:
+    """Set up a process."""
+    torch.set_num_threads(options.threads)
+    # Layers that score zero at initialisation or lose all their weights are what this benchmark is to find.
+    logging.getLogger("disparse_plugin").setLevel(logging.ERROR)
+    for expected in (EmptyTensorWarning, TiesWarning):
+        warnings.simplefilter("ignore", expected)
+
+
 def work(options: argparse.Namespace, seed: int) -> int:
     """Do one seed in a process of its own."""
-    torch.set_num_threads(options.threads)
+    begin(options)
     return do_seed(options, seed, *prepare(options))
 
 
@@ -71,9 +82,7 @@ def do_seed(options: argparse.Namespace, seed: int, setting: Setting, problem: P
 def main(arguments: Sequence[str] | None = None) -> None:
     """Choose learning rates, then run every seed."""
     options = parse(arguments)
-    torch.set_num_threads(options.threads)
-    # Layers that score zero at initialisation or lose all their weights are what this benchmark is to find.
-    logging.getLogger("disparse_plugin").setLevel(logging.ERROR)
+    begin(options)
     setting, problem, store = prepare(options)
     methods = known_methods(options.methods, problem)
     store.set_facts(describe(setting, problem))
