@@ -10,6 +10,7 @@ from pathlib import Path
 from .data.cityscapes import cityscapes
 from .data.digits import digits
 from .data.nyuv2 import nyuv2
+from .data.paper_lists import cityscapes_list, nyuv2_list, taskonomy_list
 from .data.rooms import rooms
 from .data.taskonomy import taskonomy
 from .data.yeast import yeast
@@ -60,6 +61,9 @@ SETTINGS = {
         Setting("nyuv2-40", partial(nyuv2, classes=40), paper_network, _as_the_paper(SETUPS["nyuv2"])),
         Setting("cityscapes", cityscapes, paper_network, _as_the_paper(SETUPS["cityscapes"])),
         Setting("taskonomy", taskonomy, paper_network, _as_the_paper(SETUPS["taskonomy"])),
+        Setting("nyuv2-archive", nyuv2_list, paper_network, _as_the_paper(SETUPS["nyuv2"])),
+        Setting("cityscapes-archive", cityscapes_list, paper_network, _as_the_paper(SETUPS["cityscapes"])),
+        Setting("taskonomy-archive", taskonomy_list, paper_network, _as_the_paper(SETUPS["taskonomy"])),
     )
 }
 

@@ -84,7 +84,7 @@ def taskonomy(
     # Edges are real numbers here, and the paper takes their absolute error, as for keypoints.
     made = tasks.dense(TASKONOMY.classes, only, weights, kinds={"edges": tasks.keypoints})
     folder = Path(root) / "taskonomy"
-    read = functools.partial(_read, tuple(only), size)
+    read = functools.partial(read_views, tuple(only), size)
     splits = {}
     for split, buildings in _buildings(folder, seed).items():
         keys = [key for building in buildings for key in _views(folder, building, only)]
@@ -140,7 +140,8 @@ def _views(folder: Path, building: str, only: Sequence[str]) -> list[dict[str, P
     return [found[view] for view in sorted(found)]
 
 
-def _read(only: Sequence[str], size: int, files: Mapping[str, Path]) -> Sample:
+def read_views(only: Sequence[str], size: int, files: Mapping[str, Path]) -> Sample:
+    """Read one view: ``picture`` and the tasks asked for, of these files, brought to ``(size, size)``."""
     picture = zoomed(_load(files["picture"], 3) / 255, (size, size), smooth=True)
     targets = {}
     for task in only:

@@ -58,13 +58,22 @@ def binary(name: str, *, weight: float = 1.0) -> Task:
     return Task(name, 1, _binary_loss, metrics, better, weight)
 
 
-def segmentation(name: str, classes: int, *, ignore: int = IGNORE, weight: float = 1.0) -> Task:
-    """One class per pixel: cross-entropy, mean IoU and pixel accuracy, all without the pixels of class ``ignore``."""
+def segmentation(
+    name: str, classes: int, *, ignore: int = IGNORE, weight: float = 1.0, class_weights: Tensor | None = None
+) -> Task:
+    """One class per pixel: cross-entropy, mean IoU and pixel accuracy, all without the pixels of class ``ignore``.
+
+    With ``class_weights``, the loss is their weighted mean over the pixels.
+    """
     better: dict[str, Direction] = {"miou": "higher", "pixel_accuracy": "higher"}
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
-        total = F.cross_entropy(resize(output, target), target, ignore_index=ignore, reduction="sum")
-        return total / (target != ignore).sum().clamp(min=1)
+        factors = None if class_weights is None else class_weights.to(output)
+        total = F.cross_entropy(resize(output, target), target, factors, ignore_index=ignore, reduction="sum")
+        known = target != ignore
+        if factors is None:
+            return total / known.sum().clamp(min=1)
+        return total / factors[target[known]].sum().clamp(min=torch.finfo(factors.dtype).tiny)
 
     def metrics() -> MetricCollection:
         return _collection(scores=SegmentationScores(classes, ignore))
