@@ -191,6 +191,9 @@ def _check_fits(root: nn.Module, saved: _Saved, path: str | Path) -> None:
                 f"model: must have the parameters and buffers of {path}, found {len(names)} that it {what} (first: "
                 f"{min(names)}); build the architecture that was saved"
             )
+    for name, tensor in fresh.items():
+        if tensor.is_meta:
+            raise ValueError(f"model: {name} must hold values, found the meta device; model.to_empty(device=...) first")
     for name, tensor in dense.items():
         size, largest = tuple(tensor.shape), tuple(fresh[name].shape)
         if len(size) != len(largest) or any(a > b for a, b in zip(size, largest, strict=True)):

@@ -139,6 +139,23 @@ class TestWhatWasDoneToIt:
             attention.scale = attention.head_dim**-0.5
         loses_nothing(model, build(), path, x)
 
+    def test_heads_and_widths_of_a_transformer(self, path):
+        class Sentence(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed = nn.Linear(6, 16)
+                self.layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+                self.a, self.b = nn.Linear(16, 3), nn.Linear(16, 2)
+
+            def forward(self, x):
+                h = self.layer(self.embed(x)).mean(1)
+                return {"a": self.a(h), "b": self.b(h)}
+
+        model, x = Sentence().eval(), torch.randn(4, 5, 6)
+        remove_channels(model, image_losses, [x], x, 0.4)
+        assert model.layer.linear1.out_features < 32
+        loses_nothing(model, Sentence(), path, x)
+
     def test_sparse_training_goes_on(self, path):
         model = TwoHeads().eval()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -226,12 +243,13 @@ class TestRefusals:
             (TwoHeads("abc"), r"found 2 that it has besides \(first: heads.c.bias\)"),
             (TwoHeads("a"), r"found 2 that it lacks \(first: heads.b.bias\)"),
             (nn.Linear(2, 2), "found 13 that it lacks"),
+            (TwoHeads().to("meta"), r"found the meta device; model.to_empty\(device=...\) first"),
         ]
         for model, message in cases:
-            before = Snapshot(model)
+            before = None if next(model.parameters()).is_meta else Snapshot(model)
             with pytest.raises(ValueError, match=message):
                 load_pruned(model, path)
-            before.check()
+            assert before is None or before.check() is None
 
     def test_a_failure_half_way_changes_nothing(self, path, monkeypatch):
         save_pruned(removed(), path)
