@@ -174,7 +174,8 @@ class TaskOverlap(Tabular):
         meaning = "each task's own mask removes" if self.cut == "per_task" else "the union of the tasks' masks removes"
         amount = f"{100 * self.amount:g} %" if isinstance(self.amount, float) else f"{self.amount:,} weights"
         note = "" if self.controls is None else "; permuted, across halves and ceiling are kappas"
-        return f"{', '.join(map(readable, self.tasks))}: {meaning} {amount}{note}"
+        names = ", ".join(map(readable, self.tasks))
+        return f"{names if len(names) <= 80 else f'{len(self.tasks)} tasks'}: {meaning} {amount}{note}"
 
     def plot(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Draw the IoU per layer with what chance gives, and the controls where there are any.

@@ -165,7 +165,7 @@ def attach_in_place(model: nn.Module, masks: Masks) -> None:
         ['weight_orig', 'bias']
     """
     checked = checked_masks(model, masks)
-    check_parameters(model, checked)
+    check_parameters(model, list(checked))
     for (module, name), mask in checked.items():
         DiSparseDynamic.apply(module, name, mask.to(stored(module, name).device))
 
