@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
@@ -29,7 +30,7 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
     of torch, numpy and Python are as before. Parameters and ``.grad`` are not touched at all.
 
     Args:
-        model: The model, as the caller has it: compiled wrappers are recognised.
+        model: The model, as the caller has it.
         parameters: The ``(module, name)`` pairs to differentiate with respect to.
 
     Yields:
@@ -41,7 +42,7 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
         stack.enter_context(_differentiable(parameters))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if _is_compiled(model):
+        if "torch._dynamo" in sys.modules:  # something is compiled: the model, or a copy that the losses run
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
@@ -123,7 +124,3 @@ def _differentiable(parameters: Iterable[ParameterKey]) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for m in model.modules())

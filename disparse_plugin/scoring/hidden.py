@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from torch import distributed as dist
+from torch import nn
 from torch.autograd.function import FunctionCtx
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from ..parameters import unwrap
 
 
 def hiding_function() -> str | None:
@@ -27,6 +34,36 @@ def hiding_function() -> str | None:
                 if isinstance(value, FunctionCtx):
                     return getattr(value, "_forward_cls", type(value)).__name__
     return None
+
+
+@contextlib.contextmanager
+def refusing_wrappers(root: nn.Module) -> Iterator[None]:
+    """Refuse losses that run the model inside ``DistributedDataParallel``, while the block runs.
+
+    The wrapper would hang, or raise at its next forward, because scoring never runs the backward that it prepares for.
+    There can be one only where there is a process group.
+
+    Args:
+        root: The model, unwrapped.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: When such a wrapper is called.
+    """
+
+    def check(module: nn.Module, _: Any) -> None:
+        if isinstance(module, nn.parallel.DistributedDataParallel) and unwrap(module) is root:
+            raise ValueError(
+                "losses: must run the model that they are given, found that they run a DistributedDataParallel around "
+                "it; call the argument model in losses(model, batch)"
+            )
+
+    with contextlib.ExitStack() as stack:
+        if dist.is_available() and dist.is_initialized():
+            stack.callback(register_module_forward_pre_hook(check).remove)
+        yield
 
 
 def refuse_hidden(functions: Mapping[str, str | None]) -> None:

@@ -18,6 +18,7 @@ from ..errors import NonFiniteError, TiesWarning
 from ..maskable import Obstacle, refusal, warn_of_skipped
 from ..parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
 from .gradients import UsedWeights
+from .hidden import refusing_wrappers
 from .losses import Batch, TaskLosses, check_losses
 from .task_scores import TaskScores
 
@@ -90,7 +91,7 @@ class ScoreSums:
         """
         tasks: tuple[str, ...] | None = None
         root, used = unwrap(model), UsedWeights(self._keys, self._names, to_mask=self._to_mask)
-        with undisturbed(model, self._keys), used.recording():
+        with undisturbed(model, self._keys), used.recording(), refusing_wrappers(root):
             for number, batch in enumerate(batches):
                 used.begin()
                 by_task = check_losses(losses(root, batch), tasks, number)
