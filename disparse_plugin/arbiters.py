@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean
+from .whole_numbers import whole_number
 
 Arbiter: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -171,11 +172,7 @@ def at_least(k: int) -> AtLeast:
         >>> at_least(2)(torch.tensor([[0.1], [0.9], [0.4]]))
         tensor([0.4000])
     """
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: must be an int, found {type(k).__name__}: {k!r}; pass how many tasks must want a weight")
-    if k < 1:
-        raise ValueError(f"k: must be at least 1, found {k}; at_least(1) is 'unanimous'")
-    return AtLeast(k)
+    return AtLeast(whole_number("k", k, least=1))
 
 
 def resolve(arbiter: str | Arbiter, argument: str = "arbiter") -> Arbiter:

@@ -63,6 +63,11 @@ class Criterion:
         """Whether the scores are shares of their layer already, as :func:`lamp_scores` makes them."""
         return self.per_layer is lamp_scores
 
+    @property
+    def may_write(self) -> bool:
+        """Whether ``score`` may change its arguments in place: none of this package does."""
+        return all(self.score is not own for own in _OWN_SCORES)
+
     def complete(self, weight: Tensor, total: Tensor) -> Tensor:
         """Take the last steps, once the scores of all batches and ranks are added up.
 
@@ -70,7 +75,9 @@ class Criterion:
             weight: The alive weights of one layer, 1-D.
             total: Their added up scores, same shape.
         """
-        score = total if self.finish is None else self.finish(weight.to(total.dtype), total)
+        score = total
+        if self.finish is not None:  # one of the user's own may work in place, on a copy
+            score = self.finish(weight.to(total.dtype, copy=not isinstance(self.finish, _Damping)), total)
         return score if self.per_layer is None else self.per_layer(score)
 
 
@@ -328,3 +335,4 @@ def _damped_by_name(arguments: str) -> Criterion:
 _WRAPPERS: dict[str, Callable[[str], Criterion]] = {"layer_adaptive": layer_adaptive, "damped": _damped_by_name}
 _CRITERIA["lamp"] = dataclasses.replace(layer_adaptive("magnitude"), name="lamp")
 _BUILT_IN = frozenset(_CRITERIA)
+_OWN_SCORES = tuple(criterion.score for criterion in _CRITERIA.values())

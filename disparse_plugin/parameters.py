@@ -83,6 +83,8 @@ def left_in(
     pairs = list(parameters)
     if isinstance(exclude, str | nn.Module):
         raise TypeError(f"{argument}: must be a list, found {type(exclude).__name__}; write [{_shown(exclude)}]")
+    if not isinstance(exclude, Iterable):
+        raise TypeError(f"{argument}: must be a list of modules, names or patterns, found {type(exclude).__name__}")
     entries = list(exclude)
     if not entries:
         return pairs
@@ -129,7 +131,13 @@ def _shown(entry: object) -> str:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile`` wrappers."""
+    """Return the module inside ``DistributedDataParallel``, ``DataParallel`` and ``torch.compile`` wrappers.
+
+    Raises:
+        TypeError: If it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: must be a torch.nn.Module, found {type(model).__name__}")
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module

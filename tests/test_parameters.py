@@ -41,6 +41,7 @@ def test_what_is_left(exclude, gone):
         (["nothing.*"], ValueError, r"exclude: every entry must be .* found 'nothing\.\*'"),
         ([nn.Linear(5, 6)], ValueError, "found a Linear; take it from the same model"),
         ([3], TypeError, "exclude: every entry must be a module, a name or a glob pattern, found int: 3"),
+        (3, TypeError, "exclude: must be a list of modules, names or patterns, found int"),
         ("heads", TypeError, r"exclude: must be a list, found str; write \['heads'\]"),
     ],
 )

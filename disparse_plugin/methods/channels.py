@@ -14,6 +14,7 @@ from ..agreement.ranking import lowest, ranks
 from ..arbiters import Arbiter
 from ..parameters import ParameterKey, stored
 from ..scoring.task_scores import TaskScores
+from ..whole_numbers import whole_number
 from .base import ScoredPruning
 
 
@@ -46,9 +47,7 @@ class DiSparseStructured(ScoredPruning):
             ValueError: If ``amount`` is out of range.
         """
         check_amount(amount)
-        if isinstance(dim, bool) or not isinstance(dim, int):
-            raise TypeError(f"dim: must be an int, found {type(dim).__name__}: {dim!r}")
-        self.amount, self.dim = amount, dim
+        self.amount, self.dim = amount, whole_number("dim", dim)
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """Return the mask that leaves out the channels with the lowest scores; called by torch.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..agreement.patterns import best_in_blocks
+from ..whole_numbers import whole_number
 from .base import ScoredPruning
 
 
@@ -40,11 +41,10 @@ class DiSparseSemiStructured(ScoredPruning):
             ValueError: If not ``0 <= n <= m`` and ``m >= 1``.
         """
         for name, value in (("n", n), ("m", m)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: must be an int, found {type(value).__name__}: {value!r}")
+            whole_number(name, value)
         if not 0 <= n <= m or m < 1:
             raise ValueError(f"n: must be in [0, m] with m of at least 1, found n={n}, m={m}; 2:4 is n=2, m=4")
-        self.n, self.m = n, m
+        self.n, self.m = int(n), int(m)
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         """Return the mask that keeps at most n of every m; called by torch.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .._support.whole_numbers import whole_number
+from ..whole_numbers import whole_number
 from .losses import Batch
 
 

@@ -18,11 +18,23 @@ def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]], skipped: Ma
         skipped: What was left out of scoring, for the message.
 
     Raises:
+        TypeError: If the scores are no mapping from task name to mappings.
         ValueError: If not.
     """
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            f"scores: must be a mapping from task to the scores of its parameters, found {type(scores).__name__}"
+        )
     if not scores:
         raise ValueError("scores: at least one task is needed, found none")
     for task, table in scores.items():
+        if not isinstance(task, str):
+            raise TypeError(f"scores: task names must be str, found {type(task).__name__}: {task!r}")
+        if not isinstance(table, Mapping):
+            raise TypeError(
+                f"scores: those of task {task!r} must be a mapping from (module, name) to tensor, found "
+                f"{type(table).__name__}"
+            )
         if not table:
             perhaps = f", or all it reaches is left out: {', '.join(skipped)}" if skipped else ""
             raise ValueError(

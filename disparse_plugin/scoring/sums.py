@@ -241,7 +241,7 @@ def accumulate(rule: Criterion, weight: Tensor, grad: Tensor, total: Tensor | No
 
     Args:
         rule: The criterion.
-        weight: The effective weight.
+        weight: The effective weight. A criterion that works in place is given a copy.
         grad: The gradient of one task's loss with respect to it, same shape.
         total: The sum so far, or None before the first batch.
         name: What messages call the parameter.
@@ -261,9 +261,9 @@ def accumulate(rule: Criterion, weight: Tensor, grad: Tensor, total: Tensor | No
     dtype = score_dtype(weight)
     fresh = total is None
     total = torch.empty_like(weight, dtype=dtype) if total is None else total
-    found = []
+    found, copied = [], rule.may_write
     for w, g, part in _pieces(rule, weight.detach(), grad.detach(), total):
-        score = _checked(rule, w.to(dtype), g.to(dtype), name).to(dtype)
+        score = _checked(rule, w.to(dtype, copy=copied), g.to(dtype, copy=copied), name).to(dtype)
         found.append(extremes(score))
         part.copy_(score) if fresh else part.add_(score)
     return total, found[0] if len(found) == 1 else extremes(torch.stack(found))

@@ -105,7 +105,7 @@ class TaskScores(Tabular):
         self.num_batches = num_batches
         self.shares = shares
         self._tables = {
-            task: MappingProxyType({key: table[key] for key in self.parameters if key in table})
+            task: MappingProxyType({key: _plain(table[key]) for key in self.parameters if key in table})
             for task, table in scores.items()
         }
 
@@ -342,3 +342,9 @@ class TaskScores(Tabular):
         """
         tables, rest = read_scores(path, model)
         return cls(model, tables, **rest)
+
+
+def _plain(score: Tensor) -> Tensor:
+    """Give a score no history, and at least single precision, in which scores are told apart."""
+    score = score.detach()
+    return score if score.dtype in (torch.float32, torch.float64) else score.float()

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.utils import parametrizations, prune
+from torch.utils.data import DataLoader
 
 from disparse_plugin import TaskScores, disparse_static, prunable_parameters, score_tasks
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
@@ -30,6 +31,11 @@ def detached(losses, _):
 
 
 LOSSES = {
+    "predictions of a detector": (
+        lambda x, _: [{"boxes": x["a"]}],
+        TypeError,
+        r"found list in batch 0; .*these look like predictions: .* after model\.train\(\) only",
+    ),
     "not a mapping": (lambda x, _: list(x.values()), TypeError, "must return a mapping .* found list in batch 0"),
     "empty": (lambda *_: {}, ValueError, "losses: must return at least one task, found an empty mapping in batch 0"),
     "no names": (lambda x, _: {1: x["a"]}, TypeError, "losses: task names must be str, found 1 of type int"),
@@ -92,6 +98,17 @@ def test_a_gradient_that_is_not_finite_names_task_batch_and_parameter():
         ([], {}, ValueError, "data: must hold at least one batch, found none"),
         (iter([]), {"num_batches": 2}, ValueError, "data: must hold at least one batch, found none"),
         (None, {}, TypeError, "data: must be an iterable of batches, found NoneType"),
+        (
+            BATCHES[0][0],
+            {},
+            TypeError,
+            r"data: must be an iterable .* found one Tensor; a single batch is data=\[batch\]",
+        ),
+        ({"image": BATCHES[0][0]}, {}, TypeError, "data: must be an iterable of batches, found one dict"),
+        ([DataLoader([1, 2])], {}, TypeError, "data: .* found a DataLoader in it, which holds batches .* data=loader"),
+        (BATCHES, {"num_batches": True}, TypeError, "num_batches: must be an int .* found bool"),
+        (BATCHES, {"exclude": 3}, TypeError, "exclude: must be a list"),
+        (BATCHES, {"criterion": None}, TypeError, "criterion: must be a name or a callable"),
         (BATCHES, {"num_batches": 5}, ValueError, "found 5 with 3 in data; pass num_batches=3, or cycle"),
         (iter(BATCHES), {"num_batches": 5}, ValueError, "found 5 with 3 in data"),
         (iter(BATCHES), {"num_batches": 5, "cycle": True}, ValueError, "found 5 with 3 in data"),
@@ -129,6 +146,22 @@ def test_parameters(choose, error, message):
     with pytest.raises(error, match=message):
         score_tasks(model, digit_losses, BATCHES, parameters=chosen)
     before.check()
+
+
+@pytest.mark.parametrize(
+    ("model", "losses", "message"),
+    [
+        ("resnet", digit_losses, "model: must be a torch.nn.Module, found str"),
+        (None, digit_losses, "model: must be a torch.nn.Module, found NoneType"),
+        (TwoHeads(), None, "losses: must be a function of model and batch .* found NoneType"),
+        (TwoHeads(), {"a": 1.0}, "losses: must be a function of model and batch .* found dict"),
+        (TwoHeads(), nn.MSELoss(), "losses: must be a function of model and batch .* found MSELoss"),
+    ],
+)
+def test_what_is_no_model_and_no_function(model, losses, message):
+    for call in (score_tasks, lambda *arguments: disparse_static(*arguments, 0.9)):
+        with pytest.raises(TypeError, match=message):
+            call(model, losses, BATCHES)
 
 
 class _Attention(nn.Module):
@@ -235,6 +268,14 @@ def test_prunable_parameters_of_another_model():
 @pytest.mark.parametrize(
     ("tables", "error", "message"),
     [
+        (lambda layer: None, TypeError, "scores: must be a mapping from task .* found NoneType"),
+        (lambda layer: {0: {}}, TypeError, "scores: task names must be str, found int: 0"),
+        (lambda layer: {"a": [torch.ones(2, 2)]}, TypeError, r"those of task 'a' must be a mapping .* found list"),
+        (
+            lambda layer: {"a": {"0.weight": torch.ones(2, 2)}},
+            TypeError,
+            r"be a \(module, name\) pair, found str '0\.we",
+        ),
         (lambda layer: {}, ValueError, "scores: at least one task"),
         (lambda layer: {"a": {}}, ValueError, "found none for task 'a'"),
         (lambda layer: {"a": {(layer, "weight"): torch.ones(3)}}, ValueError, r"shape \(2, 2\), found \(3,\)"),
@@ -264,6 +305,20 @@ def test_arbiters(arbiter, error, message):
     for call in (scores.importance, lambda rule: scores.masks(0.5, rule)):
         with pytest.raises(error, match=message):
             call(arbiter)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.float32, torch.float64])
+def test_scores_of_any_type_with_a_history_shared_by_two_tasks(dtype):
+    """Fifty numbers that bfloat16 tells apart, with a history of gradients, twice the same."""
+    model = nn.Sequential(nn.Linear(10, 5))
+    order = torch.randperm(50).reshape(5, 10)
+    score = torch.nn.Parameter(order.to(dtype))
+    scores = TaskScores(model, {task: {(model[0], "weight"): score} for task in "ab"})
+    key = (model[0], "weight")
+    assert not scores["a"][key].requires_grad
+    torch.testing.assert_close(scores.importance()[key], (order + 1).double() / 50)
+    assert torch.equal(scores.masks(0.5)[key], order >= 25)
+    assert torch.equal(score.detach(), order.to(dtype))
 
 
 def test_scores_know_their_tasks():

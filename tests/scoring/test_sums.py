@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from disparse_plugin import score_tasks
 from disparse_plugin.criteria import Criterion
 from disparse_plugin.scoring import sums
-from networks import TwoHeads, digit_batches, digit_losses, square_losses, vectors
+from networks import Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
 
 @pytest.fixture
@@ -97,3 +97,50 @@ def test_memory_grows_by_two_tensors_per_batch_and_task():
     counts, model = [], TwoHeads()
     score_tasks(model, digit_losses, counting(digit_batches(8)))
     assert counts[7] - counts[2] == 5 * 2 * len(model.heads)
+
+
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.usefixtures("tiny_pieces")
+def test_a_criterion_that_works_in_place_changes_nothing_but_copies(registered):
+    def in_place(weight, grad):
+        return weight.mul_(grad).abs_()
+
+    def beside(weight, grad):
+        return (weight * grad).abs()
+
+    class Sum(nn.Module):
+        """Two weights whose gradients are one tensor."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 4, bias=False), nn.Linear(5, 4, bias=False)
+
+        def forward(self, x):
+            return {"t": self.a(x) + self.b(x)}
+
+    for model, losses, batches in (
+        (TwoHeads().eval(), digit_losses, digit_batches()),
+        (Sum(), square_losses, vectors()),
+    ):
+        before = Snapshot(model)
+        scores = score_tasks(model, losses, batches, criterion=Criterion("mine", in_place, elementwise=registered))
+        before.check()
+        expected = score_tasks(model, losses, batches, criterion=beside)
+        for task in scores:
+            assert all(torch.equal(scores[task][key], score) for key, score in expected[task].items())
+
+
+def test_a_last_step_that_works_in_place_changes_nothing_but_copies():
+    model = TwoHeads().eval()
+    before = Snapshot(model)
+    rule = Criterion("mine", lambda weight, grad: grad.abs(), finish=lambda weight, total: weight.abs_().add_(total))
+    score_tasks(model, digit_losses, digit_batches(1), criterion=rule)
+    before.check()
+
+
+def test_the_package_s_own_criteria_are_given_no_copies():
+    """A copy of every weight for every task and batch is a third of what scoring costs beyond the gradients."""
+    from disparse_plugin.criteria import resolve
+
+    assert not any(resolve(name).may_write for name in ("snip", "magnitude", "fisher", "lamp", "damped(taylor, 0.5)"))
+    assert resolve(lambda weight, grad: grad.abs()).may_write

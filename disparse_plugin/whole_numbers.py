@@ -5,13 +5,13 @@ from __future__ import annotations
 import numbers
 
 
-def whole_number(argument: str, value: object, *, least: int, otherwise: str = "") -> int:
+def whole_number(argument: str, value: object, *, least: int | None = None, otherwise: str = "") -> int:
     """Return an option as an int.
 
     Args:
         argument: What messages call it.
         value: What the user passed.
-        least: The smallest value that is allowed.
+        least: The smallest value that is allowed, if there is one.
         otherwise: What else the option may be, for the message, e.g. ``" or None"``.
 
     Raises:
@@ -28,6 +28,6 @@ def whole_number(argument: str, value: object, *, least: int, otherwise: str = "
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{argument}: must be an int{otherwise}, found {type(value).__name__}: {value!r}")
-    if value < least:
+    if least is not None and value < least:
         raise ValueError(f"{argument}: must be at least {least}, found {value}")
     return int(value)
