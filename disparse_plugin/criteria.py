@@ -97,6 +97,7 @@ def register(
         replace: Whether it may take the place of a criterion of this package.
 
     Raises:
+        TypeError: If a name is no str.
         ValueError: If a name is one of this package's, unless ``replace``.
 
     Example:
@@ -106,6 +107,9 @@ def register(
         >>> resolve("cubic").name
         'cubic'
     """
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"names: must be str, found {type(name).__name__}")
     taken = sorted(_BUILT_IN.intersection(names))
     if taken and not replace:
         raise ValueError(f"names: must not be of this package, found {taken[0]!r}; choose another, or replace=True")
@@ -169,10 +173,16 @@ def lamp_scores(scores: Tensor) -> Tensor:
     Returns:
         Values in [0, 1], same shape and type; the order within the layer is unchanged. All zeros stay zero.
 
+    Raises:
+        TypeError: If ``scores`` is no tensor.
+        ValueError: If it is not 1-D.
+
     Example:
         >>> lamp_scores(torch.tensor([1.0, 3.0, 2.0]))
         tensor([0.0714, 1.0000, 0.3077])
     """
+    if not isinstance(scores, Tensor):
+        raise TypeError(f"scores: must be a tensor, found {type(scores).__name__}")
     if scores.dim() != 1:
         raise ValueError(f"scores: must be those of one layer, 1-D, found shape {tuple(scores.shape)}; flatten them")
     if scores.numel() == 0:
@@ -297,7 +307,7 @@ def resolve(criterion: str | Criterion | ScoreFunction) -> Criterion:
         return criterion
     if isinstance(criterion, str):
         return _by_name(criterion)
-    if callable(criterion):
+    if callable(criterion) and not isinstance(criterion, type):
         return Criterion(getattr(criterion, "__name__", type(criterion).__name__), criterion)
     raise TypeError(
         f"criterion: must be a name or a callable(weight, grad), found {type(criterion).__name__}: {criterion!r}"

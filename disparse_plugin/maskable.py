@@ -79,8 +79,8 @@ def select(model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude:
         (('0.weight',), {'1.weight': 'one computed by a parametrization (weight_norm, spectral_norm, ...)'})
     """
     listed = parameters is not None
-    pairs = prunable_parameters(model) if parameters is None else _checked_pairs(parameters)
-    pairs = left_in(model, pairs, exclude or ())
+    pairs = prunable_parameters(model) if parameters is None else checked_pairs(parameters)
+    pairs = left_in(model, pairs, () if exclude is None else exclude)
     names = qualified_names(model, pairs)
     _check_once(names)
     obstacles = dict(_obstacles(model, dict(zip(pairs, names, strict=True))))
@@ -168,7 +168,12 @@ def _nothing(obstacles: Mapping[str, Obstacle]) -> str:
     return f"{rule} that can be masked: {_with_reasons(reasons)}"
 
 
-def _checked_pairs(parameters: object) -> list[ParameterKey]:
+def checked_pairs(parameters: object) -> list[ParameterKey]:
+    """Return a list of pairs, if it is one.
+
+    Raises:
+        TypeError: If not.
+    """
     advice = "use prunable_parameters(model) or e.g. [(model.conv1, 'weight')]"
     if isinstance(parameters, str | nn.Module | Tensor | Mapping) or not isinstance(parameters, Iterable):
         raise TypeError(

@@ -44,7 +44,7 @@ def prunable_parameters(model: nn.Module, *, exclude: Exclude = ()) -> list[Para
         ``(module, "weight")`` pairs in the order of ``model.modules()``, each module once.
 
     Raises:
-        TypeError: If an entry of ``exclude`` is neither a module nor a string.
+        TypeError: If ``model`` is no module, or an entry of ``exclude`` is neither a module nor a string.
         ValueError: If an entry of ``exclude`` is nothing of ``model``.
 
     Example:
@@ -54,7 +54,7 @@ def prunable_parameters(model: nn.Module, *, exclude: Exclude = ()) -> list[Para
         >>> len(prunable_parameters(net, exclude=[net[3]])), len(prunable_parameters(net, exclude=["0.*"]))
         (1, 1)
     """
-    return left_in(model, [(m, "weight") for m in model.modules() if isinstance(m, _PRUNABLE)], exclude)
+    return left_in(model, [(m, "weight") for m in unwrap(model).modules() if isinstance(m, _PRUNABLE)], exclude)
 
 
 def left_in(

@@ -116,6 +116,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: If it cannot be written, e.g. because the disk is full; the error names ``path``.
     """
+    _check_path(path)
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     with _naming(path), contextlib.ExitStack() as stack:
@@ -166,10 +167,17 @@ def check_exists(path: str | Path) -> None:
     """Check that there is a file.
 
     Raises:
+        TypeError: If ``path`` is no path.
         FileNotFoundError: If there is none.
     """
+    _check_path(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"path: must be an existing file, found none at {path}")
+
+
+def _check_path(path: object) -> None:
+    if isinstance(path, bytes) or not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path: must be a str or a Path, found {type(path).__name__}")
 
 
 def packed_bits(mask: Tensor) -> Tensor:

@@ -139,6 +139,7 @@ def _score(
     root = unwrap(model)
     with failing_together():
         check_callable_losses(losses)
+        _check_observer(observe)
         rule = resolve(criterion)
         selection = select(root, parameters, exclude)
         sums = ScoreSums(
@@ -147,3 +148,11 @@ def _score(
         sums.add_batches(model, losses, data.batches(), observe=observe)
     sums.add_ranks()
     return sums.finish(root)
+
+
+def _check_observer(observe: object) -> None:
+    if observe is not None and (
+        isinstance(observe, type) or not (hasattr(observe, "begin") and hasattr(observe, "add"))
+    ):
+        found = f"the class {observe.__name__}" if isinstance(observe, type) else type(observe).__name__
+        raise TypeError(f"observe: must be an observer such as GradientConflict(), or None, found {found}")

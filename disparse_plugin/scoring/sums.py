@@ -94,7 +94,7 @@ class ScoreSums:
         with undisturbed(model, self._keys), used.recording(), refusing_wrappers(root):
             for number, batch in enumerate(batches):
                 used.begin()
-                by_task = check_losses(losses(root, batch), tasks, number)
+                by_task = check_losses(_run(losses, root, batch, number), tasks, number)
                 tasks = tuple(by_task) if same_tasks else None
                 self._add_losses(by_task)
                 if observe is not None:
@@ -232,6 +232,18 @@ class ScoreSums:
                     f"parameter {self._names[index]} (criterion {self._rule.name!r}); check for a division by zero, a "
                     "square root at zero or an overflow in the loss"
                 )
+
+
+def _run(losses: TaskLosses, model: nn.Module, batch: Batch, number: int) -> object:
+    """Call a user's losses; an error of theirs says on what."""
+    try:
+        return losses(model, batch)
+    except Exception as error:
+        error.add_note(
+            f"raised by losses(model, batch) on batch {number} of data, a {type(batch).__name__}; data must be an "
+            "iterable of batches, a single batch is data=[batch]"
+        )
+        raise
 
 
 def accumulate(rule: Criterion, weight: Tensor, grad: Tensor, total: Tensor | None, name: str) -> tuple[Tensor, Tensor]:

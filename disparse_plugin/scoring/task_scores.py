@@ -21,7 +21,7 @@ from ..agreement.patterns import WEIGHTS, Pattern, Place, Weights, spread
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import distinct
 from ..arbiters import Arbiter
-from ..maskable import check_parameters
+from ..maskable import check_parameters, checked_pairs
 from ..parameters import ParameterKey, alive_mask, qualified_names, stored, unwrap
 from .checks import check_tables, check_tasks
 from .files import read_scores, write_scores
@@ -87,9 +87,11 @@ class TaskScores(Tabular):
             ValueError: If there is no task, a task reaches no parameter, a shape differs, a score is not finite, or a
                 parameter is refused by :func:`disparse_plugin.maskable.check_parameters`.
         """
+        if not (skipped is None or isinstance(skipped, Mapping)):
+            raise TypeError(f"skipped: must be a mapping from name to reason, found {type(skipped).__name__}")
         check_tasks(scores, skipped)
         root = unwrap(model)
-        reached = {key for table in scores.values() for key in table}
+        reached = set(checked_pairs([key for table in scores.values() for key in table]))
         if parameters is None:
             order = {module: place for place, module in enumerate(root.modules())}
             parameters = sorted(reached, key=lambda key: (order.get(key[0], -1), key[1]))
@@ -115,7 +117,7 @@ class TaskScores(Tabular):
         Raises:
             KeyError: If there is no such task.
         """
-        if task not in self._tables:
+        if not isinstance(task, str) or task not in self._tables:
             raise KeyError(f"task: must be one of {', '.join(self.tasks)}, found {task!r}")
         return self._tables[task]
 
@@ -178,7 +180,12 @@ class TaskScores(Tabular):
 
         Returns:
             Task names, in the order of ``tasks``; empty for a parameter that no task reaches.
+
+        Raises:
+            TypeError: If ``module`` is no module.
         """
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module: must be a module of the model, found {type(module).__name__}")
         return tuple(task for task in self.tasks if (module, name) in self._tables[task])
 
     def importance(self, arbiter: str | Arbiter = "unanimous", *, min_keep: float = 0) -> dict[ParameterKey, Tensor]:

@@ -11,6 +11,8 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader
 
 from disparse_plugin import TaskScores, disparse_static, prunable_parameters, score_tasks
+from disparse_plugin.analysis import GradientConflict
+from disparse_plugin.criteria import Criterion
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
 BATCHES = digit_batches(3)
@@ -108,6 +110,14 @@ def test_a_gradient_that_is_not_finite_names_task_batch_and_parameter():
         ([DataLoader([1, 2])], {}, TypeError, "data: .* found a DataLoader in it, which holds batches .* data=loader"),
         (BATCHES, {"num_batches": True}, TypeError, "num_batches: must be an int .* found bool"),
         (BATCHES, {"exclude": 3}, TypeError, "exclude: must be a list"),
+        (
+            BATCHES,
+            {"observe": GradientConflict},
+            TypeError,
+            "observe: must be an observer .* found the class GradientC",
+        ),
+        (BATCHES, {"observe": 3}, TypeError, "observe: must be an observer such as .* found int"),
+        (BATCHES, {"criterion": Criterion}, TypeError, "criterion: must be a name or a callable"),
         (BATCHES, {"criterion": None}, TypeError, "criterion: must be a name or a callable"),
         (BATCHES, {"num_batches": 5}, ValueError, "found 5 with 3 in data; pass num_batches=3, or cycle"),
         (iter(BATCHES), {"num_batches": 5}, ValueError, "found 5 with 3 in data"),
@@ -162,6 +172,12 @@ def test_what_is_no_model_and_no_function(model, losses, message):
     for call in (score_tasks, lambda *arguments: disparse_static(*arguments, 0.9)):
         with pytest.raises(TypeError, match=message):
             call(model, losses, BATCHES)
+
+
+def test_an_error_of_the_losses_says_on_which_batch():
+    with pytest.raises(ValueError, match="to unpack") as caught:
+        score_tasks(TwoHeads(), digit_losses, [BATCHES[0], "an image"])
+    assert any("on batch 1 of data, a str; data must be an iterable" in note for note in caught.value.__notes__)
 
 
 class _Attention(nn.Module):
@@ -269,6 +285,11 @@ def test_prunable_parameters_of_another_model():
     ("tables", "error", "message"),
     [
         (lambda layer: None, TypeError, "scores: must be a mapping from task .* found NoneType"),
+        (
+            lambda layer: {"a": {None: torch.ones(2, 2)}},
+            TypeError,
+            "every entry must be a .module, name. pair, found a N",
+        ),
         (lambda layer: {0: {}}, TypeError, "scores: task names must be str, found int: 0"),
         (lambda layer: {"a": [torch.ones(2, 2)]}, TypeError, r"those of task 'a' must be a mapping .* found list"),
         (
@@ -323,8 +344,13 @@ def test_scores_of_any_type_with_a_history_shared_by_two_tasks(dtype):
 
 def test_scores_know_their_tasks():
     scores = score_tasks(TwoHeads(), digit_losses, BATCHES)
-    with pytest.raises(KeyError, match="task: must be one of a, b, found 'c'"):
-        scores["c"]
+    for task in ("c", ["a"]):
+        with pytest.raises(KeyError, match="task: must be one of a, b, found"):
+            scores[task]
+    with pytest.raises(TypeError, match="module: must be a module of the model, found str"):
+        scores.tasks_reaching("trunk.0", "weight")
+    with pytest.raises(TypeError, match="path: must be a str or a Path, found int"):
+        scores.save(3)
     assert list(scores) == ["a", "b"]
     assert len(scores) == 2
     assert "a" in scores
