@@ -1,0 +1,115 @@
+"""Masks and importance on an accelerator: those of the CPU, entry by entry, and in the same place as the weights."""
+
+import math
+
+import pytest
+import torch
+
+from disparse_plugin import at_least, disparse_static, score_tasks
+from networks import TwoHeads, digit_batches, digit_losses
+from tied_scores import SCORES, WEIGHTS, Tied
+
+ARBITERS = ("unanimous", "majority", "mean", "any", at_least(2))
+SHAPES = ((8, 4), (4, 4, 3, 3), (5, 8), (3, 12))
+
+
+def drawn(seed, tied, masked):
+    """Three tasks on four tensors; every score ties with many others, or none does."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(values, size):
+        return [values[place] for place in torch.randint(len(values), (size,), generator=generator).tolist()]
+
+    sizes = [math.prod(shape) for shape in SHAPES]
+    reach = {"a": (0, 1, 2), "b": (0, 1, 3), "c": (0, 3)}
+    tables = {
+        task: {
+            index: some(SCORES, sizes[index]) if tied else torch.randn(sizes[index], generator=generator).tolist()
+            for index in reached
+        }
+        for task, reached in reach.items()
+    }
+    weights = [some(WEIGHTS, size) for size in sizes]
+    alive = [some([True, True, False], size) if masked else [True] * size for size in sizes]
+    return Tied(list(SHAPES), tables, weights, alive)
+
+
+CUTS = {
+    "a share": {"amount": 0.6},
+    "nothing": {"amount": 0},
+    "all": {"amount": 1.0},
+    "floors": {"amount": 0.8, "min_keep": 5},
+    "parts": {"amount": {"shared": 0.7, "a": 0.2, "b": 0, "c": 0}, "min_keep": 0.05},
+    "blocks": {"pattern": "2:4"},
+    "channels": {"amount": 0.5, "pattern": "channels"},
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_masks(device, tied, masked, cut):
+    case = drawn(0, tied, masked)
+    _, there = case.build(device)
+    _, here = case.build()
+    for arbiter in ARBITERS:
+        found, expected = there.masks(arbiter=arbiter, **CUTS[cut]), here.masks(arbiter=arbiter, **CUTS[cut])
+        for one, other in zip(found.values(), expected.values(), strict=True):
+            assert one.device.type == device.type
+            assert torch.equal(one.cpu(), other)
+
+
+@pytest.mark.parametrize("min_keep", [0, 3])
+@pytest.mark.parametrize("masked", [False, True])
+def test_importance(device, masked, min_keep):
+    case = drawn(1, True, masked)
+    _, there = case.build(device)
+    _, here = case.build()
+    for arbiter in ARBITERS:
+        found, expected = (scores.importance(arbiter, min_keep=min_keep) for scores in (there, here))
+        for one, other in zip(found.values(), expected.values(), strict=True):
+            assert one.device.type == device.type
+            assert torch.equal(one.cpu(), other)
+
+
+def moved(batches, device):
+    return [tuple(part.to(device) for part in batch) for batch in batches]
+
+
+@pytest.mark.parametrize("criterion", ["snip", "fisher", "layer_adaptive(taylor)", "magnitude"])
+def test_scores_and_files(device, criterion, tmp_path):
+    model = TwoHeads().eval()
+    here = score_tasks(model, digit_losses, digit_batches(), criterion=criterion)
+    model.to(device)
+    there = score_tasks(model, digit_losses, moved(digit_batches(), device), criterion=criterion)
+    there.save(tmp_path / "scores.safetensors")
+    again = type(there).load(tmp_path / "scores.safetensors", model)
+    for task in here:
+        for key, one, other in zip(there[task], there[task].values(), here[task].values(), strict=True):
+            assert torch.allclose(one.cpu(), other, rtol=1e-4)
+            assert torch.equal(again[task][key], one)
+            assert again[task][key].device == key[0].weight.device
+
+
+@pytest.mark.parametrize("pattern", ["weights", "2:4", "channels"])
+def test_the_default_device_may_be_the_accelerator_or_the_cpu(device, pattern):
+    """Where the model is not on the default device, nothing of ours may land there."""
+    options = {"pattern": pattern, "amount": None if pattern == "2:4" else 0.5, "exclude": ["trunk.0"]}
+    masks = []
+    for where in (device, torch.device("cpu")):
+        model = TwoHeads(width=4).eval()
+        with torch.no_grad():
+            for index, parameter in enumerate(model.parameters()):
+                parameter.copy_(torch.sin(torch.arange(float(parameter.numel())) * (index + 1)).view_as(parameter))
+        model, batches = model.to(where), moved(digit_batches(), where)
+        torch.set_default_device(device if where.type == "cpu" else "cpu")
+        try:
+            scores = disparse_static(model, digit_losses, batches, **options)
+            assert all(module.weight_mask.device == module.weight_orig.device for module, _ in scores.parameters)
+            importance = scores.importance()
+        finally:
+            torch.set_default_device(None)
+        assert all(importance[key].device == key[0].weight_orig.device for key in scores.parameters)
+        masks.append([module.weight_mask.cpu() for module, _ in scores.parameters])
+    assert [mask.shape for mask in masks[0]] == [mask.shape for mask in masks[1]]
+    assert sum(int((one != other).sum()) for one, other in zip(*masks, strict=True)) <= 4, "rounding of scores only"
