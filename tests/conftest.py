@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(config, items):
     """Let no warning pass unseen here, without forcing that on tests elsewhere; a test's own filters come after."""
     for item in items:
         item.add_marker(pytest.mark.filterwarnings("error", *IGNORED), append=False)
-    wanted = [item for item in items if ("device" if SIMULATED else "waits") in item.fixturenames]
+    chosen = {"device", "accelerator"} if SIMULATED else {"waits"}
+    wanted = [item for item in items if not chosen.isdisjoint(item.fixturenames)]
     others = [item for item in items if item not in wanted]
     kept, left = (wanted, others) if SIMULATED else (others, wanted)
     config.hook.pytest_deselected(items=left)
@@ -55,6 +56,11 @@ CUDA = pytest.param(
 
 @pytest.fixture(params=["simulated"] if SIMULATED else ["cpu", CUDA])
 def device(request):
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["simulated"] if SIMULATED else [CUDA])
+def accelerator(request):
     return torch.device(request.param)
 
 

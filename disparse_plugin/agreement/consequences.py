@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from .._support.user_warning import warn_user
 from ..errors import EmptyTensorWarning, TiesWarning
 from .candidates import Candidates
-from .ranking import count_true, positions
+from .ranking import counts_true
 
 _SHOWN = 8
 
@@ -27,26 +29,15 @@ def warn_of_ties_at_zero(candidates: Candidates, gone: Sequence[Tensor]) -> None
         candidates: What was ranked.
         gone: What goes: bool, 1-D, one for each parameter.
     """
-    going = total = 0
-    for rows, mark in zip(candidates.scores, gone, strict=True):
-        places = _zero_for_all(list(rows.values()))
-        total += places.numel()
-        going += count_true(mark[places])
+    zero = [functools.reduce(torch.logical_and, [row == 0 for row in rows.values()]) for rows in candidates.scores]
+    total = sum(counts_true(zero))
+    going = sum(counts_true([marks & mark for marks, mark in zip(zero, gone, strict=True)])) if total else 0
     if 0 < going < total:
         warn_user(
             f"scores: the cut falls among the {total:,} of {sum(candidates.sizes):,} that score exactly zero for every "
             f"task that reaches them; of these the smaller magnitudes go. {LIKELY_CAUSES_OF_ZEROS}",
             TiesWarning,
         )
-
-
-def _zero_for_all(rows: Sequence[Tensor]) -> Tensor:
-    """Return the positions at which all rows are zero; most often few are, for one of the tasks at least."""
-    fewest = max(rows, key=lambda row: int(row.count_nonzero()))
-    places = positions(fewest == 0)
-    for row in rows:
-        places = places[row[places] == 0]
-    return places
 
 
 def warn_of_empty_tensors(
@@ -60,7 +51,7 @@ def warn_of_empty_tensors(
         gone: What goes: bool, 1-D, one for each parameter.
         unit: What ``min_keep`` counts.
     """
-    emptied = [mark.numel() > 0 and count_true(mark) == mark.numel() for mark in gone]
+    emptied = [mark.numel() > 0 and count == mark.numel() for mark, count in zip(gone, counts_true(gone), strict=True)]
     left = any(mark.numel() > 0 and not empty for mark, empty in zip(gone, emptied, strict=True))
     if not any(emptied) or not left:
         return

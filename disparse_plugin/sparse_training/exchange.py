@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
-from ..agreement.ranking import count_true, highest, lowest, ranks
+from ..agreement.ranking import count_true, highest, lowest, positions, ranks
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 
 
@@ -102,9 +102,12 @@ def smallest(weight: Tensor, alive: Tensor, count: int) -> Tensor:
         >>> smallest(torch.tensor([0.1, -3.0, 0.2, 2.0]), torch.tensor([False, True, True, True]), 2).tolist()
         [False, False, True, True]
     """
+    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    if weight.device.type != "cpu":  # to gather would let the host wait
+        magnitudes = weight.detach().abs().to(exact).masked_fill(~alive, torch.inf)
+        return lowest(magnitudes.reshape(-1), count).view(alive.shape)
     marked = torch.zeros_like(alive)
-    magnitudes = weight.detach()[alive].abs()
-    marked[alive] = lowest(magnitudes.float() if magnitudes.dtype != torch.float64 else magnitudes, count)
+    marked[alive] = lowest(weight.detach()[alive].abs().to(exact), count)
     return marked
 
 
@@ -158,9 +161,12 @@ def wanted_by_any(scores: Mapping[str, Tensor], count: int) -> Tensor:
         flat = score.reshape(-1)
         top = highest(flat, count)
         best[top] = torch.maximum(best[top], ranks(flat[top]).double() + 1)
-    wanted = best.nonzero().flatten()
     marked = torch.zeros(like.numel(), dtype=torch.bool, device=like.device)
-    marked[wanted[highest(best[wanted], count)]] = True
+    if like.device.type == "cpu":
+        wanted = positions(best != 0)
+        marked[wanted[highest(best[wanted], count)]] = True
+    else:
+        marked.index_fill_(0, highest(best, count), True)
     return marked.reshape(like.shape)
 
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from .._support.distributed import check_same_tensors, failing_together
 from .._support.files import packed_bits, unpacked_bits
+from ..agreement.ranking import counts_true
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import ParameterKey, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
@@ -138,7 +139,7 @@ class LiveMasks:
         return [self._buffer(key) != 0 for key in self.keys]
 
     def _count(self) -> int:
-        return sum(int(self._buffer(key).count_nonzero()) for key in self.keys)
+        return sum(counts_true(self._read()))
 
     @staticmethod
     def _buffer(key: ParameterKey) -> Tensor:

@@ -16,6 +16,7 @@ from .._support.distributed import check_same, check_same_tensors, failing_toget
 from .._support.user_warning import warn_user
 from ..agreement import patterns
 from ..agreement.patterns import NofM, Pattern
+from ..agreement.ranking import counts_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import check_parameters
@@ -195,7 +196,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             new = chosen
             check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
-        exchanged = [int((after & ~before).sum()) for before, after in zip(alive, new, strict=True)]
+        exchanged = counts_true([after & ~before for before, after in zip(alive, new, strict=True)])
         return MaskUpdate(self.completed, fraction, dict(zip(self.masks.names, exchanged, strict=True)))
 
     def _exchanged(self, batches: Sequence[Batch], alive: Sequence[Tensor], fraction: float) -> list[Tensor] | None:

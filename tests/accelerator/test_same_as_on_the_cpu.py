@@ -48,40 +48,40 @@ CUTS = {
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_masks(device, tied, masked, cut):
+def test_masks(accelerator, tied, masked, cut):
     case = drawn(0, tied, masked)
-    _, there = case.build(device)
+    _, there = case.build(accelerator)
     _, here = case.build()
     for arbiter in ARBITERS:
         found, expected = there.masks(arbiter=arbiter, **CUTS[cut]), here.masks(arbiter=arbiter, **CUTS[cut])
         for one, other in zip(found.values(), expected.values(), strict=True):
-            assert one.device.type == device.type
+            assert one.device.type == accelerator.type
             assert torch.equal(one.cpu(), other)
 
 
 @pytest.mark.parametrize("min_keep", [0, 3])
 @pytest.mark.parametrize("masked", [False, True])
-def test_importance(device, masked, min_keep):
+def test_importance(accelerator, masked, min_keep):
     case = drawn(1, True, masked)
-    _, there = case.build(device)
+    _, there = case.build(accelerator)
     _, here = case.build()
     for arbiter in ARBITERS:
         found, expected = (scores.importance(arbiter, min_keep=min_keep) for scores in (there, here))
         for one, other in zip(found.values(), expected.values(), strict=True):
-            assert one.device.type == device.type
+            assert one.device.type == accelerator.type
             assert torch.equal(one.cpu(), other)
 
 
-def moved(batches, device):
-    return [tuple(part.to(device) for part in batch) for batch in batches]
+def moved(batches, accelerator):
+    return [tuple(part.to(accelerator) for part in batch) for batch in batches]
 
 
 @pytest.mark.parametrize("criterion", ["snip", "fisher", "layer_adaptive(taylor)", "magnitude"])
-def test_scores_and_files(device, criterion, tmp_path):
+def test_scores_and_files(accelerator, criterion, tmp_path):
     model = TwoHeads().eval()
     here = score_tasks(model, digit_losses, digit_batches(), criterion=criterion)
-    model.to(device)
-    there = score_tasks(model, digit_losses, moved(digit_batches(), device), criterion=criterion)
+    model.to(accelerator)
+    there = score_tasks(model, digit_losses, moved(digit_batches(), accelerator), criterion=criterion)
     there.save(tmp_path / "scores.safetensors")
     again = type(there).load(tmp_path / "scores.safetensors", model)
     for task in here:
@@ -92,17 +92,17 @@ def test_scores_and_files(device, criterion, tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["weights", "2:4", "channels"])
-def test_the_default_device_may_be_the_accelerator_or_the_cpu(device, pattern):
+def test_the_default_device_may_be_the_accelerator_or_the_cpu(accelerator, pattern):
     """Where the model is not on the default device, nothing of ours may land there."""
     options = {"pattern": pattern, "amount": None if pattern == "2:4" else 0.5, "exclude": ["trunk.0"]}
     masks = []
-    for where in (device, torch.device("cpu")):
+    for where in (accelerator, torch.device("cpu")):
         model = TwoHeads(width=4).eval()
         with torch.no_grad():
             for index, parameter in enumerate(model.parameters()):
                 parameter.copy_(torch.sin(torch.arange(float(parameter.numel())) * (index + 1)).view_as(parameter))
         model, batches = model.to(where), moved(digit_batches(), where)
-        torch.set_default_device(device if where.type == "cpu" else "cpu")
+        torch.set_default_device(accelerator if where.type == "cpu" else "cpu")
         try:
             scores = disparse_static(model, digit_losses, batches, **options)
             assert all(module.weight_mask.device == module.weight_orig.device for module, _ in scores.parameters)
