@@ -16,7 +16,7 @@ from disparse_plugin.masks import fold
 from networks import Snapshot
 from random_nets import WIDTH, recipes
 
-LENGTHS = [pytest.param(40, id="short"), pytest.param(2000, id="long", marks=pytest.mark.slow)]
+LENGTHS = [pytest.param(60, id="short"), pytest.param(2000, id="long", marks=pytest.mark.slow)]
 ARBITERS = st.sampled_from(["unanimous", "majority", "mean", "any", "at_least(2)", at_least(3)])
 CRITERIA = ("snip", "taylor", "gradient", "fisher", "magnitude", "layer_adaptive(taylor)")
 
@@ -41,9 +41,9 @@ def scored(recipe, model, losses=None, **options):
 
 
 def reaching(recipe):
-    """Which tasks reach which weight, from the recipe alone."""
+    """Which tasks reach which weight, from the recipe alone; frozen weights count as all others."""
     found = {f"heads.{task}.weight": (task,) for task in recipe.reach}
-    for index in {*range(len(recipe.blocks))} - recipe.frozen:
+    for index in range(len(recipe.blocks)):
         tasks = tuple(task for task, reached in recipe.reach.items() if index in reached)
         inner = {"linear": "", "conv": "conv.", "recurrent": "cell.", "rnn": "first."}.get(
             recipe.blocks[index], "linear."
@@ -159,9 +159,10 @@ FAULTS = {
     "floats": late(lambda found: {task: loss.item() for task, loss in found.items()}),
     "another task": late(lambda found: {**found, "new": next(iter(found.values()))}),
     "a vector": late(lambda found: {task: loss.expand(2) for task, loss in found.items()}),
-    "a detached task": lambda recipe: {"losses": lambda m, b: {t: v.detach() for t, v in recipe.losses()(m, b).items()}},
+    "detached losses": lambda recipe: {
+        "losses": lambda model, batch: {task: loss.detach() for task, loss in recipe.losses()(model, batch).items()}
+    },
     "losses of None": lambda recipe: {"losses": lambda m, b: None},
-    "no function": lambda recipe: {"losses": {"a": 1}},
     "no batches": lambda recipe: {"data": []},
     "one number": lambda recipe: {"data": 3},
     "too few batches": lambda recipe: {"num_batches": 9},
@@ -204,7 +205,7 @@ FAULTS = {
     "a pattern of a number": lambda recipe: {"pattern": 24},
     "floors with a pattern": lambda recipe: {"pattern": "1:1", "amount": None, "min_keep": 2},
 }  # fmt: skip
-ARGUMENTS = [*inspect.signature(disparse_static).parameters, "model"]
+ARGUMENTS = [*inspect.signature(disparse_static).parameters, "scores"]  # that a task has none is found by TaskScores
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Random multi-task networks: shared, partly shared, private, frozen, tied, unused and recurrent parts; losses, data."""
+"""Random multi-task networks: shared, private, frozen, tied, unused and recurrent parts; their losses and data."""
 
 import dataclasses
 
