@@ -72,7 +72,7 @@ def _quantised_order(values: Tensor, places: _Places) -> Tensor | None:
     """Order float64 by 32 bits each, and repair the few places where those were not enough; None if they are many."""
     array = values.numpy()
     low, high = float(array.min()), float(array.max())
-    if low == high or not math.isfinite(high - low):
+    if low == high or not math.isfinite(high - low) or math.isinf(_STEPS / (high - low)):
         return None
     # Rounding is monotonous: of two values the larger never gets the smaller step.
     steps = ((array - low) * (_STEPS / (high - low))).astype(np.uint32)

@@ -16,6 +16,7 @@ from disparse_plugin import (
     DiSparseStructured,
     TaskScores,
     score_tasks,
+    sorting,
 )
 from disparse_plugin.agreement import band
 from disparse_plugin.agreement.percentiles import agreement
@@ -37,6 +38,13 @@ def by_a_sample(model, scores, count, rule):
         return scores.masks(count, rule)
 
 
+def by_sorting_in_two_steps(model, scores, count, rule):
+    """As large tensors of float64 are sorted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "_FEW", 0)
+        return scores.masks(count, rule)
+
+
 def by_importance(model, scores, count, rule):
     importance = scores.importance(rule)
     prune.global_unstructured(scores.parameters, DiSparseStatic, importance_scores=importance, amount=count)
@@ -46,7 +54,10 @@ def by_bound_class(model, scores, count, rule):
     prune.global_unstructured(scores.parameters, DiSparsePretrained.bind(scores, rule), amount=count)
 
 
-@pytest.mark.parametrize("way", [by_masks, by_a_sample, by_importance, by_bound_class])
+WAYS = [by_masks, by_a_sample, by_sorting_in_two_steps, by_importance, by_bound_class]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @given(case=tied(), share=st.floats(0, 1), rule=RULES)
 def test_all_ways_break_ties_alike(way, case, share, rule):
     count = round(share * case.size)
@@ -154,6 +165,21 @@ def test_channels_of_one_tensor(case, share):
     kept = {place for position in order[count:] for place in rows[living[position]] if alive[place]}
     DiSparseStructured.apply(module, "weight", count, importance_scores=scores)
     assert {place for _, place in kept_places([module])} == kept
+
+
+NEAR = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-52, 1.0 + 2**-40, 2.0, -3.0, 5e-324, 1e300]) | st.floats(-1, 1)
+
+
+@given(st.lists(NEAR, max_size=60), st.booleans(), st.data())
+def test_float64_is_sorted_in_two_steps_as_in_one(values, take_turns, data):
+    turns = data.draw(st.permutations(range(len(values)))) if take_turns else range(len(values))
+    expected = sorted(range(len(values)), key=lambda place: (values[place], turns[place]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "_FEW", 0)
+        found = sorting.stable_order(
+            torch.tensor(values, dtype=torch.float64), torch.tensor(turns, dtype=torch.int64) if take_turns else None
+        )
+    assert found.tolist() == expected
 
 
 UNIT = st.sampled_from([0.0, -0.0, 0.25, 0.25 + 2**-54, 0.5, 1.0, 1.0 - 2**-53]) | st.floats(0, 1)
