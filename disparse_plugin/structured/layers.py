@@ -291,6 +291,11 @@ def rule_of(layer: object) -> LayerRule | None:
     return None
 
 
+def stores_channels(layer: object) -> bool:
+    """Tell whether a layer looks its channels up instead of making them: a root where nothing is added to them."""
+    return rule_of(layer) is _EMBEDDING
+
+
 def makes_channels(layer: object) -> bool:
     """Tell whether a layer makes channels of its own, as convolutions and linear layers do: roots of groups."""
     rule = rule_of(layer)

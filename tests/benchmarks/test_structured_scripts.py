@@ -83,3 +83,15 @@ def test_the_data_of_the_normalizer_benchmark() -> None:
 def test_the_normalizer_table_shows_the_worst_task() -> None:
     runs = [({"a": 90.0, "b": 80.0}, {(0.5, "mean"): {"a": 88.0, "b": 70.0, "MACs left": 50.0, "narrowest": 25.0}})]
     assert "| 50% | mean | 50.0 | 25.0 | 88.0 ± 0.0 | 70.0 ± 0.0 | 10.0 ± 0.0 |" in normalizer.table("x", runs)
+
+
+def test_the_table_of_transformers_says_what_was_removed_and_checked() -> None:
+    pytest.importorskip("transformers", reason="needs transformers")
+    transformers: Any = pytest.importorskip("structured_transformers")
+    torch.set_num_threads(1)
+    cells = transformers.row("DistilBERT")
+    assert float(cells[1]) > 0.4
+    assert float(cells[4]) < transformers.TOLERANCE
+    assert cells[5:7] == ["yes", "yes"]
+    text = transformers.table([cells, ["Other", "cannot", *[""] * 7]])
+    assert "Of 2 models, 1 lose channels, and 1 of them at least 40 %" in text

@@ -7,7 +7,7 @@ Its defects in tracing are worked round here; its private parts are in
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -108,17 +108,27 @@ def trace(
     """
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+    ends: list[torch.Tensor] = []
     with torch.enable_grad(), unchanging():
         graph = tp.DependencyGraph().build_dependency(
             model,
             example_inputs=example_inputs,
-            forward_fn=lambda model, _: _outputs(model, example_inputs, losses, side_branches),
+            forward_fn=lambda model, _: _outputs(model, example_inputs, losses, side_branches, ends),
             customized_pruners={**_pruners_of_rules(model, known=False), **(customized_pruners or {})},
             ignored_params=list(ignored_parameters),
             verbose=False,
         )
+    _free(graph, ends)
     fix_layer_norms(graph)
     return graph
+
+
+def _free(graph: Any, ends: Sequence[torch.Tensor]) -> None:
+    """Let what leads to the ends of side branches lose channels: they are no outputs of the model."""
+    made = {end.grad_fn for end in ends}
+    for node in graph.module2node.values():
+        if node.type == tp.ops.OPTYPE.OUTPUT and node.grad_fn in made:
+            node.type = tp.ops.OPTYPE.ELEMENTWISE
 
 
 def one_line(error: BaseException) -> str:
@@ -131,8 +141,8 @@ def _outputs(
     inputs: Inputs,
     losses: Callable[[nn.Module], list[torch.Tensor]] | None,
     side_branches: Collection[nn.Module],
+    ends: list[torch.Tensor],
 ) -> list[torch.Tensor]:
-    ends: list[torch.Tensor] = []
     with contextlib.ExitStack() as stack:
         for layer in side_branches:
             stack.callback(layer.register_forward_hook(lambda _, __, out: ends.extend(_first_tensor(out))).remove)

@@ -15,7 +15,7 @@ from ...parameters import module_names
 from ..attention import attention_heads
 from ..copies import copied
 from ..groups import ChannelGroup
-from ..layers import Side, makes_channels
+from ..layers import Side, makes_channels, stores_channels
 from .graph import TRACE_ERRORS, one_line, trace
 from .observation import Inputs, Observation, observe
 from .private import unchanging
@@ -128,16 +128,19 @@ def channel_groups(
     """
     names = module_names(graph.model)
     reasons: dict[nn.Module | nn.Parameter, str] = {}
-    ends = filter(makes_channels, seen.side_branches)
-    reasons |= dict.fromkeys(ends, "runs but reaches no output")
     reasons |= dict.fromkeys(seen.outputs, "makes an output of the model")
     reasons |= {layer: "excluded" for layer in ignored_layers if layer not in reasons}
     kept = set(reasons)
     found, visited = Groups([], {}, []), set[nn.Module]()
     blocks = block_counts(graph)
     with unchanging(graph):
-        for module in list(graph.module2node):
-            if not makes_channels(module) or module in visited:
+        layers = list(graph.module2node)
+        roots = [*filter(makes_channels, layers), *filter(stores_channels, layers)]
+        for module in sorted(roots, key=seen.side_branches.__contains__):  # those last: most follow the others
+            if module in visited:
+                continue
+            if module in seen.side_branches:
+                found.skipped[names[module]] = "runs but reaches no output"
                 continue
             visited.add(module)
             if module in kept:

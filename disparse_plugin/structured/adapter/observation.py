@@ -23,7 +23,7 @@ class Observation:
 
     Attributes:
         outputs: Convolutions and linear layers that make an output, with nothing of their kind after them.
-        side_branches: Layers that ran but reach no output.
+        side_branches: Modules that ran but reach no output.
         only_in_losses: Those that the losses reach and the forward does not run (heads of other tasks, of training).
         idle: Those that ran in neither.
         uses: Parameter name to the number of multiplications per weight: output positions times batch.
@@ -123,17 +123,15 @@ def _watching(model: nn.Module, seen: Observation, made_by: dict[Any, nn.Module]
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         rule, out = rule_of(layer), output[0] if isinstance(output, tuple) else output
-        assert rule is not None
-        for weight, uses in rule.uses(layer, inputs[0], out).items() if inputs else ():
+        for weight, uses in rule.uses(layer, inputs[0], out).items() if rule is not None and inputs else ():
             name = join(names[layer], weight)
             seen.uses[name] = seen.uses.get(name, 0) + uses
         if isinstance(out, Tensor) and out.grad_fn is not None:
-            made_by[out.grad_fn] = layer
+            made_by.setdefault(out.grad_fn, layer)  # a module that returns what the last one inside made adds nothing
 
     with contextlib.ExitStack() as stack:
         for module in names:
-            if rule_of(module) is not None:
-                stack.callback(module.register_forward_hook(count).remove)
+            stack.callback(module.register_forward_hook(count).remove)
         yield
 
 

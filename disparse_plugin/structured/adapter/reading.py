@@ -83,7 +83,9 @@ def _followers(
         if follower.layer in kept and follower.side != "in":
             raise UnusableGroupError(f"goes together with {follower.target}, which must keep its outputs")
         error = _misfit(follower, size)
-        if error is not None and by_head and _is_table(follower, size):
+        if error is not None and by_head and _is_norm_of_heads(follower, size):
+            width = math.lcm(width, follower.count)
+        elif error is not None and by_head and _is_table(follower, size):
             width = math.lcm(width, size // follower.count)
             followers.append(_of_heads(follower, size))
         elif error is None:
@@ -98,14 +100,25 @@ def _followers(
     return followers, width
 
 
+def _one_to_one(follower: Follower, size: int) -> bool:
+    fits = 1 < follower.count < size and size % follower.count == 0
+    return fits and torch.equal(follower.positions.sort().values, torch.arange(size))
+
+
+def _is_norm_of_heads(follower: Follower, size: int) -> bool:
+    """Tell whether a follower normalises each head for itself, and so stays as it is if heads go as a whole."""
+    layer, rule = follower.layer, rule_of(follower.layer)
+    bare = isinstance(layer, nn.Parameter) and layer.dim() == 1  # of a class that is not in the table (Qwen's RMSNorm)
+    return (bare or (rule is not None and rule.over is not None)) and _one_to_one(follower, size)
+
+
 def _is_table(follower: Follower, size: int) -> bool:
     """Tell whether a follower may hold one position for each head, as tables of relative positions do.
 
     torch-pruning maps the channels of queries and keys onto it one to one, because it sees their product as element by
     element. Whether a head is what is consecutive is for the trial to find out.
     """
-    fits = 1 < follower.count < size and size % follower.count == 0
-    return fits and follower.side != "in" and torch.equal(follower.positions.sort().values, torch.arange(size))
+    return follower.side != "in" and _one_to_one(follower, size)
 
 
 def _of_heads(follower: Follower, size: int) -> Follower:
