@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from ..parameters import module_names
+from ..parameters import is_plain, module_names, plain_attributes
 
 # Module name to the plain numbers that it holds.
 Numbers: TypeAlias = Mapping[str, Mapping[str, Any]]
@@ -26,7 +26,7 @@ def plain_numbers(root: nn.Module) -> dict[str, dict[str, Any]]:
         >>> plain_numbers(nn.Sequential(nn.Linear(3, 2), nn.Flatten()))
         {'0': {'in_features': 3, 'out_features': 2}, '1': {'start_dim': 1, 'end_dim': -1}}
     """
-    return {name: plain for module, name in module_names(root).items() if (plain := _plain(module))}
+    return {name: plain for module, name in module_names(root).items() if (plain := plain_attributes(module))}
 
 
 def shrink(root: nn.Module, shapes: Mapping[str, tuple[int, ...]], numbers: Numbers) -> None:
@@ -92,26 +92,16 @@ def unchanged_on_error(root: nn.Module) -> Iterator[None]:
         raise
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if _is_plain(value)}
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, tuple):
-        return all(type(entry) is int for entry in value)
-    return type(value) in (int, float)
-
-
 def _empty(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     empty = tensor.detach().new_empty(shape)
     return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _set_numbers(module: nn.Module, path: str, numbers: Mapping[str, Any], *, fractions: bool) -> None:
-    own = _plain(module)
+    own = plain_attributes(module)
     for name, saved in numbers.items():
         value = tuple(saved) if isinstance(saved, list) else saved
         if name in own and value != own[name] and (fractions or not isinstance(own[name], float)):
-            if not _is_plain(value) or isinstance(value, tuple) != isinstance(own[name], tuple):
+            if not is_plain(value) or isinstance(value, tuple) != isinstance(own[name], tuple):
                 raise ValueError(f"model: {path}.{name} must be like {own[name]!r}, found {value!r} in the file")
             setattr(module, name, value)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..parameters import module_names
+from ..parameters import module_names, plain_attributes
 from .adapter.private import known_pruner
 from .attention import attention_heads, sync_attention
-from .cuts import Attributes, Cut, plain_attributes
+from .cuts import Attributes, Cut
 from .layers import Axis, rule_of
 from .shrinking import cut as cut_tensor
 from .shrinking import replace, tensors_of

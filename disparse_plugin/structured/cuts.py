@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .layers import Side
 from .shrinking import kept_of
@@ -94,14 +94,3 @@ def composed(first: Sequence[Cut], later: Sequence[Cut]) -> tuple[Cut, ...]:
         else:
             known[key] = cut
     return tuple(known.values())
-
-
-def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the numbers, and tuples of whole numbers, that a module holds as attributes."""
-
-    def is_plain(value: object) -> bool:
-        if isinstance(value, tuple):
-            return all(type(entry) is int for entry in value)
-        return type(value) in (int, float)
-
-    return {name: value for name, value in module.__dict__.items() if is_plain(value)}

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..parameters import module_names
-from .cuts import Attributes, Cut, plain_attributes
+from ..parameters import module_names, plain_attributes
+from .cuts import Attributes, Cut
 from .groups import ChannelGroup
 from .layers import makes_channels, rule_of
 

@@ -11,9 +11,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..parameters import module_names, unwrap
+from ..parameters import module_names, plain_attributes, unwrap
 from .adapter.private import parameter_name, tp
-from .cuts import Attributes, Cut, plain_attributes
+from .cuts import Attributes, Cut
 from .layers import Side
 from .plan import RemovalPlan
 
