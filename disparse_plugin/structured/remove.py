@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import itertools
 import numbers
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -89,8 +89,8 @@ def remove_channels(
         normalizer: As in :class:`~disparse_plugin.structured.DiSparseImportance`.
         max_pruning_ratio: No group loses a larger share of its channels; one channel stays in any case.
         round_to: Groups that lose channels keep a multiple of this. ``"auto"``: of what the kernels of the device are
-            made for (16 or 8), in narrow layers of less; at equal MACs that is faster than any number
-            (``docs/structured_benchmark.md``).
+            made for (16 or 8), in narrow layers of less. What that brings on a device,
+            ``benchmarks/structured_latency.py`` shows.
         exclude: What must keep its outputs: modules (with everything inside them), names or glob patterns, as in
             :func:`~disparse_plugin.prunable_parameters`.
         parameters: What is scored; by default :func:`~disparse_plugin.structured.channel_parameters`, without tensors
@@ -144,6 +144,8 @@ def remove_channels(
         losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, tuple(exclude), compare, exact
     )
     _check_steps(steps, between, schedule)
+    if steps > 1 and isinstance(data, Iterator):
+        raise ValueError("data: must be readable in every step, found an iterator, which ends; pass a list or a loader")
     shares = [step / steps if schedule is None else float(schedule(step)) for step in range(1, steps + 1)]
     if not all(0 <= a <= b <= 1 for a, b in itertools.pairwise([0.0, *shares])) or shares[-1] != 1:
         raise ValueError(f"schedule: must rise from 0 to 1 at the last step, found {shares}")

@@ -38,11 +38,18 @@ class _SizedPeeked(Peeked):
 def peeked(data: Iterable[Batch]) -> Peeked:
     """Look at the first batch of data that may be read only once.
 
+    Raises:
+        TypeError: If it is no iterable.
+
     Example:
         >>> data = peeked(iter("ab"))
         >>> data.first, list(data)
         (['a'], ['a', 'b'])
     """
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            f"data: must be an iterable of batches, found {type(data).__name__}; a single batch is data=[batch]"
+        )
     try:
         return _SizedPeeked(data, len(data)) if isinstance(data, Sized) else Peeked(data)
     except TypeError:  # a DataLoader over an IterableDataset has __len__, but no length

@@ -95,3 +95,15 @@ def test_the_table_of_transformers_says_what_was_removed_and_checked() -> None:
     assert cells[5:7] == ["yes", "yes"]
     text = transformers.table([cells, ["Other", "cannot", *[""] * 7]])
     assert "Of 2 models, 1 lose channels, and 1 of them at least 40 %" in text
+
+
+def test_the_table_of_times_compares_with_the_dense_network() -> None:
+    latency: Any = pytest.importorskip("structured_latency")
+    torch.set_num_threads(1)
+    models = {"dense": torch.nn.Linear(4, 4), "half": torch.nn.Linear(4, 4)}
+    found = latency.times(models, torch.zeros(1, 4), rounds=2)
+    assert set(found) == set(models)
+    assert all(0 < seconds < 1 for seconds in found.values())
+    lines = latency.table({}, {"dense": 0.002, "half": 0.001}).splitlines()
+    assert lines[1].split() == ["dense", "100.0%", "2.00", "100.0%"]
+    assert lines[2].split() == ["half", "100.0%", "1.00", "50.0%"]

@@ -22,7 +22,7 @@ def _one_thread() -> None:
 
 
 def remove(model: nn.Module, amount: Any, **options: Any) -> Any:
-    return remove_channels(model, losses, batches(), batches()[0], amount, **options)
+    return remove_channels(model, losses, options.pop("data", batches()), batches()[0], amount, **options)
 
 
 def count(model: nn.Module) -> int:
@@ -79,6 +79,8 @@ def test_a_schedule_says_how_much_is_gone_after_each_step() -> None:
         ({"steps": 1, "between": print}, "between: is called between steps"),
         ({"steps": 2, "between": 3}, "between: must be callable"),
         ({"steps": 2, "schedule": lambda _: 0.5}, "schedule: must rise"),
+        ({"steps": 2, "data": iter(batches())}, "data: must be readable"),
+        ({"data": 3}, "data: must be an iterable"),
         ({"amount": {}}, "amount: must name at least one part"),
         ({"amount": {"shared": 1.5}}, r"amount\['shared'\]"),
         ({"amount": {"nobody": 0.5}}, "none in 'nobody'"),

@@ -353,3 +353,25 @@ def test_scores_that_are_not_finite_stop_the_step() -> None:
     with pytest.raises(ValueError, match="finite"):
         pruner.step()
     assert model.stem.out_channels == TwoTasks().stem.out_channels
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["rescore", "scores and rescore"])
+def test_invalidate_scores_afresh(given: bool) -> None:
+    calls: list[int] = []
+
+    def counted(model: nn.Module, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return losses(model, batch)
+
+    model = build("batchnorm")
+    scores = score_tasks(model, losses, batches(), parameters=channel_parameters(model)) if given else None
+    pruner = make_pruner(model, options={"rescore": (counted, batches(1)), "scores": scores})
+    group = all_groups(pruner)[0]
+    first = 0 if given else 1
+    for _ in range(2):
+        pruner.importance.task_scores(group)
+        assert len(calls) == first
+    for more in (1, 2):
+        pruner.importance.invalidate()
+        pruner.importance.task_scores(group)
+        assert len(calls) == first + more
