@@ -82,7 +82,7 @@ keep_old_paths(
     {
         "checkpoint_masks": "masks.state_dicts",
         "dynamic_method": "masks.in_place",
-        "patterns": "methods.channels",
+        "patterns": "methods",
         "scores": "scoring.task_scores",
     },
 )
