@@ -1,40 +1,159 @@
-"""How the site runs the examples: with which arguments, and what becomes of the pictures that they save."""
+"""Run the examples in full and write their pages: ``python docs/gallery.py [NAME ...]``; only the pages: ``--pages``.
+
+What an example printed, when and on what is kept in ``docs/gallery/runs``, its picture in ``docs/images/gallery``. The
+tests run every example with ``--quick``; the site shows these full runs.
+"""
 
 from __future__ import annotations
 
+import argparse
+import ast
+import datetime
 import os
-import shutil
+import platform
+import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from sphinx_gallery.scrapers import figure_rst
+DOCS = Path(__file__).parent
+EXAMPLES = DOCS.parent / "examples"
+RUNS, PICTURES = DOCS / "gallery" / "runs", DOCS / "images" / "gallery"
+ORDER = (  # as a reader would want to see them
+    "quickstart",
+    "smp_two_task",
+    "detector",
+    "text_two_heads",
+    "trainer_six_lines",
+    "sparse_training",
+    "structured_timm",
+    "structured_smp",
+    "semi_structured",
+    "watershed",
+)
+INDEX = """# Examples
 
-# A few steps of each are enough to see that they run. With this variable set, they run as a reader would run them.
-FULL = "DISPARSE_FULL_EXAMPLES"
-QUICK = {
-    "quickstart.py": ["--quick"],
-    "smp_two_task.py": ["--steps", "2"],
-    "sparse_training.py": ["--quick"],
-    "structured_smp.py": ["--steps", "2"],
-    "structured_timm.py": ["--epochs", "1"],
-}
-SAVES_PICTURES = ("quickstart.py", "sparse_training.py")
-PICTURES = Path(tempfile.mkdtemp(prefix="disparse-examples-"))
+Scripts with data that the packages bring along: nothing is downloaded, and a CPU is enough. All take `--quick` (a few
+steps, to see that it runs), `--seed`, `--device` and `--out` (where the picture goes), and explain themselves with
+`--help`. They need `pip install -e '.[examples]'`. What is shown was printed by full runs; each page says when.
+
+::::{{grid}} 1 2 2 3
+:gutter: 3
+
+{cards}
+::::
+
+```{{toctree}}
+:hidden:
+
+{names}
+```
+"""
+CARD = """:::{{grid-item-card}} {title}
+:link: {name}
+:link-type: doc
+{picture}{sentence}
+:::
+"""
+PAGE = """# {title}
+
+{text}
+
+{picture}## What it prints
+
+```text
+{printed}
+```
+
+{when}
+
+## The program
+
+[`examples/{name}.py`](../../examples/{name}.py)
+
+```{{literalinclude}} ../../examples/{name}.py
+:language: python
+```
+"""
 
 
-def arguments(_: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
-    """Return the command line of an example."""
-    name = Path(script_vars["src_file"]).name
-    out = ["--out", str(PICTURES)] if name in SAVES_PICTURES else []
-    return out + ([] if os.environ.get(FULL) else QUICK.get(name, []))
+def describe(name: str) -> tuple[str, str]:
+    """Return the title of an example and what its docstring says under it, as Markdown."""
+    docstring = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    title, _, text = docstring.split("\n", 2)
+    text = re.sub(r"``([^`]+)``", r"`\1`", text.strip())
+    return title, re.sub(r"\n\n((?:    .*\n?)+)", lambda found: f"\n\n```sh\n{dedent(found[1])}\n```\n", text)
 
 
-def saved_pictures(_: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
-    """Show what the example saved to its folder."""
-    shown = []
-    for picture in sorted(PICTURES.glob("*.png")):
-        place = next(block_vars["image_path_iterator"])
-        shutil.move(picture, place)
-        shown.append(place)
-    return figure_rst(shown, gallery_conf["src_dir"])
+def dedent(block: str) -> str:
+    """Take the four spaces off every line."""
+    return "\n".join(line[4:] for line in block.rstrip().splitlines())
+
+
+def run(name: str) -> None:
+    """Run an example as a reader would, keep what it prints and draws."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / f"{name}.py", "--out", folder],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        keep(name, done.stdout, Path(folder))
+
+
+def keep(name: str, printed: str, folder: Path) -> None:
+    """Write down what was printed, when and on what; take over the picture."""
+    import torch
+
+    where = (
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
+    )
+    RUNS.mkdir(parents=True, exist_ok=True)
+    printed = printed.replace(f"{folder}{os.sep}", "")
+    (RUNS / f"{name}.txt").write_text(f"{datetime.date.today()}, {where}\n\n{printed.strip()}\n", encoding="utf-8")
+    for picture in folder.glob(f"{name}*.png"):
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        (PICTURES / picture.name).write_bytes(picture.read_bytes())
+
+
+def picture_of(name: str, title: str, pattern: str) -> str:
+    """Return the Markdown of an example's picture; nothing where it has none."""
+    path = f"../images/gallery/{name}.png"
+    return pattern.format(path=path, title=title) if (PICTURES / f"{name}.png").exists() else ""
+
+
+def write_pages() -> None:
+    """Write a page per example that was run, and the index with its cards."""
+    known = [name for name in ORDER if (RUNS / f"{name}.txt").exists()]
+    cards = []
+    for name in known:
+        title, text = describe(name)
+        when, printed = (RUNS / f"{name}.txt").read_text(encoding="utf-8").split("\n\n", 1)
+        picture = picture_of(name, title, "![{title}: what the run below gave]({path})\n\n")
+        page = PAGE.format(
+            title=title, text=text, picture=picture, printed=printed.rstrip(), when=f"Run on {when}.", name=name
+        )
+        (DOCS / "gallery" / f"{name}.md").write_text(page, encoding="utf-8")
+        top = picture_of(name, title, ":img-top: {path}\n:img-alt: {title}\n")
+        cards.append(CARD.format(title=title, name=name, picture=top, sentence=" ".join(text.split("\n\n")[0].split())))
+    index = INDEX.format(cards="\n".join(cards).rstrip(), names="\n".join(known))
+    (DOCS / "gallery" / "index.md").write_text(index, encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is asked for, then write all pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ORDER)} (default: all)")
+    parser.add_argument("--pages", action="store_true", help="run nothing, write the pages from what was kept")
+    options = parser.parse_args()
+    for name in [] if options.pages else options.names or ORDER:
+        print(name, flush=True)
+        run(name)
+    write_pages()
+
+
+if __name__ == "__main__":
+    main()

@@ -34,6 +34,7 @@ NAMES = {
         "torch.dtype": ("class", "tensor_attributes.html#torch.dtype"),
         "torch.Generator": ("class", "generated/torch.Generator.html"),
         "torch.nn.Module": ("class", "generated/torch.nn.Module.html"),
+        "torch.nn.modules.module.Module": ("class", "generated/torch.nn.Module.html"),
         "torch.nn.parameter.Parameter": ("class", "generated/torch.nn.parameter.Parameter.html"),
         "torch.optim.Optimizer": ("class", "optim.html#torch.optim.Optimizer"),
         "torch.optim.optimizer.Optimizer": ("class", "optim.html#torch.optim.Optimizer"),

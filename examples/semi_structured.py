@@ -12,7 +12,9 @@ in half precision and gives the same output as the masked dense layer. Elsewhere
 
 from __future__ import annotations
 
+import argparse
 import copy
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +65,34 @@ def compare(model: nn.Module, x: Tensor, dtype: torch.dtype) -> float:
     return max(float((first - second).abs().max() / first.abs().max()) for first, second in pairs)
 
 
+def draw(path: Path, model: nn.Module) -> None:
+    """Show a corner of each layer: what is left is dark."""
+    from matplotlib.figure import Figure
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    figure = Figure(figsize=(9, 2.7), dpi=120, layout="constrained")
+    for axes, (name, module) in zip(figure.subplots(1, len(layers)), layers.items(), strict=True):
+        corner = module.weight.detach()[:24, :24].abs().cpu()
+        axes.pcolormesh(corner, cmap="Blues", edgecolors="#e0e0e0", linewidth=0.4)
+        axes.invert_yaxis()
+        axes.set(title=f"{name}, first 24 x 24", xticks=range(0, 25, 4), yticks=[], aspect="equal")
+        axes.title.set_fontsize(9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
 def main() -> None:
     """Score, mask, check the pattern, convert."""
-    torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default=None, help="cpu, cuda, ... (default: cuda, if there is one)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for semi_structured.png (default: this one)")
+    parser.add_argument("--quick", action="store_true", help="one batch only; it takes a second anyway")
+    options = parser.parse_args()
+    torch.manual_seed(options.seed)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = TwoHeads().to(device)
-    data = [tuple(torch.randn(128, n, device=device) for n in (128, 64, 64)) for _ in range(4)]
+    data = [tuple(torch.randn(128, n, device=device) for n in (128, 64, 64)) for _ in range(1 if options.quick else 4)]
 
     scores = score_tasks(model, losses, data, criterion="taylor")
     importance = scores.importance()
@@ -82,6 +106,7 @@ def main() -> None:
             print(
                 f"{name:10}{tuple(module.weight.shape)!s:14} non-zero in each block of 4: {in_blocks.unique().tolist()}"
             )
+    draw(options.out / "semi_structured.png", model)
     reason = reason_not_to_convert()
     if reason is not None:
         print(f"conversion to a semi-structured sparse tensor left out: {reason}")

@@ -104,6 +104,13 @@ def test_code_has_88_columns():
             assert max(map(len, block.splitlines())) <= 88, page.name
 
 
+def test_the_notebook_is_the_first_page(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    page = DOCS / "start" / "first.md"
+    wanted = importlib.import_module("notebook").notebook(page.read_text(encoding="utf-8"))
+    assert page.with_suffix(".ipynb").read_text(encoding="utf-8") == wanted, "run python docs/notebook.py"
+
+
 def test_one_version_everywhere():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

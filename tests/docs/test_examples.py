@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -148,14 +150,60 @@ def test_without_matplotlib_it_says_what_to_install_before_it_trains(quickstart,
     assert capsys.readouterr().out == ""
 
 
-def test_the_smp_example_prunes_both_tasks_to_the_asked_amount() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "smp_two_task.py"), "--steps=2", "--size=32", "--amount=0.8"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    total = done.stdout.splitlines()[-2].split()
-    assert (total[0], total[2]) == ("all", "80.00")
-    assert done.stdout.count("label accuracy") == 3
+def run_quickly(name: str, out: Path, *more: str) -> str:
+    command = [sys.executable, str(ROOT / "examples" / f"{name}.py"), "--quick", "--seed=1", f"--out={out}", *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_smp_example_prunes_both_tasks_to_the_asked_amount(tmp_path: Path) -> None:
+    text = run_quickly("smp_two_task", tmp_path, "--amount=0.8")
+    assert re.search(r"^all prunable .* 80\.00 %$", text, re.MULTILINE)
+    assert len(re.findall(r"^(?:dense|summed loss|DiSparse) +[\d.]+% +[\d.]+%$", text, re.MULTILINE)) == 3
+    assert (tmp_path / "smp_two_task.png").stat().st_size > 10_000
+
+
+def test_a_detector_needs_no_more_than_its_own_losses(tmp_path: Path) -> None:
+    text = run_quickly("detector", tmp_path)
+    assert re.findall(r"^(\S[a-z ]+?)  +[\d.]+% +[\d.]+$", text, re.MULTILINE) == [
+        "dense",
+        "per task",
+        "summed loss",
+        "magnitude",
+    ]
+    assert (tmp_path / "detector.png").stat().st_size > 10_000
+
+
+def test_the_text_model_is_pruned_to_the_asked_amount(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs pip install 'disparse-plugin[transformers]'")
+    text = run_quickly("text_two_heads", tmp_path)
+    assert re.search(r"^all prunable .* 80\.00 %$", text, re.MULTILINE)
+    assert (tmp_path / "text_two_heads.png").stat().st_size > 10_000
+
+
+def test_the_training_script_ends_at_the_asked_amount(tmp_path: Path) -> None:
+    text = run_quickly("trainer_six_lines", tmp_path, "--amount=0.9")
+    assert re.search(r"^all prunable .* 90\.00 %$", text, re.MULTILINE)
+    source = (ROOT / "examples" / "trainer_six_lines.py").read_text(encoding="utf-8")
+    assert source.count("  # <-\n") == 6
+    assert (tmp_path / "trainer_six_lines.png").stat().st_size > 10_000
+
+
+def test_two_of_four_are_left_everywhere(tmp_path: Path) -> None:
+    text = run_quickly("semi_structured", tmp_path)
+    assert text.count("non-zero in each block of 4: [2]") == 4
+    assert (tmp_path / "semi_structured.png").stat().st_size > 10_000
+
+
+def test_a_page_of_the_gallery_is_what_its_run_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    gallery = importlib.import_module("gallery")
+    shown = sorted(path.stem for path in gallery.RUNS.glob("*.txt"))
+    assert set(shown) <= set(gallery.ORDER)
+    for name in shown:
+        page = (ROOT / "docs" / "gallery" / f"{name}.md").read_text(encoding="utf-8")
+        when, printed = (gallery.RUNS / f"{name}.txt").read_text(encoding="utf-8").split("\n\n", 1)
+        assert f"```text\n{printed.rstrip()}\n```\n\nRun on {when}." in page, "run python docs/gallery.py --pages"
+        assert (gallery.PICTURES / f"{name}.png").exists()
