@@ -50,6 +50,15 @@ steps, to see that it runs), `--seed`, `--device` and `--out` (where the picture
 {names}
 ```
 """
+RESULT = """## What it prints
+
+```text
+{printed}
+```
+
+Run on {when}.
+
+{note}"""
 CARD = """:::{{grid-item-card}} {title}
 :link: {name}
 :link-type: doc
@@ -60,15 +69,7 @@ PAGE = """# {title}
 
 {text}
 
-{picture}## What it prints
-
-```text
-{printed}
-```
-
-{when}
-
-## The program
+{picture}{result}## The program
 
 [`examples/{name}.py`](../../examples/{name}.py)
 
@@ -112,8 +113,8 @@ def keep(name: str, printed: str, folder: Path) -> None:
         f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
     )
     RUNS.mkdir(parents=True, exist_ok=True)
-    printed = printed.replace(f"{folder}{os.sep}", "")
-    (RUNS / f"{name}.txt").write_text(f"{datetime.date.today()}, {where}\n\n{printed.strip()}\n", encoding="utf-8")
+    printed = printed.replace(f"{folder}{os.sep}", "").strip("\n")
+    (RUNS / f"{name}.txt").write_text(f"{datetime.date.today()}, {where}\n\n{printed}\n", encoding="utf-8")
     for picture in folder.glob(f"{name}*.png"):
         PICTURES.mkdir(parents=True, exist_ok=True)
         (PICTURES / picture.name).write_bytes(picture.read_bytes())
@@ -125,21 +126,27 @@ def picture_of(name: str, title: str, pattern: str) -> str:
     return pattern.format(path=path, title=title) if (PICTURES / f"{name}.png").exists() else ""
 
 
+def result_of(name: str) -> str:
+    """Return the part of a page about its run, with what there is to say about it; nothing if it was not run."""
+    path, note = RUNS / f"{name}.txt", DOCS / "gallery" / "notes" / f"{name}.md"
+    if not path.exists():
+        return ""
+    when, printed = path.read_text(encoding="utf-8").split("\n\n", 1)
+    said = note.read_text(encoding="utf-8") + "\n" if note.exists() else ""
+    return RESULT.format(printed=printed.rstrip(), when=when, note=said)
+
+
 def write_pages() -> None:
-    """Write a page per example that was run, and the index with its cards."""
-    known = [name for name in ORDER if (RUNS / f"{name}.txt").exists()]
+    """Write a page per example, and the index with its cards."""
     cards = []
-    for name in known:
+    for name in ORDER:
         title, text = describe(name)
-        when, printed = (RUNS / f"{name}.txt").read_text(encoding="utf-8").split("\n\n", 1)
         picture = picture_of(name, title, "![{title}: what the run below gave]({path})\n\n")
-        page = PAGE.format(
-            title=title, text=text, picture=picture, printed=printed.rstrip(), when=f"Run on {when}.", name=name
-        )
+        page = PAGE.format(title=title, text=text.rstrip(), picture=picture, result=result_of(name), name=name)
         (DOCS / "gallery" / f"{name}.md").write_text(page, encoding="utf-8")
         top = picture_of(name, title, ":img-top: {path}\n:img-alt: {title}\n")
         cards.append(CARD.format(title=title, name=name, picture=top, sentence=" ".join(text.split("\n\n")[0].split())))
-    index = INDEX.format(cards="\n".join(cards).rstrip(), names="\n".join(known))
+    index = INDEX.format(cards="\n".join(cards).rstrip(), names="\n".join(ORDER))
     (DOCS / "gallery" / "index.md").write_text(index, encoding="utf-8")
 
 
