@@ -4,7 +4,7 @@ A detector that returns its losses
 
 Torchvision's detectors return a dict of losses when they train, so ``return model(*batch)`` is all that pruning needs.
 
-A small RetinaNet finds coloured discs, squares and crosses on noise; *which* (classification) and *where* (box regression) are
+A small RetinaNet finds coloured discs, squares and crosses on noise; *which* (classification) and *where* (boxes) are
 its two tasks. It is trained, pruned to 90 % by each task's own scores, by the summed loss and by magnitude, and tuned.
 
 No download; about two minutes on two CPU cores:
