@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
     options = parser.parse_args()
     start = time.perf_counter()
-    steps, tune, count = (2, 2, 16) if options.quick else (300, 80, 1500)
+    steps, tune, count = (2, 2, 16) if options.quick else (600, 150, 2000)
     torch.manual_seed(options.seed)
     training, testing = (pictures(n, options.seed + i, options.device) for i, n in ((1, count), (10_000, count // 10)))
     dense = build().to(options.device)
