@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,31 @@ def check_same_tensors(argument: str, tensors: Sequence[Tensor], advice: str) ->
         for tensor in tensors:
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
         check_same(argument, digest.hexdigest()[:16], advice)
+
+
+def check_same_values(argument: str, tensors: Mapping[str, Tensor], advice: str) -> None:
+    """Check that all ranks hold the same floating point tensors, by the sums of their bits: exact, in any order.
+
+    Args:
+        argument: What they are, for the message.
+        tensors: By the name that the message has; the same names on all ranks.
+        advice: What to do about a difference.
+
+    Raises:
+        ValueError: On all ranks, with the first name, if they differ.
+    """
+    if not several_ranks() or not tensors:
+        return
+    sums = [_bits(tensor).sum(dtype=torch.int64).cpu() for tensor in tensors.values()]
+    found = _gather(torch.stack(sums).tolist())
+    for name, values in zip(tensors, zip(*found, strict=True), strict=True):
+        if len(set(values)) > 1:
+            raise ValueError(f"{argument}: must be the same on all ranks, found {name} to differ; {advice}")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().view(kinds[tensor.element_size()])
 
 
 def add_up(sums: MutableMapping[str, dict[int, Tensor]], zeros: Callable[[int], Tensor], summed: bool) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import arbiters
+from .._support.distributed import check_same, failing_together
 from ..agreement import patterns
 from ..agreement.budgets import Amount, Budget
 from ..agreement.patterns import Pattern
@@ -75,8 +76,7 @@ def disparse_static(
         >>> sparse[1].weight_mask.sum(1)
         tensor([2., 2.])
     """
-    rule, form = arbiters.resolve(arbiter), patterns.resolve(pattern)
-    form.check_budget(Budget.of(amount, min_keep))
+    rule, form = _checked(amount, arbiter, pattern, min_keep)
     scores = score_tasks(
         model,
         losses,
@@ -142,8 +142,7 @@ def disparse_pretrained(
         >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
         'fisher'
     """
-    rule, form = arbiters.resolve(arbiter), patterns.resolve(pattern)
-    form.check_budget(Budget.of(amount, min_keep))
+    rule, form = _checked(amount, arbiter, pattern, min_keep)
     scores = score_tasks(
         model,
         losses,
@@ -157,6 +156,22 @@ def disparse_pretrained(
     )
     _prune(scores.masks(amount, rule, min_keep=min_keep, pattern=form))
     return scores
+
+
+def _checked(
+    amount: Amount | Budget | None, arbiter: str | Arbiter, pattern: str | Pattern, min_keep: float
+) -> tuple[Arbiter, Pattern]:
+    """Check what can be checked before scoring, on all ranks together."""
+    with failing_together():
+        rule, form = arbiters.resolve(arbiter), patterns.resolve(pattern)
+        budget = Budget.of(amount, min_keep)
+        form.check_budget(budget)
+    plain = dict(budget.amount) if isinstance(budget.amount, Mapping) else budget.amount
+    name = getattr(rule, "__name__", type(rule).__name__)
+    options = {"amount": plain, "min_keep": budget.min_keep, "arbiter": name, "pattern": form.name}
+    for argument, value in options.items():
+        check_same(argument, value, "give all ranks the same arguments")
+    return rule, form
 
 
 def _prune(masks: Mapping[ParameterKey, Tensor]) -> None:

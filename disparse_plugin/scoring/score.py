@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from .._support.distributed import failing_together
+from .._support.distributed import check_same, check_same_values, failing_together
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select
-from ..parameters import Exclude, ParameterKey, unwrap
+from ..parameters import Exclude, ParameterKey, stored, unwrap
 from .batches import Data
 from .losses import Batch, TaskLosses, check_callable_losses
 from .sums import GradientObserver, ScoreSums
@@ -67,7 +67,7 @@ def score_tasks(
             task reaches no parameter, a score is not finite, or a listed parameter cannot be masked (tied, lazy,
             parametrized, not of this model, read by its parent, not what its layer multiplies with); the message has
             the ``exclude`` to paste. If layers run where autograd does not see them (re-entrant checkpointing). On all
-            ranks, if they have different numbers of batches.
+            ranks, if they have different numbers of batches, other criteria or parameters, or weights that differ.
         RuntimeError: If another rank of ``torch.distributed`` has failed.
 
     Warns:
@@ -146,6 +146,11 @@ def _score(
             selection.keys, selection.names, rule, skipped=selection.skipped, listed=selection.listed, to_mask=to_mask
         )
         sums.add_batches(model, losses, data.batches(), observe=observe)
+    names = selection.names
+    check_same("criterion", rule.name, "give all ranks the same arguments")
+    check_same("parameters", names, "give all ranks the same model and arguments")
+    weights = {name: stored(*key) for name, key in zip(names, selection.keys, strict=True)}
+    check_same_values("model", weights, "scores of different weights do not add up: load or seed all ranks alike")
     sums.add_ranks()
     return sums.finish(root)
 

@@ -8,7 +8,7 @@ import torch
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from disparse_plugin import score_tasks
+from disparse_plugin import disparse_pretrained, score_tasks
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from networks import PartlyShared, square_losses, vectors
 from runs import masks_of
@@ -221,6 +221,41 @@ def losses_that_call_the_wrapper(rank, ranks):
     optimizer, scheduler = scheduled(wrapped, lambda _, batch: square_losses(wrapped, batch), update_every=1)
     train(wrapped, optimizer, scheduler, [[batch] for batch in shards[rank]])
     return {"masks": masks_of(model)}
+
+
+def one_shot(rank, ranks, model=None, **options):
+    """A call that must leave the model dense if the ranks do not agree."""
+    fresh, shards = model_and_shards(ranks)
+    model = fresh if model is None else model
+    options = {"amount": 0.5, "exclude": ["unused"], **options}
+    try:
+        disparse_pretrained(model, square_losses, shards[rank], **options)
+    finally:
+        assert not masks_of(model)
+
+
+def other_one_shot_amount(rank, ranks):
+    one_shot(rank, ranks, amount=0.5 + 0.1 * rank)
+
+
+def bad_one_shot_amount(rank, ranks):
+    one_shot(rank, ranks, amount=1.5 if rank == 1 else 0.5)
+
+
+def other_criterion(rank, ranks):
+    one_shot(rank, ranks, criterion="fisher" if rank else "taylor")
+
+
+def other_parameters(rank, ranks):
+    one_shot(rank, ranks, exclude=["unused", "abc"] if rank else ["unused"])
+
+
+def drifted_weights(rank, ranks):
+    """A criterion that looks at no gradient would give each rank masks of its own."""
+    model, _ = model_and_shards(ranks)
+    with torch.no_grad():
+        model.ab.weight[0, 0] += 1e-9 * rank
+    one_shot(rank, ranks, model, criterion="lamp")
 
 
 def dying_rank(rank, ranks):

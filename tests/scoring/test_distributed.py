@@ -37,6 +37,11 @@ SCENARIOS = [
     "no_batch",
     "bad_argument",
     "losses_that_call_the_wrapper",
+    "other_one_shot_amount",
+    "bad_one_shot_amount",
+    "other_criterion",
+    "other_parameters",
+    "drifted_weights",
 ]
 TOGETHER = ["score", "dynamic", "missing_tasks", "random_growth", "gradual", "losses_that_call_the_wrapper"]
 
@@ -117,6 +122,11 @@ def test_gradual_pruning_is_that_of_one_process_on_all_data(results):
         ("other_fraction", None, "ValueError: drop_fraction: must be the same on all ranks, found [0.0, 0.5", None),
         ("other_amount", None, "ValueError: amount: must be the same on all ranks, found [63, 76", None),
         ("checkpoints_of_different_steps", None, "ValueError: step: all ranks must have completed the same numb", None),
+        ("other_one_shot_amount", None, "ValueError: amount: must be the same on all ranks, found [0.5, 0.6", None),
+        ("bad_one_shot_amount", 1, "ValueError: amount: a float must be", "RuntimeError: distributed: all ranks must"),
+        ("other_criterion", None, "ValueError: criterion: must be the same on all ranks, found ['taylor', 'fish", None),
+        ("other_parameters", None, "ValueError: parameters: must be the same on all ranks, found", None),
+        ("drifted_weights", None, "ValueError: model: must be the same on all ranks, found ab.weight to differ", None),
         ("no_batch", 1, "TypeError: batch: step() needs the batch", "RuntimeError: distributed: all ranks must"),
         ("bad_argument", 1, "RuntimeError: manual_seed expected", "RuntimeError: distributed: all ranks must succeed"),
     ],

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from disparse_plugin import at_least
 from disparse_plugin.agreement.ranking import SMALLEST, highest
+from disparse_plugin.arbiters import unanimous
 from disparse_plugin.sparse_training import DiSparseScheduler, joint
+from disparse_plugin.sparse_training.exchange import most_wanted, random_scores, smallest, wanted_by_any
 from oracles.agreement import ARBITERS, Layout, ordered_positions
 from runs import alive_places, frozen_steps, given_losses, masked_model
 
@@ -69,6 +71,32 @@ def test_an_update_is_the_definition(layout, fraction, arbiter, regrow):
         regrow_dropped=regrow,
     )
     assert alive_places(model) == expected_masks(*layout, fraction, arbiter, regrow)
+
+
+@given(st.integers(2, 40), st.integers(2, 4), st.integers(0, 2**20), st.booleans())
+def test_what_grows_is_the_union_of_the_tasks_tops(size, tasks, seed, ties):
+    """The largest rank of any task decides, not that of the last; with and without ties, of any sign."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = {str(task): torch.randn(size, generator=generator) for task in range(tasks)}
+    rows = {task: (row * 2).round() if ties else row for task, row in rows.items()}
+    oracle = Layout({task: {0: row.tolist()} for task, row in rows.items()}, [size])
+    for count in (1, size // 2, size - 1):
+        expected = {place for _, place in oracle.kept(size - count, "unanimous")}
+        assert set(wanted_by_any(rows, count).nonzero().flatten().tolist()) == expected
+        assert set(most_wanted(rows, list(rows), unanimous, count).nonzero().flatten().tolist()) == expected
+
+
+def test_weights_that_differ_in_double_precision_only():
+    weights = torch.tensor([1.0 + 2e-12, 1.0 + 1e-12, 1.0], dtype=torch.float64)
+    assert smallest(weights, torch.ones(3, dtype=torch.bool), 1).tolist() == [False, False, True]
+    assert smallest(weights, torch.tensor([True, True, False]), 1).tolist() == [False, True, False]
+
+
+def test_no_random_score_is_zero(monkeypatch):
+    """A task whose scores are all zero asks for nothing."""
+    monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
+    (rows,) = random_scores([torch.ones(3)], torch.Generator())
+    assert bool((rows["random"] > 0).all())
 
 
 @given(layers(), st.floats(0, 1))
