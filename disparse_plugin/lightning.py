@@ -81,9 +81,9 @@ class DiSparsePruning(Callback):
         fold: bool = False,
         min_keep: int | float | None = None,
         num_batches: int | None = None,
-        start_at: int | None = None,
+        start_at: int | float | None = None,
         update_every: int | None = None,
-        stop_at: int | None = None,
+        stop_at: int | float | None = None,
         distribution: str | dict[str, float] | None = None,
         drop_fraction: float | None = None,
         exempt: list[str] | None = None,
@@ -109,11 +109,12 @@ class DiSparsePruning(Callback):
                 (float), as in :meth:`~disparse_plugin.TaskScores.masks`.
             num_batches: One-shot modes: how many training batches of each rank to score on (16); the data is read again
                 from the start if it has fewer.
-            start_at: ``"pretrained"``: prune after this optimizer step of the trainer, on the last ``num_batches``
-                batches. ``"gradual"``: the step of the first stage.
+            start_at: ``"pretrained"``: prune after this optimizer step of the trainer (int), or after this fraction of
+                the training (float: 0.25 is one cut after a quarter of it), on the last ``num_batches`` batches.
+                ``"gradual"``: the first stage, likewise.
             update_every: ``"gradual"``, ``"dynamic"``: optimizer steps between changes (100).
-            stop_at: ``"gradual"``, ``"dynamic"``: the step of the last stage, or from which on nothing changes; by
-                default three quarters of the first ``fit``.
+            stop_at: ``"gradual"``, ``"dynamic"``: the step (int) or fraction of the training (float) of the last stage,
+                or from which on nothing changes; by default three quarters of the first ``fit``.
             distribution: ``"dynamic"``: as in :class:`DiSparseScheduler`, densities by name.
             drop_fraction: ``"dynamic"``: the share to exchange at first.
             exempt: ``"dynamic"``: deprecated; names of modules or weights that stay dense and count in the total.

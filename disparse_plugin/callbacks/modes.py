@@ -17,7 +17,7 @@ from ..parameters import Exclude
 from ..sparse_training.gradual import GradualPruning
 from ..sparse_training.initial_masks import check_exchangeable
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
-from ..sparse_training.schedules import check_steps, describe
+from ..sparse_training.schedules import check_steps, check_when, describe
 from ..sparse_training.step_scores import check_growth_criterion
 from .base import PruningInFit
 from .one_shot import OneShot
@@ -34,7 +34,8 @@ _OF_MODE = {
     "dynamic": ("update_every", "stop_at", "distribution", "drop_fraction", "exempt", "regrow_dropped", "seed"),
 }
 
-_STEPS = {"num_batches": 1, "start_at": 0, "update_every": 1, "stop_at": 1}  # the least of each
+_COUNTS = ("num_batches", "update_every")
+_TIMES = {"start_at": 0, "stop_at": 1}  # the least step of each
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -53,9 +54,9 @@ class Options:
     fold: bool = False
     min_keep: float | None = None
     num_batches: int | None = None
-    start_at: int | None = None
+    start_at: float | None = None
     update_every: int | None = None
-    stop_at: int | None = None
+    stop_at: float | None = None
     distribution: str | Mapping[str, float] | None = None
     drop_fraction: float | None = None
     exempt: Sequence[str] | None = None
@@ -82,9 +83,10 @@ class Options:
         options = self._of_mode()
         form = patterns.resolve(self.pattern)
         form.check_budget(Budget(self._amount_for(options), options.get("min_keep", 0)))
-        for argument, least in _STEPS.items():
-            if argument in options:
-                check_steps(argument, options[argument], least)
+        for argument in _COUNTS:
+            check_steps(argument, options.get(argument, 1))
+        for argument, least in _TIMES.items():
+            check_when(argument, options.get(argument, least), least)
         name = _CRITERIA[self.mode] if self.criterion is None else self.criterion
         arbiters.resolve(self.arbiter)
         if self.mode in ("static", "pretrained"):

@@ -14,6 +14,7 @@ from ..masks.in_place import attach_in_place
 from ..parameters import ParameterKey, is_masked
 from ..scoring.losses import Batch
 from ..scoring.score import score_tasks
+from ..sparse_training.schedules import step_of
 from .base import Fit, PruningInFit
 
 
@@ -29,12 +30,12 @@ class OneShot(PruningInFit):
         *,
         min_keep: float = 0,
         num_batches: int = 16,
-        start_at: int = 0,
+        start_at: float = 0,
     ) -> None:
         """Take the options, checked; see :class:`disparse_plugin.lightning.DiSparsePruning`."""
         self._amount, self._criterion, self._arbiter, self._min_keep = amount, criterion, arbiter, min_keep
         self._pattern = pattern
-        self._count, self._start = num_batches, start_at
+        self._count, self._when, self._start = num_batches, start_at, 0
         self._done = False
         self._fit: Fit | None = None
         self._keys: Sequence[ParameterKey] = ()
@@ -43,6 +44,12 @@ class OneShot(PruningInFit):
     def begin(self, fit: Fit, keys: Sequence[ParameterKey]) -> None:
         """Start a fit."""
         self._fit, self._keys = fit, keys
+        if isinstance(self._when, float) and fit.total_steps is None:
+            raise ValueError(
+                f"start_at: must be a step (int) when it is not known where the training ends, found {self._when}; "
+                "pass optimizer steps"
+            )
+        self._start = step_of("start_at", self._when, fit.total_steps, least=0)
         if fit.resumed and any(is_masked(*key) for key in keys):
             self._done = True  # a checkpoint of a pruned model, whoever wrote it, is not pruned once more
 

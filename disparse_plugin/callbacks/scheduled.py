@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 from ..parameters import ParameterKey, is_masked
 from ..scoring.losses import Batch
 from ..sparse_training.mask_scheduler import MaskScheduler
+from ..sparse_training.schedules import STOP_AFTER, step_of
 from .base import Fit, PruningInFit
 
-# The share of a training after which masks stay as they are, where nothing else is said; as in RigL and DiSparse.
-STOP_AFTER = 0.75
+_WHEN = {"start_at": 0, "stop_at": 1}  # what may be a fraction of the training, and the least step of each
 
 
 class Scheduled(PruningInFit):
@@ -29,7 +29,7 @@ class Scheduled(PruningInFit):
 
     def begin(self, fit: Fit, keys: Sequence[ParameterKey]) -> None:
         """Make the scheduler for this fit's optimizer, and let it go on from the last one."""
-        options = {**self._options, "parameters": keys, "stop_at": self._stop_at(fit)}
+        options = {**self._options, "parameters": keys, **self._steps(fit)}
         if "exempt" in options:
             inside = dict(fit.model.named_modules())
             options["exempt"] = [inside.get(name, name) for name in options["exempt"]]
@@ -42,16 +42,21 @@ class Scheduled(PruningInFit):
             scheduler.load_state_dict(self._state)
         self._scheduler = scheduler
 
-    def _stop_at(self, fit: Fit) -> int:
-        if "stop_at" in self._options:
-            return int(self._options["stop_at"])
-        if self._state is not None:
-            return int(self._state["settings"]["stop_at"])
-        if fit.total_steps is None:
-            raise ValueError(
-                "stop_at: must be given when it is not known where the training ends, found None; pass optimizer steps"
-            )
-        return max(1, int(STOP_AFTER * fit.total_steps))
+    def _steps(self, fit: Fit) -> dict[str, int]:
+        """Turn fractions of the training into steps: of the first fit, if this one goes on from it."""
+        given = {"stop_at": STOP_AFTER, **{name: self._options[name] for name in _WHEN if name in self._options}}
+        steps = {}
+        for name, when in given.items():
+            if isinstance(when, float) and self._state is not None:
+                steps[name] = int(self._state["settings"][name])
+            elif isinstance(when, float) and fit.total_steps is None:
+                raise ValueError(
+                    f"{name}: must be a step (int) when it is not known where the training ends, found {when}; pass "
+                    "optimizer steps"
+                )
+            else:
+                steps[name] = step_of(name, when, fit.total_steps, least=_WHEN[name])
+        return steps
 
     def before_training(self, batches: Iterable[Batch], step: int) -> bool:  # noqa: ARG002
         """Note the step, which is restored by now; the scheduler counts by itself."""

@@ -26,7 +26,17 @@ from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
-from .schedules import Schedule, check_steps, check_window, count_at, cubic, describe, describe_arbiter
+from .schedules import (
+    STOP_AFTER,
+    Schedule,
+    check_steps,
+    check_window,
+    count_at,
+    cubic,
+    describe,
+    describe_arbiter,
+    step_of,
+)
 from .step_scores import StepScores, check_callable_losses, check_grad_scaler
 
 
@@ -83,8 +93,9 @@ class GradualPruning(MaskScheduler[PruningStage]):
         *,
         amount: float | Schedule | None = None,
         update_every: int = 100,
-        start_at: int = 0,
-        stop_at: int,
+        start_at: float = 0,
+        stop_at: float = STOP_AFTER,
+        total_steps: int | None = None,
         criterion: str | Criterion | ScoreFunction = "taylor",
         arbiter: str | Arbiter = "unanimous",
         pattern: str | Pattern = "weights",
@@ -102,8 +113,11 @@ class GradualPruning(MaskScheduler[PruningStage]):
             amount: How much is masked in the end: a fraction (float) or a count (int) of all listed weights; or a
                 function from the step to that. Left out with an ``n:m`` pattern.
             update_every: Optimizer steps between stages.
-            start_at: The step of the first stage; at 0, the first stage is at ``update_every``.
-            stop_at: The step of the last stage. The same as ``start_at`` prunes once, at that step.
+            start_at: The step of the first stage (int), or the fraction of the training after which it is (float); at
+                0, the first stage is at ``update_every``.
+            stop_at: The step of the last stage (int), or the fraction of the training after which it is (float); three
+                quarters is a convention. The same as ``start_at`` prunes once, then.
+            total_steps: The optimizer steps of the training; needed for fractions.
             criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`.
             arbiter: How the tasks' percentiles are joined.
             pattern: ``"weights"``; ``"channels"``: whole output channels are masked, and ``amount`` and ``min_keep``
@@ -122,8 +136,9 @@ class GradualPruning(MaskScheduler[PruningStage]):
         """
         root = unwrap(model)
         with failing_together():
-            self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
-            self._start = check_steps("start_at", start_at, least=0)
+            self._every = check_steps("update_every", update_every)
+            self._start = step_of("start_at", start_at, total_steps, least=0)
+            self._stop = step_of("stop_at", stop_at, total_steps)
             check_window(self._start, self._stop)
             self._arbiter, rule = arbiters.resolve(arbiter), resolve(criterion)
             form = patterns.resolve(pattern)
@@ -138,8 +153,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             self._amount = self._schedule(amount)
             settings = {
                 "update_every": update_every,
-                "start_at": start_at,
-                "stop_at": stop_at,
+                "start_at": self._start,
+                "stop_at": self._stop,
                 "amount": describe(amount),
                 "criterion": rule.name,
                 "arbiter": describe_arbiter(arbiter),
@@ -150,7 +165,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 settings["pattern"] = self._pattern.name
         check_same("settings", settings, "give all ranks the same options")
         masks = LiveMasks(root, optimizer, first)
-        super().__init__(masks, optimizer, settings, first=start_at or min(update_every, stop_at))
+        super().__init__(masks, optimizer, settings, first=self._start or min(self._every, self._stop))
         self._root = root
         self._scores = StepScores(model, losses, rule, masks, grad_scaler, every_batch=True)
 

@@ -27,7 +27,7 @@ from .exchange import Exchange, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
-from .schedules import CosineDecay, Schedule, check_steps, checked, describe, describe_arbiter
+from .schedules import STOP_AFTER, CosineDecay, Schedule, check_steps, checked, describe, describe_arbiter, step_of
 from .step_scores import StepScores, check_callable_losses, check_grad_scaler, check_growth_criterion
 
 RANDOM = "random"
@@ -107,7 +107,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         distribution: str | Mapping[ParameterKey | str, float] | None = None,
         drop_fraction: float | Schedule = 0.5,
         update_every: int = 100,
-        stop_at: int,
+        stop_at: float = STOP_AFTER,
+        total_steps: int | None = None,
         criterion: str | Criterion | ScoreFunction = "gradient",
         arbiter: str | Arbiter = "unanimous",
         pattern: str | Pattern = "weights",
@@ -132,7 +133,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
                 :mod:`disparse_plugin.sparse_training.densities`. Which weights of a layer stay at first is random.
             drop_fraction: The share to exchange at step 0, decaying by a cosine; or a function of the step.
             update_every: Optimizer steps between updates.
-            stop_at: No update from this step on; three quarters of the training is usual.
+            stop_at: No update from this step on (int), or from this fraction of the training on (float).
+            total_steps: The optimizer steps of the training; needed where ``stop_at`` is a fraction.
             criterion: What a task asks for: a criterion that tells masked weights apart by their gradient, or
                 ``"random"``.
             arbiter: How the tasks' wishes are joined.
@@ -157,8 +159,10 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             warn_user(EXEMPT_IS_DEPRECATED, DeprecationWarning)
         with failing_together():
             self._generator = torch.Generator("cpu").manual_seed(seed)
-            self._every, self._stop = check_steps("update_every", update_every), check_steps("stop_at", stop_at)
-            self._fraction: Schedule = drop_fraction if callable(drop_fraction) else CosineDecay(drop_fraction, stop_at)
+            self._every = check_steps("update_every", update_every)
+            self._stop = step_of("stop_at", stop_at, total_steps)
+            fixed = drop_fraction
+            self._fraction: Schedule = fixed if callable(fixed) else CosineDecay(fixed, self._stop)
             self._arbiter, self._regrow = arbiters.resolve(arbiter), regrow_dropped
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
@@ -170,7 +174,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             settings = {
                 "alive": [int(mask.sum()) for mask in first.values()],
                 "update_every": update_every,
-                "stop_at": stop_at,
+                "stop_at": self._stop,
                 "drop_fraction": describe(drop_fraction),
                 "criterion": RANDOM if rule is None else rule.name,
                 "arbiter": describe_arbiter(arbiter),
@@ -180,7 +184,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
                 settings["pattern"] = self._pattern.name  # states saved before there was such an option still load
         check_same("settings", settings, "give all ranks the same options")
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()})
-        super().__init__(masks, optimizer, settings, first=update_every if update_every < stop_at else None)
+        super().__init__(masks, optimizer, settings, first=self._every if self._every < self._stop else None)
         self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
 
     def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:

@@ -15,6 +15,10 @@ from ..arbiters import Arbiter
 # From the number of completed optimizer steps to a fraction in [0, 1]; of what is pruned, also to a count (int).
 Schedule: TypeAlias = Callable[[int], float]
 
+# The share of a training after which masks stay as they are, where nothing else is said: the convention of RigL and
+# DiSparse (Evci et al., ICML 2020; Sun et al., CVPR 2022), not a result of this package.
+STOP_AFTER = 0.75
+
 
 @dataclasses.dataclass(frozen=True)
 class CosineDecay:
@@ -83,6 +87,54 @@ class CubicSparsity:
             return self.final
         passed = max(0, step - self.start_at) / max(1, self.stop_at - self.start_at)
         return self.final + (self.initial - self.final) * (1 - passed) ** 3
+
+
+def check_when(argument: str, when: float, least: int = 1) -> float:
+    """Check a step, or a fraction of the training.
+
+    Raises:
+        TypeError: If it is neither an int nor a float.
+        ValueError: If a step is below ``least``, or a fraction is not in [0, 1].
+
+    Example:
+        >>> check_when("stop_at", 1.5)
+        Traceback (most recent call last):
+        ValueError: stop_at: a float must be a fraction of the training in [0, 1], found 1.5; a step is an int
+    """
+    if isinstance(when, bool) or not isinstance(when, numbers.Real):
+        raise TypeError(
+            f"{argument}: must be an int (step) or a float (fraction of the training), found {type(when).__name__}: "
+            f"{when!r}"
+        )
+    if isinstance(when, numbers.Integral):
+        return check_steps(argument, int(when), least)
+    if not 0.0 <= float(when) <= 1.0:
+        raise ValueError(
+            f"{argument}: a float must be a fraction of the training in [0, 1], found {when}; a step is an int"
+        )
+    return float(when)
+
+
+def step_of(argument: str, when: float, total_steps: int | None, least: int = 1) -> int:
+    """Turn a step or a fraction of the training into a step.
+
+    Raises:
+        TypeError: As :func:`check_when`.
+        ValueError: As :func:`check_when`, or if there is a fraction and no ``total_steps``.
+
+    Example:
+        >>> step_of("stop_at", 0.75, 1000), step_of("stop_at", 600, None)
+        (750, 600)
+    """
+    when = check_when(argument, when, least)
+    if isinstance(when, int):
+        return when
+    if total_steps is None:
+        raise ValueError(
+            f"total_steps: must be given where {argument} is a fraction of the training, found None with {argument}="
+            f"{when}; pass the optimizer steps of the training, or {argument} as a step (int)"
+        )
+    return max(least, int(when * check_steps("total_steps", total_steps) + 1e-9))
 
 
 def check_window(start_at: int, stop_at: int) -> None:

@@ -103,6 +103,22 @@ class TestModes:
         assert len(masks) == 4
         assert all(bool((mask.unflatten(1, (-1, 2)).sum(-1) == 1).all()) for mask in masks)
 
+    @pytest.mark.parametrize("mode", ["pretrained", "gradual"])
+    def test_one_cut_after_a_quarter_of_the_training(self, tmp_path, mode):
+        record, module = Sparsities(), FourTasks()
+        once = {"stop_at": 0.25} if mode == "gradual" else {}
+        callback = pruning(mode, start_at=0.25, **once)
+        fit(tmp_path, module, callback, logger=record, log_every_n_steps=1)
+        first = 2 * BATCHES // 4
+        assert record.values == [0] * (first - 1) + [sparsity(module)] * (2 * BATCHES - first + 1)
+
+    def test_a_further_fit_keeps_the_steps_of_the_first(self, tmp_path):
+        module, callback = FourTasks(momentum=False), pruning("gradual", start_at=0.25, stop_at=1.0)
+        fit(tmp_path, module, callback)
+        assert alive_count(module) == half(module)[1]
+        fit(tmp_path, module, callback, max_epochs=5)
+        assert alive_count(module) == half(module)[1]
+
     @pytest.mark.parametrize("mode", ["static", "pretrained", "gradual"])
     def test_whole_channels(self, tmp_path, mode):
         module = ThreeTasks()
@@ -226,7 +242,7 @@ class TestFitsThatEndEarly:
             def __iter__(self):
                 return iter(vectors(BATCHES))
 
-        with pytest.raises(ValueError, match="stop_at: must be given when it is not known where"):
+        with pytest.raises(ValueError, match=r"stop_at: must be a step .* when it is not known where"):
             fit(tmp_path, FourTasks(), pruning("gradual", stop_at=None), data=DataLoader(Stream(), batch_size=None))
 
 
@@ -273,6 +289,16 @@ class TestRefusals:
                 ValueError,
                 "pattern: must be 'weights'",
             ),
+            (
+                {"mode": "gradual", "amount": 0.5, "stop_at": 1.5},
+                ValueError,
+                "stop_at: a float must be a fraction",
+            ),
+            (
+                {"mode": "gradual", "amount": 0.5, "start_at": "0"},
+                TypeError,
+                "start_at: must be an int .step. or",
+            ),
             ({"mode": "pretrained", "amount": 0.5, "start_at": -1}, ValueError, "start_at: must be at least 0"),
         ],
     )
@@ -302,7 +328,7 @@ class TestRefusals:
             fit(tmp_path, Two(), pruning("dynamic"))
 
     def test_a_training_without_end(self, tmp_path):
-        with pytest.raises(ValueError, match="stop_at: must be given when it is not known where"):
+        with pytest.raises(ValueError, match=r"stop_at: must be a step .* when it is not known where"):
             fit(tmp_path, FourTasks(), pruning("gradual", stop_at=None), max_epochs=-1)
 
     def test_other_options_than_the_checkpoint(self, tmp_path):

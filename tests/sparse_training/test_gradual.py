@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 from disparse_plugin import prunable_parameters, score_tasks
 from disparse_plugin.sparse_training import (
     CubicSparsity,
+    DiSparseScheduler,
     GradualPruning,
     RewindPoint,
     joint,
@@ -69,6 +70,23 @@ def test_a_window_of_one_step_is_a_single_cut():
     run = GradualRun(start_at=5, stop_at=5, amount=0.6)
     (stage,) = run.train(9)
     assert (stage.step, stage.sparsity) == (5, round(0.6 * 954) / 954)
+
+
+def test_a_window_in_fractions_of_the_training():
+    run = GradualRun(start_at=0.25, stop_at=0.5, total_steps=12, update_every=1)
+    assert [stage.step for stage in run.train(12)] == [3, 4, 5, 6]
+    run = GradualRun(start_at=0.29, stop_at=0.29, total_steps=100, amount=0.5)  # 0.29 * 100 is 28.999999999999996
+    assert "start_at=29, stop_at=29" in repr(run.scheduler)
+
+
+def test_three_quarters_where_nothing_is_said():
+    for kind in (GradualPruning, DiSparseScheduler):
+        model = TwoHeads()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(ValueError, match=r"total_steps: .* found None with stop_at=0\.75; pass the op"):
+            kind(model, optimizer, digit_losses, amount=0.5)
+        assert not masks_of(model)
+        assert "stop_at=30" in repr(kind(model, optimizer, digit_losses, amount=0.5, total_steps=40))
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 20), st.integers(0, 20), st.integers(0, 45))
