@@ -25,8 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from .arbiters import Arbiter
 from .callbacks import Fit, Mode, Options, PrunedFits
 from .criteria import Criterion, ScoreFunction
-from .scoring.losses import Batch, TaskLosses
-from .sparse_training.step_scores import check_callable_losses
+from .scoring.losses import Batch, TaskLosses, check_callable_losses
 
 try:
     from accelerate.utils import send_to_device

@@ -21,7 +21,7 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import check_parameters
 from ..parameters import Exclude, ParameterKey, present_mask, qualified_names, unwrap
-from ..scoring.losses import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
 from .live_masks import LiveMasks
@@ -37,7 +37,7 @@ from .schedules import (
     describe_arbiter,
     step_of,
 )
-from .step_scores import StepScores, check_callable_losses, check_grad_scaler
+from .step_scores import StepScores, check_grad_scaler
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,14 +21,14 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import check_parameters
 from ..parameters import Exclude, ParameterKey, qualified_names, unwrap
-from ..scoring.losses import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from .blocks import BlockExchange
 from .exchange import Exchange, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
 from .schedules import STOP_AFTER, CosineDecay, Schedule, check_steps, checked, describe, describe_arbiter, step_of
-from .step_scores import StepScores, check_callable_losses, check_grad_scaler, check_growth_criterion
+from .step_scores import StepScores, check_grad_scaler, check_growth_criterion
 
 RANDOM = "random"
 

@@ -125,19 +125,6 @@ class StepScores:
         self.tasks, self._put_off = tuple(state["tasks"]), int(state["put_off"])
 
 
-def check_callable_losses(losses: object) -> None:
-    """Check that the losses are a function, before anything is changed.
-
-    Raises:
-        TypeError: If not.
-    """
-    if not callable(losses):
-        raise TypeError(
-            "losses: must be a function of model and batch that returns one loss per task, found "
-            f"{type(losses).__name__}"
-        )
-
-
 def check_grad_scaler(grad_scaler: object) -> None:
     """Check that there is a ``GradScaler`` or None, before anything is changed.
 
