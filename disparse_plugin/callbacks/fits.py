@@ -11,11 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._support.user_warning import warn_user
+from ..maskable import check_parameters
 from ..masks.attach import fold as fold_masks
 from ..masks.attach import masks_of
 from ..masks.in_place import attach_in_place
 from ..masks.state_dicts import follow_masks
-from ..parameters import ParameterKey, present_mask, prunable_parameters
+from ..parameters import ParameterKey, present_mask
 from ..scoring.losses import Batch
 from .base import Fit, PruningInFit
 from .modes import Options
@@ -69,7 +70,7 @@ class PrunedFits:
         if self._folded is not None and not masks_of(fit.model):
             attach_in_place(fit.model, self._folded)
         self._folded = None
-        self._keys = prunable_parameters(fit.model, exclude=self.options.exclude)
+        self._keys = check_parameters(fit.model, None, self.options.exclude)
         self._pruning.begin(fit, self._keys)
         self._count()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, ModelPruning
+from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
@@ -257,6 +258,22 @@ def test_exclude_takes_modules_and_patterns(tmp_path):
     module = FourTasks()
     fit(tmp_path, module, DiSparsePruning("static", 0.5, exclude=[module.net.unused, "net.heads.?"], num_batches=2))
     assert set(masks_of(module)) == {f"net.{name}.weight_mask" for name in ("abc", "ab", "d")}
+
+
+@pytest.mark.parametrize("mode", ["static", "gradual", "dynamic"])
+def test_what_cannot_be_masked_is_left_out_with_a_warning(tmp_path, mode):
+    class Tied(FourTasks):
+        """The two heads of the same shape share their weight."""
+
+        def __init__(self):
+            super().__init__()
+            self.net.unused = nn.Linear(4, 2)
+            self.net.unused.weight = self.net.heads["a"].weight
+
+    module = Tied()
+    with warned(UserWarning, match=r"net\.heads\.a\.weight"):
+        fit(tmp_path, module, DiSparsePruning(mode, 0.5, **ended(mode)))
+    assert set(masks_of(module)) == {f"net.{name}.weight_mask" for name in ("abc", "ab", "heads.b", "heads.c", "d")}
 
 
 class TestRefusals:
