@@ -115,6 +115,16 @@ def test_the_way_to_blocks_is_the_definition(layout, arbiter, shares):
     assert all(len(places & set(block)) == n for places in kept for block in blocks_of(max(places) // m * m + m, m))
 
 
+def test_between_equals_on_the_way_the_smaller_weight_goes():
+    """Two tasks rank the first and the third weight in turn second of four, so that both have the same agreement."""
+    model = masked_model([[5.0, 3.0, 1.0, 3.0]], [[True] * 4])
+    losses = given_losses({"a": {0: [1.0, 9.0, 2.0, 8.0]}, "b": {0: [2.0, 9.0, 1.0, 8.0]}})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruning = GradualPruning(model, optimizer, losses, pattern="1:2", stop_at=1, criterion="gradient")
+    pruning.prune_to(0.25, None)
+    assert alive_places(model) == [{0, 1, 3}]
+
+
 def staged(n, m, weights, kept, gradients, arbiter, count):
     places = [sorted(own) for own in kept]
     tables = {t: {p: [abs(g[p][i]) for i in own] for p, own in enumerate(places)} for t, g in gradients.items()}
