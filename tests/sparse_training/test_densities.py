@@ -57,6 +57,35 @@ def test_erk_is_the_formula_within_rounding(shapes, amount):
         assert count == size if density == 1 else abs(count - density * size) <= 2
 
 
+@pytest.mark.parametrize(
+    ("shapes", "amount", "distribution", "expected"),
+    [
+        ([(10, 10), (20, 10)], 0.05, "uniform", [95, 190]),  # nearly dense is not dense
+        ([(1, 2), (10, 10)], 0.95, "uniform", [1, 4]),  # none is emptied
+        ([(3, 5), (7, 5), (2, 5)], 0.5, "uniform", [8, 17, 5]),  # 7.5 and 17.5: of equal remainders the first is rounded up
+        ([(3, 5), (2, 4)], 0.7, "uniform", [5, 2]),  # 4.5 and 2.4: the larger remainder
+        ([(1, 10), (1, 10)], 0.5, {0: 0.25}, [2, 8]),  # 2.5 and 7.5: what the user gave is rounded by itself
+        ([(1, 10), (1, 10)], 0.5, {0: 0.27}, [3, 7]),
+        ([(1, 10), (1, 10)], 0.75, {0: 0.25, 1: 0.25}, [3, 2]),  # and gives way by one entry where nothing else can
+    ],
+)
+def test_how_whole_numbers_are_found(shapes, amount, distribution, expected):
+    assert layer_counts(shapes, amount, distribution) == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "amount", "distribution"),
+    [
+        ([(1, 2), (1, 2)], 0.25, "uniform"),  # three of four would fill a layer
+        ([(1, 10), (1, 10)], 0.8, {0: 0.5, 1: 0.5}),  # densities that the amount contradicts, either way
+        ([(1, 10), (1, 10)], 0.2, {0: 0.5, 1: 0.5}),
+    ],
+)
+def test_totals_that_no_whole_numbers_meet(shapes, amount, distribution):
+    with pytest.raises(ValueError, match="amount: the layers must be able to keep"):
+        layer_counts(shapes, amount, distribution)
+
+
 def deeplab_shapes(classes=(40, 3)):
     """The weights of the paper's network: a ResNet-34 trunk and, for each task, four parallel heads."""
     shapes, width = [(64, 3, 7, 7)], 64

@@ -101,6 +101,25 @@ def test_the_cubic_schedule_is_the_formula(one, other, start, length, step):
         assert schedule(step) == pytest.approx(final + (initial - final) * (1 - (step - start) / length) ** 3)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"final": 0.5, "stop_at": 10, "initial": 0.7}, "final: must be in"),
+        ({"final": 0.5, "stop_at": 10, "initial": -0.1}, "final: must be in"),
+        ({"final": 0.5, "stop_at": 10, "start_at": -1}, "stop_at: must be at least start_at, and that at least 0"),
+    ],
+)
+def test_a_cubic_schedule_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        CubicSparsity(**options)
+
+
+def test_a_negative_fraction_is_refused():
+    run = Run(drop_fraction=lambda step: -0.5)
+    with pytest.raises(ValueError, match="drop_fraction: a schedule must return a fraction"):
+        run.train(2)
+
+
 def test_what_is_undone_is_said_until_the_last_stage():
     run = GradualRun()
     run.train(6)

@@ -282,6 +282,11 @@ def test_existing_masks_that_are_not_in_blocks_are_refused():
         Run(model=model, distribution="existing", **WIDE)
 
 
+def test_a_dense_model_is_not_in_blocks():
+    with pytest.raises(ValueError, match="distribution: every block must have 2 of 4 alive"):
+        Run(model=TwoHeads(width=8), distribution="existing", **WIDE)
+
+
 def test_more_than_the_pattern_removes_is_refused():
     run = Gradual(model=TwoHeads(width=8), **WIDE)
     with pytest.raises(ValueError, match=r"amount: must be at most 0.5 with pattern='2:4'"):
