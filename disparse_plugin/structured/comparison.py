@@ -73,7 +73,7 @@ def _scale(a: Tensor, b: Tensor, finite: Tensor, floor: float) -> Tensor:
     informative = a.abs().where(finite & ~((counts[places] > 1) & (a == b)), torch.nan)
     scale = torch.full_like(a, float(typical))
     for dim in range(a.dim()):
-        rows = informative.movedim(dim, 0).flatten(1)
+        rows = informative.movedim(dim, 0).reshape(a.shape[dim], -1)
         shape = [1] * a.dim()
         shape[dim] = -1
         middle = rows.nanmedian(1).values.view(shape) if rows.numel() else rows.new_zeros(shape)

@@ -90,7 +90,7 @@ def observe(model: nn.Module, inputs: Inputs, losses: Callable[[nn.Module], list
         model.eval()
         try:
             outputs = call(model, inputs)
-        except (RuntimeError, TypeError, ValueError, LookupError, AssertionError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, AssertionError, AttributeError) as error:
             raise ValueError(
                 f"example_inputs: the model must run on them, found {type(error).__name__}: {error}; pass a tensor, a "
                 "tuple of positional or a dict of keyword arguments of one forward"
