@@ -8,7 +8,7 @@ convolution's ``weight`` is ``weight_orig`` and an int32 ``weight_mask``, as ``t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from disparse_plugin.masks import attach_masks, fold
 from .paper_network import PaperNetwork
 
 _PLACES = [(stage, block) for stage, blocks in enumerate((3, 4, 6, 3)) for block in range(blocks)]
+_MEAN = (104.00698793, 116.66876762, 122.67891434)  # of blue, green and red
 _FIRST = 4  # of the trunk's modules, before the blocks: convolution, norm, activation, pooling
 _HEAD_LAYERS = {"0": "conv1", "3": "conv2", "6": "conv3"}
 
@@ -77,6 +78,29 @@ def load_authors_checkpoint(network: PaperNetwork, path: str | Path) -> None:
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"path: needs a state dict of tensors in {path}, found {type(found).__name__}")
     read_authors_state(network, found)
+
+
+class AuthorsInput(nn.Module):
+    """A network of theirs behind our pictures: it was trained on blue, green and red of 255 levels less their means.
+
+    Args:
+        network: What takes such pictures.
+        mean: Of red, green and blue, that our pictures were scaled by.
+        spread: Likewise.
+    """
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], spread: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("spread", torch.tensor(spread).view(3, 1, 1))
+        self.register_buffer("their_mean", torch.tensor(_MEAN).view(3, 1, 1))
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Map ``(batch, 3, height, width)`` to every task's output."""
+        colours = (pictures * self.spread + self.mean).flip(1) * 255
+        outputs: dict[str, Tensor] = self.network(colours - self.their_mean)
+        return outputs
 
 
 def authors_state(network: PaperNetwork) -> dict[str, Tensor]:

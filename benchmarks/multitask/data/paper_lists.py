@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -39,24 +40,28 @@ ORDER = ("picture", "segmentation", "normals", "depth", "keypoints", "edges")  #
 Entry = tuple[Path, ...]
 
 
-def nyuv2_list(root: str | Path, *, only: Sequence[str] = tuple(NYU_V2.classes), seed: int = 0) -> Problem:
+def nyuv2_list(
+    root: str | Path, *, only: Sequence[str] = tuple(NYU_V2.classes), centred: bool = True, seed: int = 0
+) -> Problem:
     """Load NYU-v2 with 40 classes at 480x640 from ``nyu_v2_3task.json``.
 
     Args:
         root: The folder with the list.
         only: Names of the tasks, in this order, of segmentation, normals and depth; the paper's two by default.
+        centred: Normals are the directions of ``2 v / 255 - 1``, v the bytes of the file. The authors' networks were
+            trained on the directions of the bytes themselves, blue first: all are positive, so angles between them
+            are smaller. False gives those.
         seed: Of the validation split.
 
     Returns:
-        The tasks, with the paper's loss weights. Normals are ``2 v / 255 - 1`` of the bytes v; the authors compared
-        the directions of the bytes themselves, all of them positive, so their angles are smaller than ours.
+        The tasks, with the paper's loss weights.
 
     Raises:
         FileNotFoundError: The list or a file in it is not there.
         ValueError: The list is not one, or a file is of a wrong shape, when it is read.
     """
     made = tasks.dense({**NYU_V2.classes, "depth": 1}, only, NYU_V2.weights)
-    read = functools.partial(_read_nyuv2, tuple(only))
+    read = functools.partial(_read_nyuv2, tuple(only), centred)
     return _problem("nyuv2", made, _entries(Path(root), "nyu_v2_3task.json", 4), read, NYU_V2.crop, seed)
 
 
@@ -148,15 +153,15 @@ def _problem(
     return Problem(name, made, **splits, shape=(3, crop, crop), facts=facts)
 
 
-def _read_nyuv2(only: Sequence[str], entry: Entry) -> Sample:
+def _read_nyuv2(only: Sequence[str], centred: bool, entry: Entry) -> Sample:
     picture = _png(entry[0], 3)
     targets = {}
     if "segmentation" in only:
         targets["segmentation"] = _png(entry[1], 1)[0].long()
     if "normals" in only:
         stored = _png(entry[2], 3)
-        directions = torch.nn.functional.normalize(2 * stored / 255 - 1, dim=0)
-        targets["normals"] = torch.where(stored.amax(0) < 255, directions, 0.0)
+        vectors = 2 * stored / 255 - 1 if centred else stored.flip(0)
+        targets["normals"] = torch.where(stored.amax(0) < 255, F.normalize(vectors, dim=0), 0.0)
     if "depth" in only:
         targets["depth"] = _one_channel(entry[3])
     return picture / 255, _as_large(targets, picture, entry[0])
