@@ -96,9 +96,9 @@ class DiSparsePruning(Callback):
             mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
             amount: How much of the weights is pruned: a fraction (float), or a count (int). Left out with an ``n:m``
                 pattern.
-            criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"``,
-                ``"taylor"``, ``"taylor"`` and ``"gradient"`` in the order of the modes. ``"dynamic"`` also takes
-                ``"random"``.
+            criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"`` at the
+                start, ``"layer_adaptive(damped(taylor, 0.5))"`` for ``"pretrained"`` and ``"gradual"``, and
+                ``"gradient"`` for ``"dynamic"``, which also takes ``"random"``.
             arbiter: A name, also ``"at_least(K)"``, or what the core takes.
             pattern: ``"weights"``, ``"n:m"`` such as ``"2:4"``, or ``"channels"`` (masked; not ``"dynamic"``), as in
                 :meth:`~disparse_plugin.TaskScores.masks`.

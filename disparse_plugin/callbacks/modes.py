@@ -25,7 +25,8 @@ from .scheduled import Scheduled
 
 Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
 
-_CRITERIA = {"static": "snip", "pretrained": "taylor", "gradual": "taylor", "dynamic": "gradient"}
+_TRAINED = "layer_adaptive(damped(taylor, 0.5))"
+_CRITERIA = {"static": "snip", "pretrained": _TRAINED, "gradual": _TRAINED, "dynamic": "gradient"}
 _OF_ALL = ("mode", "amount", "criterion", "arbiter", "pattern", "exclude", "fold")
 _OF_MODE = {
     "static": ("min_keep", "num_batches"),

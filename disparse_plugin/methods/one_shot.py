@@ -98,7 +98,7 @@ def disparse_pretrained(
     data: Iterable[Batch],
     amount: Amount | Budget | None = None,
     *,
-    criterion: str | Criterion | ScoreFunction = "taylor",
+    criterion: str | Criterion | ScoreFunction = "layer_adaptive(damped(taylor, 0.5))",
     arbiter: str | Arbiter = "unanimous",
     pattern: str | Pattern = "weights",
     min_keep: float = 0,
@@ -110,13 +110,18 @@ def disparse_pretrained(
 ) -> TaskScores:
     """Prune a trained model: score it, then as ``prune.global_unstructured`` with :class:`DiSparsePretrained`.
 
+    The default criterion is each task's saliency ``abs(w) * sum of abs(g)``, damped towards the magnitude and made
+    layer-adaptive: LAMP's share of ``w^2 * sum of abs(g)`` in its tensor. The paper's, ``criterion="taylor"``, prunes
+    layers very unevenly, and at high sparsity whole ones away; ``docs/results_long_regime.md`` compares them. Of like
+    tasks with like losses, expect no more of it than of ``"lamp"`` or ``"magnitude"``.
+
     Args:
         model: The trained model; pruned in place.
         losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task.
         data: Any iterable of batches.
         amount: A fraction of the weights still alive (float in [0, 1]) or a count (int), or one for each part:
             ``{"shared": 0.9, "depth": 0.5, ...}``, as in :meth:`TaskScores.masks`. Left out with an ``n:m`` pattern.
-        criterion: How one task scores one weight, as in :func:`score_tasks`.
+        criterion: How one task scores one weight, as in :func:`score_tasks`; ``"taylor"`` is the paper's.
         arbiter: How the tasks agree, as in :meth:`TaskScores.importance`.
         pattern: ``"weights"``, any ``"n:m"`` such as ``"2:4"``, or ``"channels"`` (masked, not removed), as in
             :meth:`TaskScores.masks`.

@@ -96,7 +96,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         start_at: float = 0,
         stop_at: float = STOP_AFTER,
         total_steps: int | None = None,
-        criterion: str | Criterion | ScoreFunction = "taylor",
+        criterion: str | Criterion | ScoreFunction = "layer_adaptive(damped(taylor, 0.5))",
         arbiter: str | Arbiter = "unanimous",
         pattern: str | Pattern = "weights",
         min_keep: float = 0,
@@ -118,7 +118,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             stop_at: The step of the last stage (int), or the fraction of the training after which it is (float); three
                 quarters is a convention. The same as ``start_at`` prunes once, then.
             total_steps: The optimizer steps of the training; needed for fractions.
-            criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`.
+            criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`. The default is that of
+                :func:`~disparse_plugin.disparse_pretrained`, because what is cut is being trained.
             arbiter: How the tasks' percentiles are joined.
             pattern: ``"weights"``; ``"channels"``: whole output channels are masked, and ``amount`` and ``min_keep``
                 count channels; or any ``"n:m"``: the stages take what n:m would remove, so that after the last of every

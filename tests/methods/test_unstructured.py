@@ -78,7 +78,10 @@ def test_pruned_weights_stay_zero_in_training(model, scores):
 
 @pytest.mark.parametrize(
     ("function", "method", "criterion"),
-    [(disparse_static, DiSparseStatic, "snip"), (disparse_pretrained, DiSparsePretrained, "taylor")],
+    [
+        (disparse_static, DiSparseStatic, "snip"),
+        (disparse_pretrained, DiSparsePretrained, "layer_adaptive(damped(taylor, 0.5))"),
+    ],
 )
 @pytest.mark.parametrize("arbiter", ["unanimous", "mean"])
 def test_one_call_is_score_then_global_unstructured(model, function, method, criterion, arbiter):

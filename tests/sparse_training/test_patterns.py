@@ -220,7 +220,9 @@ def test_channels_are_masked_stage_by_stage_as_by_scoring_anew():
         run.optimizer.zero_grad()
         sum(digit_losses(run.model, batch).values()).backward()
         run.optimizer.step()
-        scores = score_tasks(run.model, digit_losses, [batch], criterion="taylor", exclude=["heads.*"])
+        scores = score_tasks(
+            run.model, digit_losses, [batch], criterion="layer_adaptive(damped(taylor, 0.5))", exclude=["heads.*"]
+        )
         target = 12 - round((0.5 - 0.5 * (1 - (step + 1) / 4) ** 3) * 12)
         expected = scores.masks(channels() - target, pattern="channels", min_keep=2)
         if run.scheduler.step(batch) is None:
