@@ -24,7 +24,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery/notes"]
 html_theme = "furo"
 html_title = "disparse-plugin"
 html_static_path = ["static"]
