@@ -34,8 +34,8 @@ ORDER = (  # as a reader would want to see them
 )
 INDEX = """# Examples
 
-Scripts with data that the packages bring along: nothing is downloaded, and a CPU is enough. All take `--quick` (a few
-steps, to see that it runs), `--seed`, `--device` and `--out` (where the picture goes), and explain themselves with
+Scripts with data that the packages bring along: nothing is downloaded, and a CPU is enough. Most take `--quick` (a few
+steps, to see that it runs), `--seed`, `--device` and `--out` (where the picture goes), and all explain themselves with
 `--help`. They need `pip install -e '.[examples]'`. What is shown was printed by full runs; each page says when.
 
 ::::{{grid}} 1 2 2 3
