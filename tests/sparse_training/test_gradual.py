@@ -49,6 +49,7 @@ def test_a_whole_number_is_a_number_of_weights(amount):
     run = GradualRun(amount=amount)
     run.train(8)
     assert weights_total(run.model) - alive_count(run.model) == amount
+    assert f"amount={int(amount)}," in repr(run.scheduler)
 
 
 def test_one_is_one_weight_and_not_all():

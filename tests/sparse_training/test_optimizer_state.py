@@ -6,6 +6,7 @@ from torch import nn
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler, register_optimizer
+from disparse_plugin.sparse_training.optimizer_state import forget
 from networks import TwoHeads, digit_losses
 from runs import Run, masks_of
 
@@ -48,6 +49,18 @@ def test_masked_weights_do_not_drift_and_regrown_ones_start_afresh(name):
                     fresh = START.get((name, state), 0.0)
                     assert bool((value[regrown | (mask == 0)] == fresh).all()), state
                     assert bool((value[(mask != 0) & ~regrown] != fresh).any()), state
+
+
+def test_what_is_fresh_is_what_the_weights_own_group_says():
+    one, other = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    rprop = torch.optim.Rprop([{"params": [one], "lr": 0.25}, {"params": [other], "lr": 0.75}])
+    for _ in range(2):
+        rprop.zero_grad()
+        (one.sum() + other.sum()).backward()
+        rprop.step()
+    forget(rprop, other, torch.tensor([True, False]))
+    assert float(rprop.state[other]["step_size"][0]) == 0.75
+    assert float(rprop.state[other]["step_size"][1]) != 0.75
 
 
 def test_regrown_weights_then_train():
