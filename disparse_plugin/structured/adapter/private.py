@@ -47,8 +47,6 @@ class _BoundedGroup(tp_graph.Group):  # type: ignore[misc]
         self.ties: list[tuple[int, int]] = []
 
     def add_dep(self, dep: Any, idxs: Any) -> None:
-        if len(idxs) and getattr(idxs[0], "root_idx", 0) is None:
-            raise BarrierError("its channels are repeated (grouped-query attention)")
         key = (dep.target, dep.handler)
         self._visits[key] = self._visits.get(key, 0) + 1
         self._indices += len(idxs)
