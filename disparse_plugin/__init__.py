@@ -10,7 +10,7 @@ from ._support.public_path import keep_old_paths, publish
 from .agreement.budgets import Amount, Budget
 from .agreement.patterns import Pattern
 from .arbiters import Arbiter, at_least
-from .criteria import Criterion, ScoreFunction, layer_adaptive
+from .criteria import Criterion, ScoreFunction, damped, layer_adaptive
 from .errors import EmptyTensorWarning, NonFiniteError, TiesWarning
 from .masks import (
     SparsityReport,
@@ -60,6 +60,7 @@ __all__ = [
     "attach_masks",
     "channel_importance",
     "clone_pruned",
+    "damped",
     "disparse_pretrained",
     "disparse_static",
     "fold",

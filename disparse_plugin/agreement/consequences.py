@@ -62,6 +62,6 @@ def warn_of_empty_tensors(
     warn_user(
         f"amount: nothing stays of {len(found)} of {len(names)} tensors, so nothing passes them: "
         f"{', '.join(found[:_SHOWN])}{more}; keep some {unit} in each with min_keep=..., or let the layers compete by "
-        "their own share with criterion='layer_adaptive(taylor)'",
+        "their own share with a layer-adaptive criterion, e.g. 'layer_adaptive(damped(taylor, 0.5))'",
         EmptyTensorWarning,
     )
