@@ -63,7 +63,7 @@ def test_erk_is_the_formula_within_rounding(shapes, amount):
         ([(10, 10), (20, 10)], 0.05, "uniform", [95, 190]),  # nearly dense is not dense
         ([(1, 2), (10, 10)], 0.95, "uniform", [1, 4]),  # none is emptied
         ([(3, 5), (7, 5), (2, 5)], 0.5, "uniform", [8, 17, 5]),  # of equal remainders the first
-        ([(3, 5), (2, 4)], 0.7, "uniform", [5, 2]),  # 4.5 and 2.4: the larger remainder
+        ([(2, 4), (3, 5)], 0.7, "uniform", [2, 5]),  # 2.4 and 4.6: the larger remainder
         ([(1, 10), (1, 10)], 0.5, {0: 0.25}, [2, 8]),  # 2.5 and 7.5: what the user gave is rounded by itself
         ([(1, 10), (1, 10)], 0.5, {0: 0.27}, [3, 7]),
         ([(1, 10), (1, 10)], 0.75, {0: 0.25, 1: 0.25}, [3, 2]),  # and gives way by one entry where nothing else can
