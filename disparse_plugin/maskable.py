@@ -215,19 +215,26 @@ def _obstacles(model: nn.Module, names: Mapping[ParameterKey, str]) -> Iterator[
             cure = "a mask on one would leave the other whole: untie them"
             obstacle = Obstacle("have its memory for itself", f"{both} tied", cure)
         if obstacle is None and key[0] in bypassed:
-            obstacle = read_by_parent(*key)
+            obstacle = read_by_parent(key[0], ran=False, stale=is_masked(*key))
         if obstacle is not None:
             yield name, obstacle
 
 
-def read_by_parent(module: nn.Module, name: str) -> Obstacle:
-    """Say that a weight is read directly by its parent, so that the pruning hook of its own module never fires.
+def read_by_parent(module: nn.Module, *, ran: bool, stale: bool = False) -> Obstacle:
+    """Say that a weight is read by its parent when the pruning hook of its own module has not fired.
 
     Args:
         module: The module that the weight belongs to.
-        name: The weight's name in it.
+        ran: Whether the module ran later in the forward, or never.
+        stale: Whether the weight came with a mask.
     """
-    state = "so that the mask it carries is stale" if is_masked(module, name) else "where no pruning hook masks it"
+    if ran:
+        return Obstacle(
+            "be read after its own layer has run",
+            "that a parent reads it earlier in the forward, when no pruning hook has masked it yet",
+            "run the layer first",
+        )
+    state = "so that the mask it carries is stale" if stale else "where no pruning hook masks it"
     return Obstacle(
         "be used by its own module's forward",
         f"that a parent reads it directly ({type(module).__name__}.forward never ran, as in nn.MultiheadAttention), "

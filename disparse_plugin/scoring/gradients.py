@@ -185,10 +185,5 @@ class UsedWeights:
         return {index: grad for index, grad in found.items() if index not in self.unfit}
 
     def _misread(self, index: int) -> Obstacle:
-        if not self._weights[index].ran:
-            return read_by_parent(*self._parameters[index])
-        return Obstacle(
-            "be read after its own layer has run",
-            "that a parent reads it earlier in the forward, when a pruning hook has not made it yet",
-            "run the layer first",
-        )
+        key = self._parameters[index]
+        return read_by_parent(key[0], ran=self._weights[index].ran, stale=is_masked(*key))

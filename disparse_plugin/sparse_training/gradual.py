@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from ..agreement.ranking import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import check_parameters
-from ..parameters import Exclude, ParameterKey, present_mask, qualified_names, unwrap
+from ..parameters import Exclude, ParameterKey, is_masked, present_mask, qualified_names, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
@@ -135,7 +135,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             TypeError: If an argument is of the wrong type, or the optimizer is not known.
             ValueError: If a value is out of range or does not fit the model. The model is as before.
         """
-        root = unwrap(model)
+        root, exclude = unwrap(model), tuple(exclude) if isinstance(exclude, Iterator) else exclude
         with failing_together():
             self._every = check_steps("update_every", update_every)
             self._start = step_of("start_at", start_at, total_steps, least=0)
@@ -165,10 +165,17 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if self._pattern is not patterns.WEIGHTS:
                 settings["pattern"] = self._pattern.name
         check_same("settings", settings, "give all ranks the same options")
-        masks = LiveMasks(root, optimizer, first)
+        revocable = parameters is None and not any(is_masked(*key) for key in first)
+        masks = LiveMasks(root, optimizer, first, revocable=revocable)
         super().__init__(masks, optimizer, settings, first=self._start or min(self._every, self._stop))
         self._root = root
         self._scores = StepScores(model, losses, rule, masks, grad_scaler, every_batch=True)
+        if revocable:
+            self._begin_again = lambda names: GradualPruning.__init__(
+                self, model, optimizer, losses, amount=amount, update_every=update_every, start_at=start_at,
+                stop_at=stop_at, total_steps=total_steps, criterion=criterion, arbiter=arbiter, pattern=pattern, min_keep=min_keep,
+                exclude=[*exclude, *names], grad_scaler=grad_scaler,
+            )  # fmt: skip
 
     def prune_to(self, amount: float, *batches: Batch) -> PruningStage | None:
         """Mask now, whatever the schedule says, until a total of ``amount`` is masked.

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.optim import Optimizer
 
 from .._support.distributed import check_same_tensors, failing_together
 from .._support.files import packed_bits, unpacked_bits
 from ..agreement.ranking import counts_true
+from ..maskable import Obstacle, read_by_parent
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import ParameterKey, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
@@ -24,13 +26,22 @@ class LiveMasks:
         names: Their qualified names.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, masks: Mapping[ParameterKey, Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        masks: Mapping[ParameterKey, Tensor],
+        *,
+        revocable: bool = False,
+    ) -> None:
         """Check everything, then mask the parameters.
 
         Args:
             model: The model, unwrapped.
             optimizer: What trains it.
             masks: The first masks, bool.
+            revocable: Whether :meth:`let_go` may be called before the first change: until then the dense weights are
+                kept.
 
         Raises:
             TypeError: If the optimizer is not known; see
@@ -43,10 +54,13 @@ class LiveMasks:
             self.names = qualified_names(model, self.keys)
             check_optimizer(optimizer, dict(zip(self.names, self.parameters(), strict=True)))
         check_same_tensors("masks", list(masks.values()), "give all ranks the same seed and the same model")
+        self._dense = [parameter.detach().clone() for parameter in self.parameters()] if revocable else None
         for (module, name), mask in masks.items():
             DiSparseDynamic.apply(module, name, mask)
         self.rewrite(list(masks.values()))
         self._alive = self._count()
+        # Leaves that are read until the modules run, so that only what a parent reads directly gets a gradient.
+        self._copies: list[Tensor] = [module.__dict__[name] for module, name in self.keys]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters behind the masks."""
@@ -68,19 +82,32 @@ class LiveMasks:
             )
         return self._read()
 
-    def check_used(self) -> None:
-        """Check, after a backward, that the masked weights are those that the model computes with.
+    def misread(self) -> dict[str, Obstacle]:
+        """Return, after the first backward, the weights that a parent read without the mask that counts.
 
-        Raises:
-            ValueError: If a parent reads a weight directly, so that its mask is never applied.
+        To be called once.
         """
-        for hook, (module, _), name in zip(self._hooks(), self.keys, self.names, strict=True):
-            if hook.is_bypassed(module):
-                raise ValueError(
-                    f"parameters: {name} must be used by its own module's forward, found that a parent reads it "
-                    f"directly ({type(module).__name__}.forward never ran, as in nn.MultiheadAttention), so its mask "
-                    "is never applied; leave it out: parameters=prunable_parameters(model, exclude=[that module])"
-                )
+        return {
+            name: read_by_parent(module, ran=module.__dict__.get(own) is not copy)
+            for (module, own), name, copy in zip(self.keys, self.names, self._copies, strict=True)
+            if copy.grad is not None
+        }
+
+    def settle(self) -> None:
+        """Drop what was kept for :meth:`misread` and :meth:`let_go`."""
+        self._copies, self._dense = [], None
+
+    def let_go(self) -> None:
+        """Take all masks off again, as if there had been none; what was masked is as dense as it was.
+
+        Only before the first change, and only if made ``revocable``.
+        """
+        assert self._dense is not None
+        for key, mask, dense in zip(self.keys, self._read(), self._dense, strict=True):
+            prune.remove(*key)
+            with torch.no_grad():
+                stored(*key).copy_(torch.where(mask, stored(*key), dense))
+        self.settle()
 
     def rewrite(self, masks: Sequence[Tensor]) -> None:
         """Write new masks in place.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from torch.optim import Optimizer
 
-from .._support.distributed import failing_together, numbers_of_ranks
+from .._support.distributed import failing_together, gathered, numbers_of_ranks
 from .._support.user_warning import warn_user
+from ..maskable import Obstacle, refusal, warn_of_skipped
 from ..scoring.losses import Batch
 from .live_masks import LiveMasks
 
@@ -41,6 +43,8 @@ class MaskScheduler(ABC, Generic[_Report]):
         self._next = first
         self._settings = dict(settings)
         self._steps = CompletedSteps(optimizer)
+        # Begins again, leaving out some names as well; until the first step has shown that this is not needed.
+        self._begin_again: Callable[[Sequence[str]], None] | None = None
 
     def step(self, *batches: Batch) -> _Report | None:
         """Call once after every optimizer step; changes the masks when it is time.
@@ -82,8 +86,8 @@ class MaskScheduler(ABC, Generic[_Report]):
             if not batches and self._needs_batches():
                 raise TypeError("batch: step() needs the batch of the optimizer step, found none; call step(batch)")
             done = self._steps.take()
-            if done and not self.completed:
-                self.masks.check_used()
+            if done and not self.completed and self._begin_again is None and (found := self.masks.misread()):
+                raise refusal(found, pasteable=True)
         except (TypeError, ValueError) as error:
             problem = error
         completed = numbers_of_ranks(-1 if problem else self.completed + done)
@@ -96,7 +100,28 @@ class MaskScheduler(ABC, Generic[_Report]):
                 f"step: all ranks must have completed the same number of optimizer steps, found {completed}; load "
                 "checkpoints of the same step on all, and skip a step on all or on none"
             )
+        if done and not self.completed:
+            self._leave_out_misread()
         return done
+
+    def _leave_out_misread(self) -> None:
+        """Begin again without the weights that the first step has shown not to be maskable."""
+        begin_again, self._begin_again = self._begin_again, None
+        found: dict[str, Obstacle] = {}
+        if begin_again is not None:
+            for of_rank in gathered(self.masks.misread()):
+                found.update(of_rank)
+        if begin_again is None or not found:
+            self.masks.settle()
+            return
+        self.masks.let_go()
+        self._steps.stop()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # all has been said when it began first
+            begin_again(list(found))
+        self._begin_again = None
+        self.masks.settle()
+        warn_of_skipped({name: obstacle.reason for name, obstacle in found.items()}, len(self.masks.keys))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides how the run goes on: step, masks (as bits), random state, settings.
@@ -144,6 +169,9 @@ class MaskScheduler(ABC, Generic[_Report]):
         self.masks.restore(masks)
         self.completed, self._next = int(state["completed"]), state["next"]
         self._steps.waiting = int(state["waiting"])
+        if self.completed:  # the run that it goes on from has found out what can be masked
+            self._begin_again = None
+            self.masks.settle()
 
     def unfinished(self) -> str | None:
         """Say what is still to be done if the training ends now, and how to get it done; None if nothing is.
@@ -200,6 +228,10 @@ class CompletedSteps:
         self._ever = False
         self._idle = 0
         self._handle = optimizer.register_step_post_hook(self._count)
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._handle.remove()
 
     def _count(self, optimizer: Optimizer, *_: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)

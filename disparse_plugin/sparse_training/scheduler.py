@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..agreement.ranking import counts_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import check_parameters
-from ..parameters import Exclude, ParameterKey, qualified_names, unwrap
+from ..parameters import Exclude, ParameterKey, is_masked, qualified_names, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from .blocks import BlockExchange
 from .exchange import Exchange, random_scores
@@ -155,6 +155,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             ValueError: If a value is out of range or does not fit the model. The model is as before.
         """
         root, exempt = unwrap(model), tuple(exempt)
+        exclude = tuple(exclude) if isinstance(exclude, Iterator) else exclude
         if exempt:
             warn_user(EXEMPT_IS_DEPRECATED, DeprecationWarning)
         with failing_together():
@@ -183,8 +184,16 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             if self._pattern is not patterns.WEIGHTS:
                 settings["pattern"] = self._pattern.name  # states saved before there was such an option still load
         check_same("settings", settings, "give all ranks the same options")
-        masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()})
+        revocable = parameters is None and not any(is_masked(*key) for key in keys)
+        masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()}, revocable=revocable)
         super().__init__(masks, optimizer, settings, first=self._every if self._every < self._stop else None)
+        if revocable:
+            self._begin_again = lambda names: DiSparseScheduler.__init__(
+                self, model, optimizer, losses, amount=amount, distribution=distribution, drop_fraction=drop_fraction,
+                update_every=update_every, stop_at=stop_at, total_steps=total_steps, criterion=criterion, arbiter=arbiter, pattern=pattern,
+                exclude=[*exclude, *names], exempt=exempt, regrow_dropped=regrow_dropped, grad_scaler=grad_scaler,
+                seed=seed,
+            )  # fmt: skip
         self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
 
     def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:
