@@ -173,7 +173,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
         if revocable:
             self._begin_again = lambda names: GradualPruning.__init__(
                 self, model, optimizer, losses, amount=amount, update_every=update_every, start_at=start_at,
-                stop_at=stop_at, total_steps=total_steps, criterion=criterion, arbiter=arbiter, pattern=pattern, min_keep=min_keep,
+                stop_at=stop_at, total_steps=total_steps, criterion=criterion, arbiter=arbiter, pattern=pattern,
+                min_keep=min_keep,
                 exclude=[*exclude, *names], grad_scaler=grad_scaler,
             )  # fmt: skip
 
