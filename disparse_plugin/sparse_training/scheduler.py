@@ -190,10 +190,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         if revocable:
             self._begin_again = lambda names: DiSparseScheduler.__init__(
                 self, model, optimizer, losses, amount=amount, distribution=distribution, drop_fraction=drop_fraction,
-                update_every=update_every, stop_at=stop_at, total_steps=total_steps, criterion=criterion, arbiter=arbiter,
-                pattern=pattern,
-                exclude=[*exclude, *names], exempt=exempt, regrow_dropped=regrow_dropped, grad_scaler=grad_scaler,
-                seed=seed,
+                update_every=update_every, stop_at=stop_at, total_steps=total_steps, criterion=criterion,
+                arbiter=arbiter, pattern=pattern, exclude=[*exclude, *names], exempt=exempt,
+                regrow_dropped=regrow_dropped, grad_scaler=grad_scaler, seed=seed,
             )  # fmt: skip
         self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disparse_plugin import score_tasks
+from disparse_plugin import disparse_static, score_tasks
 from disparse_plugin.criteria import Criterion
 from disparse_plugin.scoring import sums
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
@@ -144,3 +144,10 @@ def test_the_package_s_own_criteria_are_given_no_copies():
 
     assert not any(resolve(name).may_write for name in ("snip", "magnitude", "fisher", "lamp", "damped(taylor, 0.5)"))
     assert resolve(lambda weight, grad: grad.abs()).may_write
+
+
+def test_what_a_mask_has_removed_is_not_counted_among_the_zeros():
+    """Nineteen of twenty scores are zero, because their weights are gone; a warning would be an error here."""
+    model = TwoHeads().eval()
+    disparse_static(model, digit_losses, digit_batches(1), 0.95)
+    score_tasks(model, digit_losses, digit_batches(1))
