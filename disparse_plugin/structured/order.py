@@ -35,13 +35,18 @@ class ChannelRule:
 
 
 def removal_order(
-    scores: Sequence[Mapping[str, Tensor]], keep: Sequence[int], tasks: Sequence[str], rule: ChannelRule
+    scores: Sequence[Mapping[str, Tensor]],
+    keep: Sequence[int],
+    tasks: Sequence[str],
+    rule: ChannelRule,
+    magnitudes: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Put all units of one ranking scope in the order of their removal.
 
     A task's percentile of a unit is ``(rank + 1) / n_k`` among the ``n_k`` units of the scope that the task reaches;
-    the arbiter reduces the percentiles to an agreement score; lower goes first. Equal scores go in the order of the
-    groups and of the units in them, so the order is strict and any number of units can be removed exactly. The best
+    the arbiter reduces the percentiles to an agreement score; lower goes first. Equal scores go by their magnitudes,
+    and of equal magnitudes in the order of the groups and of the units in them, so the order is strict and any number
+    of units can be removed exactly. The best
     units of each group go after all others, so that no group is emptied. Where the rule has another arbiter for how
     many, its order decides that, and which units of the group these are is left to the first.
 
@@ -50,6 +55,7 @@ def removal_order(
         keep: For each group, how many units may not go.
         tasks: All task names.
         rule: The reductions over tasks.
+        magnitudes: For each group, the sum of ``abs(w)`` of each unit; None where the order alone decides.
 
     Returns:
         For each group, float64 places in the order, ``0..n-1`` over all groups, each once.
@@ -64,9 +70,10 @@ def removal_order(
     if not scores:
         return []
     sizes = [next(iter(rows.values())).numel() for rows in scores]
-    places = _places(scores, tasks, rule.which, sizes)
+    candidates = Candidates(scores, magnitudes)
+    places = _places(candidates, tasks, rule.which)
     if rule.how_many is not rule.which:
-        counted = _places(scores, tasks, rule.how_many, sizes)
+        counted = _places(candidates, tasks, rule.how_many)
         places = [others.sort().values[ranks(own).long()] for own, others in zip(places, counted, strict=True)]
     lifted = []
     for place, count in zip(places, keep, strict=True):
@@ -76,7 +83,7 @@ def removal_order(
     return list(ranks(torch.cat(lifted)).double().split(sizes))
 
 
-def _places(
-    scores: Sequence[Mapping[str, Tensor]], tasks: Sequence[str], arbiter: Arbiter, sizes: Sequence[int]
-) -> list[Tensor]:
-    return list(ranks(torch.cat(agreement(Candidates(scores), tasks, arbiter))).double().split(list(sizes)))
+def _places(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) -> list[Tensor]:
+    values = torch.cat(agreement(candidates, tasks, arbiter))
+    turns = candidates.joined_turns(range(len(candidates.scores)))
+    return list(ranks(values, turns).double().split(candidates.sizes))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..agreement.ranking import ranks
-from ..parameters import keys_by_name
+from ..parameters import keys_by_name, stored
 from ..scoring.task_scores import TaskScores
 from .applying import Pruners
 from .budget import Budget, Quantity, choose, multiples, units_to_keep
@@ -191,11 +191,18 @@ def search(contest: Contest, trial: Trial, measure: Callable[[RemovalPlan], floa
         contest = contest.without(reasons, contest.numbered | names)
 
 
+def _magnitudes(contest: Contest) -> list[Tensor]:
+    """Sum ``abs(w)`` over each unit, of the weights that were scored: of equal scores the smaller goes first."""
+    keys = keys_by_name(contest.root)
+    weights = {name: {"": stored(*keys[name]).detach().abs()} for name in contest.named}
+    return [group.per_unit(channel_scores(group, weights, "sum")[""]) for group in contest.groups]
+
+
 def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | None = None) -> list[Tensor]:
     """Choose the units that go, for each group a bool vector."""
     options, groups = contest.options, contest.groups
     keep = [units_to_keep(group, options.max_pruning_ratio) for group in groups]
-    order = removal_order(contest.scores, keep, contest.tasks, options.rule)
+    order = removal_order(contest.scores, keep, contest.tasks, options.rule, _magnitudes(contest))
     round_to = multiples(groups, options.round_to, next(contest.root.parameters()).device)
     if isinstance(options.amount, Mapping):
         return _chosen_by_part(contest, options.amount, keep, order, round_to)
