@@ -159,7 +159,7 @@ def run_quickly(name: str, out: Path, *more: str) -> str:
 
 
 def test_the_smp_example_prunes_both_tasks_to_the_asked_amount(tmp_path: Path) -> None:
-    text = run_quickly("smp_two_task", tmp_path, "--amount=0.8")
+    text = run_quickly("smp_two_task", tmp_path, "--amount=0.8", "--encoder=mobilenet_v2")
     assert re.search(r"^all prunable .* 80\.00 %$", text, re.MULTILINE)
     assert len(re.findall(r"^(?:dense|summed loss|DiSparse) +[\d.]+% +[\d.]+%$", text, re.MULTILINE)) == 3
     assert (tmp_path / "smp_two_task.png").stat().st_size > 10_000
