@@ -1,5 +1,6 @@
 """Of equal scores the smaller magnitude goes first, then the first in order: in every path, of every type."""
 
+import functools
 from types import MappingProxyType
 
 import pytest
@@ -109,13 +110,48 @@ def test_a_sample_is_enough_among_ties_too(weight_type, score_type, monkeypatch)
     assert all(torch.equal(full[key], quick[key]) for key in full)
 
 
+def test_a_cut_by_a_sample_parts_equal_agreement_scores_by_magnitude(monkeypatch):
+    """Two tasks on a tensor each: every percentile comes twice, and every other cut falls between equal ones."""
+    model = nn.ModuleList([Bare(torch.randn(2000)) for _ in "ab"])
+    tables = {task: {(layer, "weight"): torch.randn(2000)} for task, layer in zip("ab", model, strict=True)}
+    scores, counts = TaskScores(model, tables), range(1980, 2020)
+    full = [kept_places(model, scores.masks(count)) for count in counts]
+    monkeypatch.setattr(band, "SAMPLE", 500)
+    monkeypatch.setattr(band, "HALF_WIDTH", 0.1)
+    monkeypatch.setattr(band, "agreement", functools.partial(_of_a_sample, most=1500))
+    assert [kept_places(model, scores.masks(count)) for count in counts] == full
+
+
+@given(st.sampled_from(sorted(ARBITERS)), st.floats(0.05, 0.95), st.integers(0, 99))
+def test_only_order_statistics_are_cut_by_a_sample(rule, share, seed):
+    """The mean of clipped percentiles is not the clipped mean."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.ModuleList([Bare(torch.randn(size, generator=generator)) for size in (150, 90, 200)])
+    reached = {"a": (0, 1, 2), "b": (0, 2), "c": (1, 2)}
+    tables = {
+        task: {(model[i], "weight"): torch.randn(len(model[i].weight), generator=generator) for i in places}
+        for task, places in reached.items()
+    }
+    scores = TaskScores(model, tables)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(band, "SAMPLE", 50)
+        patch.setattr(band, "HALF_WIDTH", 0.2)
+        quick = kept_places(model, scores.masks(share, rule))
+    assert quick == kept_places(model, scores.masks(share, rule))
+
+
+def test_scores_that_hardly_differ_are_sorted_all_the_same(monkeypatch):
+    monkeypatch.setattr(sorting, "_FEW", 0)
+    assert sorting.stable_order(torch.tensor([1e-323, 0.0, 5e-324], dtype=torch.float64)).tolist() == [1, 2, 0]
+
+
 def _tied_at_the_cut(size):
     """Scores on a fine grid, so that some fifty entries share each value."""
     return torch.randint(-500, 500, (size,)).float() / 8
 
 
-def _of_a_sample(candidates, *rest):
-    assert sum(candidates.sizes) < 60_000, "everything was ranked"
+def _of_a_sample(candidates, *rest, most=60_000):
+    assert sum(candidates.sizes) < most, "everything was ranked"
     return agreement(candidates, *rest)
 
 
