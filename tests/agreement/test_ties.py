@@ -1,5 +1,6 @@
 """Of equal scores the smaller magnitude goes first, then the first in order: in every path, of every type."""
 
+import copy
 import functools
 from types import MappingProxyType
 
@@ -294,3 +295,30 @@ def test_the_smaller_magnitude_goes_first_on_every_device(device):
     kept = [[keep for mask in scores.masks(count).values() for keep in mask.flatten().tolist()] for count in range(5)]
     assert [row.count(True) for row in kept] == [4, 3, 2, 1, 0]
     assert kept[1:4] == [[True, True, False, True], [True, True, False, False], [False, True, False, False]]
+
+
+def test_channels_of_equal_scores_go_by_the_sum_of_their_magnitudes():
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data.copy_(torch.tensor([[1.0, -1.0], [0.5, 0.25]]))
+    DiSparseStructured.apply(layer, "weight", 1, importance_scores=torch.ones(2, 2))
+    assert layer.weight_mask.tolist() == [[1, 1], [0, 0]]
+
+
+def test_channels_that_are_gone_are_not_chosen_again():
+    scores = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    mask = torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    assert DiSparseStructured(1).compute_mask(scores, mask).tolist() == [[0, 0], [0, 0], [1, 0]]
+
+
+def test_a_bound_class_remembers_its_floor_and_its_arbiter():
+    model = nn.ModuleList([nn.Linear(4, 1, bias=False) for _ in range(2)])
+    first, second = ((layer, "weight") for layer in model)
+    a = {first: torch.tensor([[1.0, 4.0, 2.0, 3.0]]), second: torch.tensor([[9.0, 8.0, 7.0, 6.0]])}
+    scores = TaskScores(model, {"a": a, "b": {first: torch.tensor([[4.0, 3.0, 2.0, 1.0]]), second: a[second]}})
+    twin = copy.deepcopy(model)
+    places = {first: (twin[0], "weight"), second: (twin[1], "weight")}
+    same = {task: {places[key]: row for key, row in scores[task].items()} for task in scores}
+    prune.global_unstructured(scores.parameters, DiSparseStatic.bind(scores, min_keep=1), amount=4)
+    assert [int(layer.weight_mask.sum()) for layer in model] == [1, 3]
+    DiSparseStatic.bind(TaskScores(twin, same), "any").apply(twin[0], "weight", 1)
+    assert twin[0].weight_mask[0, 2] == 1  # the first to go by "unanimous"
