@@ -197,7 +197,7 @@ def lamp_scores(scores: Tensor) -> Tensor:
     if scores.device.type != "cpu" or bool(same.any()):
         # Equal scores share the sum that begins at the first of them.
         places = torch.arange(ordered.numel(), device=scores.device)
-        places[1:][same] = 0
+        places[1:] *= ~same
         at_least = at_least[places.cummax(0).values]
     result = torch.empty_like(scores)
     result[order] = (squares / at_least).nan_to_num_(0.0).to(scores.dtype)  # 0 / 0 where all are zero

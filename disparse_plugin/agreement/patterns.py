@@ -15,6 +15,7 @@ name            unit                                   ``amount`` counts
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from abc import ABC, abstractmethod
@@ -31,7 +32,7 @@ from .candidates import Candidates
 from .consequences import warn_of_empty_tensors, warn_of_ties_at_zero
 from .cut import lowest_in_budget
 from .percentiles import agreement
-from .ranking import count_true, distinct
+from .ranking import count_true, distinct, positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,12 @@ class Place:
     name: str
     shape: torch.Size
     alive: Tensor | None
+
+    @functools.cached_property
+    def positions(self) -> Tensor:
+        """Where the alive entries lie, in row-major order; found once, because a device has to be waited for."""
+        assert self.alive is not None
+        return positions(self.alive.reshape(-1))
 
 
 class Pattern(ABC):
@@ -124,7 +131,8 @@ class Weights(Pattern):
 
     def units(self, values: Tensor, place: Place) -> Tensor:
         """Take the alive entries, flat; without a mask that is a view."""
-        return values.reshape(-1) if place.alive is None else values[place.alive]
+        flat = values.reshape(-1)
+        return flat if place.alive is None else flat[place.positions]
 
     def sizes(self, place: Place) -> int:
         """Return the number of weights."""
@@ -274,7 +282,7 @@ def spread(values: Tensor, place: Place, fill: float = 0) -> Tensor:
     if place.alive is None:
         return values.reshape(place.shape)
     full = values.new_full(place.shape, fill)
-    full[place.alive] = values
+    full.view(-1)[place.positions] = values
     return full
 
 

@@ -12,7 +12,7 @@ from .._support.distributed import add_up, check_same, gathered
 from .._support.undisturbed import undisturbed
 from .._support.user_warning import warn_user
 from ..agreement.consequences import LIKELY_CAUSES_OF_ZEROS
-from ..agreement.ranking import count_true, extremes
+from ..agreement.ranking import count_true, extremes, positions
 from ..criteria import Criterion
 from ..errors import NonFiniteError, TiesWarning
 from ..maskable import Obstacle, refusal, warn_of_skipped
@@ -209,8 +209,9 @@ class ScoreSums:
         alive, weight = alive_mask(*self._keys[index]), stored(*self._keys[index]).detach()
         if alive is None:
             return self._rule.complete(weight.reshape(-1), total.reshape(-1)).reshape(total.shape)
-        result = torch.zeros_like(total)
-        result[alive] = self._rule.complete(weight[alive], total[alive])
+        places = positions(alive.reshape(-1))  # once: a bool index is looked for at every use
+        result = total.new_zeros(total.shape)
+        result.view(-1)[places] = self._rule.complete(weight.reshape(-1)[places], total.reshape(-1)[places])
         return result
 
     def _check_finite(self) -> None:
