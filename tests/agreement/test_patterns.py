@@ -15,6 +15,7 @@ from torch.nn.utils import prune
 from disparse_plugin import DiSparseStatic, TaskScores, disparse_pretrained, disparse_static, score_tasks
 from disparse_plugin.agreement.budgets import Budget
 from disparse_plugin.agreement.patterns import resolve
+from layouts import build, weights_of
 from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from oracles.agreement import ARBITERS, Layout
 from tied_scores import kept_places, tied
@@ -276,3 +277,30 @@ def test_no_amount_of_a_bound_class_goes_unchecked():
     with pytest.raises(TypeError, match="amount: must be a float"):
         DiSparseStatic.bind(scores).apply(layer, "weight", None)
     before.check()
+
+
+def test_in_a_block_of_equal_agreement_the_larger_weights_stay():
+    _, scores = build({"a": {0: [1.0] * 8}}, [8])
+
+    def indifferent(percentiles):
+        return torch.full_like(percentiles[0], 0.5)
+
+    weights = torch.tensor(weights_of([8])[0]).abs().tolist()
+    expected = set()
+    for block in (range(4), range(4, 8)):
+        expected |= set(sorted(block, key=lambda place: (weights[place], place))[2:])
+    mask = scores.masks(arbiter=indifferent, pattern="2:4")[scores.parameters[0]]
+    assert set(mask.flatten().nonzero().flatten().tolist()) == expected
+
+
+@pytest.mark.parametrize("min_keep", [2, 0.5])
+def test_a_floor_of_channels_counts_channels(min_keep):
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(3, 8, bias=False), nn.Linear(5, 6, bias=False)])
+    table = {(model[0], "weight"): torch.rand(8, 3) / 1000, (model[1], "weight"): torch.rand(6, 5)}
+    masks = TaskScores(model, {"a": table}).masks(7, pattern="channels", min_keep=min_keep)
+    kept = [int(mask.all(1).sum()) for mask in masks.values()]
+    floors = [2, 2] if min_keep == 2 else [4, 3]
+    assert sum(kept) == 7
+    assert all(own >= floor for own, floor in zip(kept, floors, strict=True))
+    assert kept[0] == floors[0]  # the first would lose everything
