@@ -13,7 +13,6 @@ There are two ways to say how much that is, and they differ because a union of m
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import arbiters
+from .._support.user_warning import warn_user
 from ..agreement.amounts import check_amount, count_to_prune
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
@@ -83,10 +83,9 @@ def counted(scores: TaskScores, as_scored: bool | None) -> list[Place]:
         return [dataclasses.replace(place, alive=None) for place in places]
     masked = sum(place.alive is not None for place in places)
     if masked and as_scored is None:
-        warnings.warn(
+        warn_user(
             f"scores: {masked} of {len(places)} parameters carry masks, so only weights alive now are compared; "
             "say as_scored=True to compare all as they were scored, or as_scored=False to mean this",
-            stacklevel=3,
         )
     return places
 
