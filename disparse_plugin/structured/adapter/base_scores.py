@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._support.undisturbed import undisturbed
-from ...parameters import unwrap
-from ...scoring.losses import Batch, TaskLosses, check_losses
+from ...criteria import Criterion
+from ...parameters import qualified_names, unwrap
+from ...scoring.losses import Batch, TaskLosses
+from ...scoring.sums import ScoreSums
 from ..groups import ChannelGroup
 from .private import group_like, tp, unnormalized
 
@@ -91,39 +92,31 @@ def _parameters(layer: nn.Module | nn.Parameter) -> list[nn.Parameter]:
 def _collect(
     root: nn.Module, losses: TaskLosses, data: Iterable[Batch], squared: bool
 ) -> dict[str, dict[nn.Parameter, Tensor]]:
-    owners = [(m, name) for m in root.modules() for name, p in m._parameters.items() if p is not None]
-    keys = [key for key in owners if (p := key[0]._parameters[key[1]]) is not None and p.is_floating_point()]
-    parameters = list(dict.fromkeys(p for p in root.parameters() if p.is_floating_point()))
-    sums: dict[str, dict[nn.Parameter, Tensor]] = {}
-    count, tasks = 0, None
-    with undisturbed(root, keys):
-        for batch in data:
-            by_task = check_losses(losses(root, batch), tasks, count)
-            tasks, count = tuple(by_task), count + 1
-            for number, (task, loss) in enumerate(by_task.items()):
-                last = number + 1 == len(by_task)
-                _add(sums.setdefault(task, {}), parameters, loss, squared, retain=not last)
-    if not count:
+    """Add up each task's gradients, or their squares: scoring with a criterion that ignores the weight."""
+    owners = {p: (m, name) for m in root.modules() for name, p in m._parameters.items() if p is not None}
+    parameters = [p for p in root.parameters() if p.is_floating_point()]
+    keys = [owners[parameter] for parameter in parameters]
+    rule = Criterion("base", _square if squared else _itself, elementwise=True)
+    sums, batches = ScoreSums(keys, qualified_names(root, keys), rule, to_mask=False), list(data)
+    if not batches:
         raise ValueError("data: must hold at least one batch, found none")
-    for task, grads in sums.items():
-        for parameter, grad in grads.items():
-            if not bool(grad.isfinite().all()):
-                raise ValueError(f"losses: every gradient must be finite, found NaN or infinity for task {task!r}")
-            if squared:  # the base squares what it is shown
-                grads[parameter] = (grad / count).sqrt()
-    return sums
+    sums.add_batches(root, losses, batches)
+    return {
+        task: {
+            # The base squares what it is shown.
+            parameters[index]: (total / len(batches)).sqrt() if squared else total
+            for index, total in totals.items()
+        }
+        for task, totals in sums.by_task.items()
+    }
 
 
-def _add(
-    sums: dict[nn.Parameter, Tensor], parameters: list[nn.Parameter], loss: Tensor, squared: bool, *, retain: bool
-) -> None:
-    if not loss.requires_grad:
-        return
-    grads = torch.autograd.grad(loss, parameters, retain_graph=retain, allow_unused=True)
-    for parameter, grad in zip(parameters, grads, strict=True):
-        if grad is not None:
-            value = grad.square() if squared else grad.clone()
-            sums[parameter] = sums[parameter] + value if parameter in sums else value
+def _itself(weight: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG001
+    return grad
+
+
+def _square(weight: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG001
+    return grad.square()
 
 
 @contextlib.contextmanager
