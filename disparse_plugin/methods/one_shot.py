@@ -147,20 +147,21 @@ def disparse_pretrained(
         >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
         'fisher'
     """
-    rule, form = _checked(amount, arbiter, pattern, min_keep)
-    scores = score_tasks(
+    return disparse_static(  # the same cut; when it is made, and by which criterion, differs
         model,
         losses,
         data,
+        amount,
         criterion=criterion,
+        arbiter=arbiter,
+        pattern=pattern,
+        min_keep=min_keep,
         parameters=parameters,
         exclude=exclude,
         num_batches=num_batches,
         cycle=cycle,
         progress=progress,
     )
-    _prune(scores.masks(amount, rule, min_keep=min_keep, pattern=form))
-    return scores
 
 
 def _checked(
