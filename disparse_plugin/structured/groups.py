@@ -169,6 +169,27 @@ def channel_scores(group: ChannelGroup, scores: ScoresByName, reduction: str = "
     return {task: total / counts[task] if reduction == "mean" else total for task, total in totals.items()}
 
 
+def channel_magnitudes(group: ChannelGroup, weights: Mapping[str, Tensor]) -> Tensor:
+    """Sum ``abs(w)`` over all slices of each channel: of channels that score the same the smaller goes first.
+
+    Args:
+        group: The group.
+        weights: The weights that were scored, by parameter name; others do not count.
+
+    Returns:
+        float64 on the CPU, one per channel.
+
+    Example:
+        >>> layer, both = nn.Linear(2, 2), torch.arange(2)
+        >>> group = ChannelGroup("fc", 2, both, (Follower("fc", layer, "out", -1, 2, both, both),))
+        >>> channel_magnitudes(group, {"fc.weight": torch.tensor([[1.0, -2.0], [0.0, 1.0]])})
+        tensor([3., 1.], dtype=torch.float64)
+    """
+    names = {piece.name for piece in group.slices()} & weights.keys()
+    found = channel_scores(group, {name: {"": weights[name].detach().abs()} for name in names}, "sum")
+    return found[""] if found else torch.zeros(group.size, dtype=torch.float64)
+
+
 def _slice_scores(piece: ParameterSlice, score: Tensor, size: int) -> Tensor:
     if score.shape != piece.shape:
         raise ValueError(

@@ -17,8 +17,8 @@ from .adapter.graph import TRACE_ERRORS, fix_layer_norms
 from .adapter.private import bounded, graph_of, tp
 from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
 from .adapter.reading import UnusableGroupError, block_counts, read_group
-from .adapter.table import RemovalTable, removal_table
-from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, normalized
+from .adapter.table import RemovalTable, ScoredGroup, removal_table
+from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_magnitudes, normalized
 from .order import ChannelRule, removal_order
 from .sources import Given, GivenFirst, Rescore, Rescored, RescoredByBase, Scorer, Source
 
@@ -31,7 +31,8 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
     For each task the score of a channel is a reduction, over all parameter slices that go with the channel, of the
     task's element scores; then its percentile among all channels of the ranking scope that the task reaches; then the
     arbiter over the tasks (:mod:`disparse_plugin.arbiters`; DiSparse is the largest percentile). What a pruner gets is
-    the place of each channel in that order, so its cut is exact: no two channels tie.
+    the place of each channel in that order, so its cut is exact: no two channels tie. Of channels with equal agreement
+    the smaller ``abs(w)``, summed over its slices, goes first.
 
     Use it as any importance of torch-pruning, and attach it to the pruner so that it ranks exactly the groups which the
     pruner ranks::
@@ -202,8 +203,15 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             groups, unusable = ranked_groups(self._pruner), self.skipped
         else:
             groups, unusable = _all_groups(graph)
-        scored = [(ranked, self._channel_scores(scorer, ranked.channels, ranked.group)) for ranked in groups]
-        unreached = {ranked.channels.name: UNREACHED for ranked, scores in scored if not scores}
+        scored = [
+            ScoredGroup(
+                ranked,
+                self._channel_scores(scorer, ranked.channels, ranked.group),
+                channel_magnitudes(ranked.channels, scorer.weights),
+            )
+            for ranked in groups
+        ]
+        unreached = {item.ranked.channels.name: UNREACHED for item in scored if not item.scores}
         self.skipped = {name: why for name, why in unusable.items() if why != UNREACHED} | unreached
         return removal_table(scored, scorer.tasks, self._rule, self._pruner, self._initial)
 
@@ -218,7 +226,10 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         except UnusableGroupError:
             return None
         scores = self._channel_scores(now.scorer, channels, group)
-        return removal_order([scores], [0], now.scorer.tasks, self._rule)[0] if scores else None
+        if not scores:
+            return None
+        magnitudes = channel_magnitudes(channels, now.scorer.weights)
+        return removal_order([scores], [0], now.scorer.tasks, self._rule, [magnitudes])[0]
 
 
 @dataclasses.dataclass(frozen=True)

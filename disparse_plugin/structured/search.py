@@ -15,7 +15,7 @@ from ..scoring.task_scores import TaskScores
 from .applying import Pruners
 from .budget import Budget, Quantity, choose, multiples, units_to_keep
 from .cuts import Attributes, Cut, merge_cuts
-from .groups import ChannelGroup, channel_scores, normalized
+from .groups import ChannelGroup, channel_magnitudes, channel_scores, normalized
 from .numbers import WholeHeads, heads_left, stored_widths, whole_heads
 from .order import ChannelRule, removal_order
 from .plan import RemovalPlan
@@ -192,10 +192,10 @@ def search(contest: Contest, trial: Trial, measure: Callable[[RemovalPlan], floa
 
 
 def _magnitudes(contest: Contest) -> list[Tensor]:
-    """Sum ``abs(w)`` over each unit, of the weights that were scored: of equal scores the smaller goes first."""
+    """Return the magnitude of each unit, of the weights that were scored."""
     keys = keys_by_name(contest.root)
-    weights = {name: {"": stored(*keys[name]).detach().abs()} for name in contest.named}
-    return [group.per_unit(channel_scores(group, weights, "sum")[""]) for group in contest.groups]
+    weights = {name: stored(*keys[name]) for name in contest.named}
+    return [group.per_unit(channel_magnitudes(group, weights)) for group in contest.groups]
 
 
 def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | None = None) -> list[Tensor]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
 from ..criteria import Criterion, ScoreFunction
-from ..parameters import ParameterKey
+from ..parameters import ParameterKey, keys_by_name, stored
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_for_removal
 from ..scoring.task_scores import TaskScores
@@ -28,10 +28,12 @@ class Scorer:
     Attributes:
         tasks: All tasks.
         of_group: From a group, ours and torch-pruning's, to each reaching task's score of each channel.
+        weights: The weights that were scored, by name: between equal scores their magnitudes decide.
     """
 
     tasks: tuple[str, ...]
     of_group: Callable[[ChannelGroup, Any], dict[str, Tensor]]
+    weights: Mapping[str, Tensor]
 
 
 class Source(Protocol):
@@ -50,7 +52,8 @@ def scorer_of(scores: TaskScores, reduction: str) -> Scorer:
         name: {task: scores[task][key] for task in scores.tasks_reaching(*key)}
         for key, name in zip(scores.parameters, scores.names, strict=True)
     }
-    return Scorer(scores.tasks, lambda channels, _: channel_scores(channels, named, reduction))
+    weights = {name: stored(*key) for key, name in zip(scores.parameters, scores.names, strict=True)}
+    return Scorer(scores.tasks, lambda channels, _: channel_scores(channels, named, reduction), weights)
 
 
 class Given:
@@ -114,7 +117,8 @@ class RescoredByBase:
     def scorer(self, graph: Any) -> Scorer:
         """Collect each task's gradients."""
         scores = BaseScores(self._base, graph.model, *self._rescore)
-        return Scorer(scores.tasks, scores.of_group)
+        weights = {name: stored(*key) for name, key in keys_by_name(graph.model).items()}
+        return Scorer(scores.tasks, scores.of_group, weights)
 
     def forget(self) -> None:
         """Nothing is kept."""

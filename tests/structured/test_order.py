@@ -1,13 +1,16 @@
 """The order in which channels go: by agreement, of equal ones by magnitude, then as they come."""
 
 import torch
+import torch_pruning as tp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from disparse_plugin.structured import remove_channels
+from disparse_plugin import TaskScores
+from disparse_plugin.structured import DiSparseImportance, remove_channels
 from disparse_plugin.structured.order import ChannelRule, removal_order
 from layouts import layouts, oracle, weights_of
+from oracles.agreement import Layout
 
 
 @given(layouts(), st.sampled_from(["unanimous", "any", "at_least(2)"]))
@@ -46,3 +49,59 @@ def test_of_channels_that_no_task_needs_the_smaller_go():
     kept = [row for row in range(8) if any(torch.equal(before[row], left) for left in net[0].weight)]
     size = before.abs().sum(1) + torch.tensor([float("inf"), 0, 0, 0, float("inf"), 0, 0, 0])
     assert kept == sorted(size.topk(6).indices.tolist())
+
+
+class Trunk(nn.Module):
+    """Two hidden layers and two heads, all of width 6."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 6, bias=False), nn.Linear(6, 6, bias=False)
+        self.a, self.b = nn.Linear(6, 2, bias=False), nn.Linear(6, 2, bias=False)
+
+    def forward(self, x):
+        h = self.two(self.one(x).relu()).relu()
+        return self.a(h), self.b(h)
+
+
+@given(st.integers(0, 10**6))
+def test_torch_pruning_is_given_the_order_of_the_definition(seed):
+    """Few values of scores and weights, so that most channels tie; only the outputs of the two layers are scored."""
+    draw = torch.Generator().manual_seed(seed)
+    net = Trunk()
+    layers = [net.one, net.two]
+    rows = {task: [torch.randint(2, (6, 1), generator=draw).float() for _ in layers] for task in ("a", "b")}
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(torch.randint(-2, 3, (6, 1), generator=draw).expand_as(layer.weight))
+    keys = [(layer, "weight") for layer in layers]
+    tables = {
+        task: {key: row.expand_as(key[0].weight).clone() for key, row in zip(keys, found, strict=True)}
+        for task, found in rows.items()
+    }
+    importance = DiSparseImportance(
+        TaskScores(net, tables, parameters=keys), reduction="sum", normalizer=None, across=None
+    )
+    pruner = tp.pruner.BasePruner(
+        net, (torch.rand(1, 3),), importance=importance, global_pruning=True, pruning_ratio=0.5,
+        ignored_layers=[net.a, net.b],
+    )  # fmt: skip
+    importance.attach(pruner)
+    groups = list(pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types))
+    order = [layers.index(group[0].dep.target.module) for group in groups]  # the last of equals
+    places = [importance(group) for group in groups]
+    expected = _layout(rows, [layer.weight.detach().abs() for layer in layers], order)
+    spared = expected.protected([1, 1], "unanimous")
+    wanted = [entry for entry in expected.by_agreement("unanimous") if entry not in spared]
+    assert sorted(wanted, key=lambda entry: float(places[entry[0]][entry[1]])) == wanted
+
+
+def _layout(rows, weights, order):
+    """The channels' scores and magnitudes; the inputs of the second layer go with the outputs of the first."""
+    tables = {}
+    for task, (one, two) in rows.items():
+        first = [3 * float(value) + float(two.sum()) for value in one]
+        by_layer = [first, [6 * float(value) for value in two]]
+        tables[task] = {place: by_layer[layer] for place, layer in enumerate(order)}
+    sizes = [(weights[0].sum(1) + weights[1].sum(0)).tolist(), weights[1].sum(1).tolist()]
+    return Layout(tables, [6, 6], [sizes[layer] for layer in order])

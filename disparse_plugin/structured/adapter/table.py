@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -14,8 +15,14 @@ from .pruner import RankedGroup, heads_to_remove, limit_counts
 # Root layer and side to the place of each channel in the order; None where no task reaches the group.
 RemovalTable: TypeAlias = dict[tuple[nn.Module, bool], Tensor | None]
 
-# A group, and each reaching task's score of each of its channels.
-ScoredGroup: TypeAlias = tuple[RankedGroup, Mapping[str, Tensor]]
+
+@dataclasses.dataclass(frozen=True)
+class ScoredGroup:
+    """A group, each reaching task's score of each of its channels, and the channels' magnitudes."""
+
+    ranked: RankedGroup
+    scores: Mapping[str, Tensor]
+    magnitudes: Tensor
 
 
 def removal_table(
@@ -33,21 +40,33 @@ def removal_table(
     Returns:
         For each group float64 places, lower goes first; None for groups that no task reaches.
     """
-    table: RemovalTable = {ranked.root: None for ranked, scores in scored if not scores}
+    table: RemovalTable = {item.ranked.root: None for item in scored if not item.scores}
     scopes: dict[str, list[ScoredGroup]] = {}
-    for ranked, scores in scored:
-        if scores:
-            scopes.setdefault(ranked.scope, []).append((ranked, scores))
+    for item in scored:
+        if item.scores:
+            scopes.setdefault(item.ranked.scope, []).append(item)
     for scope, members in scopes.items():
-        groups = [ranked for ranked, _ in members]
-        per_unit = [{t: ranked.channels.per_unit(v) for t, v in scores.items()} for ranked, scores in members]
-        order = removal_order(per_unit, [ranked.keep for ranked in groups], tasks, rule)
+        groups = [item.ranked for item in members]
+        order = _order(members, [ranked.keep for ranked in groups], tasks, rule, lambda r, v: r.channels.per_unit(v))
         for ranked, places in zip(groups, order, strict=True):
             table[ranked.root] = places[ranked.channels.units]
         if pruner is not None and scope != "all" and pruner.current_step > 0:
             limit_counts(pruner, scope, groups, initial)
-    _rank_heads([member for member in scored if member[0].heads and member[1]], tasks, rule, pruner, table)
+    _rank_heads([item for item in scored if item.ranked.heads and item.scores], tasks, rule, pruner, table)
     return table
+
+
+def _order(
+    members: Sequence[ScoredGroup],
+    keep: Sequence[int],
+    tasks: Sequence[str],
+    rule: ChannelRule,
+    joined: Callable[[RankedGroup, Tensor], Tensor],
+) -> list[Tensor]:
+    """Put units in order; ``joined`` makes values of a group's units of those of its channels."""
+    scores = [{task: joined(item.ranked, values) for task, values in item.scores.items()} for item in members]
+    magnitudes = [joined(item.ranked, item.magnitudes) for item in members]
+    return removal_order(scores, keep, tasks, rule, magnitudes)
 
 
 def _rank_heads(
@@ -63,9 +82,8 @@ def _rank_heads(
         return
     contests = [members] if pruner.global_pruning else [[member] for member in members]
     for contest in contests:
-        groups = [ranked for ranked, _ in contest]
-        scores = [{t: v.view(r.heads, -1).mean(1) for t, v in s.items()} for r, s in contest]
-        order = removal_order(scores, [1] * len(contest), tasks, rule)
+        groups = [item.ranked for item in contest]
+        order = _order(contest, [1] * len(contest), tasks, rule, lambda r, v: v.view(r.heads, -1).mean(1))
         count = heads_to_remove(pruner, groups)
         far = float(sum(ranked.channels.size for ranked in groups)) + 1
         for ranked, places in zip(groups, order, strict=True):
