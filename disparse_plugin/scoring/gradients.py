@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..maskable import Obstacle, read_by_parent
 from ..parameters import ParameterKey, is_masked, stored
 from .hidden import hiding_function, refuse_hidden
-from .uses import Uses
+from .uses import FirstUses
 
 
 @dataclasses.dataclass
@@ -61,9 +61,8 @@ class UsedWeights:
         self._by_module: dict[nn.Module, list[int]] = {}
         for index, (module, _) in enumerate(parameters):
             self._by_module.setdefault(module, []).append(index)
-        self._unwatched = set(self._by_module) if to_mask else set()
         self._to_mask = to_mask
-        self._watching: list[tuple[nn.Module, Uses]] = []
+        self._uses = FirstUses(parameters)
         self._weights = [_Weight() for _ in parameters]
         self.unfit: dict[int, Obstacle] = {}
 
@@ -72,11 +71,11 @@ class UsedWeights:
         """Record while the block runs; the hooks that do so, and the marked leaves, are gone afterwards."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._unmark)
-            stack.callback(self._stop_watching)
             for module in self._by_module:
                 stack.callback(module.register_forward_pre_hook(self._record).remove)
-                if module in self._unwatched:
-                    stack.callback(module.register_forward_hook(self._watched, always_call=True).remove)
+            if self._to_mask:
+                stack.callback(self._uses.stop)
+                self._uses.start()
             yield
 
     def begin(self) -> None:
@@ -90,41 +89,15 @@ class UsedWeights:
                 module.__dict__[name] = weight.marker
 
     def _record(self, module: nn.Module, _: Any) -> None:
-        tensors = []
         for index in self._by_module[module]:
             weight, name = self._weights[index], self._parameters[index][1]
             self._take_mark(weight, module, name)
             tensor = getattr(module, name)
-            tensors.append(tensor)
             weight.ran = True
             if not torch.is_grad_enabled():
                 weight.hidden_in = weight.hidden_in or hiding_function()
             if tensor.requires_grad and not any(tensor is seen for seen in weight.used):
                 weight.used.append(tensor)
-        if module in self._unwatched:
-            self._unwatched.remove(module)
-            self._watching.append((module, Uses(tensors)))
-            self._watching[-1][1].__enter__()  # type: ignore[no-untyped-call]
-
-    def _watched(self, module: nn.Module, *_: Any) -> None:
-        if not self._watching or self._watching[-1][0] is not module:
-            return
-        uses = self._stop_watching_one()
-        for place, function in uses.functions().items():
-            self.unfit[self._by_module[module][place]] = Obstacle(
-                "be what its layer multiplies with",
-                f"that {type(module).__name__} multiplies with something that it computes from it ({function}), where "
-                "the zeros of a mask are not zeros",
-            )
-
-    def _stop_watching(self) -> None:
-        while self._watching:  # a forward was interrupted
-            self._stop_watching_one()
-
-    def _stop_watching_one(self) -> Uses:
-        _, uses = self._watching.pop()
-        uses.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        return uses
 
     def _unmark(self) -> None:
         for weight, key in zip(self._weights, self._parameters, strict=True):
@@ -151,6 +124,7 @@ class UsedWeights:
         Raises:
             ValueError: If an autograd function hid the gradients of modules that ran inside it.
         """
+        self.unfit.update(self._uses.unfit)
         refuse_hidden({self._names[index]: weight.hidden_in for index, weight in enumerate(self._weights)})
         owners, tensors = [], []
         for index, weight in enumerate(self._weights):

@@ -10,8 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from .._support.undisturbed import undisturbed
+from ..maskable import Obstacle
+from ..parameters import ParameterKey, unwrap
+from .hidden import refusing_wrappers
+from .losses import Batch, TaskLosses
 
 # What a kernel is given to: one operand times another, and summed.
 _MULTIPLIES = frozenset(
@@ -109,6 +116,111 @@ class Uses(TorchFunctionMode):
             if all(tensor is not weight for weight in self._weights):
                 self._same.pop(id(tensor), None)  # a copy that is changed in place is a copy no more
                 self._computed[id(tensor)] = (tensor, index, first)
+
+
+class FirstUses:
+    """Watches each module the first time it runs, and finds the weights that are not what it multiplies with.
+
+    Attributes:
+        unfit: What is in the way of masks that the modules have shown so far, by the index of the parameter.
+
+    Example:
+        >>> import torch
+        >>> class Centred(nn.Linear):
+        ...     def forward(self, x):
+        ...         return nn.functional.linear(x, self.weight - self.weight.mean())
+        >>> layer = Centred(2, 2)
+        >>> uses = FirstUses([(layer, "weight")])
+        >>> uses.start()
+        >>> output = layer(torch.ones(1, 2))
+        >>> uses.unfit[0].reason
+        'Centred multiplies with something that it computes from it (mean), where the zeros of a mask are not zeros'
+    """
+
+    def __init__(self, parameters: Sequence[ParameterKey]) -> None:
+        """Take what is watched.
+
+        Args:
+            parameters: The ``(module, name)`` pairs.
+        """
+        self._watched: dict[nn.Module, list[tuple[int, str]]] = {}
+        for index, (module, name) in enumerate(parameters):
+            self._watched.setdefault(module, []).append((index, name))
+        self._handles: dict[nn.Module, list[RemovableHandle]] = {}
+        self._running: list[tuple[nn.Module, Uses]] = []
+        self.unfit: dict[int, Obstacle] = {}
+
+    def start(self) -> None:
+        """Put hooks on the modules that have not been watched yet; each module's go when it has run once."""
+        for module in self._watched:
+            before = module.register_forward_pre_hook(self._before)
+            after = module.register_forward_hook(self._after, always_call=True)
+            self._handles[module] = [before, after]
+
+    def stop(self) -> None:
+        """Take all hooks off."""
+        while self._running:  # a forward was interrupted
+            self._ended()
+        for module in list(self._handles):
+            self._unhook(module)
+
+    def _before(self, module: nn.Module, _: Any) -> None:
+        if any(module is other for other, _ in self._running):
+            return
+        uses = Uses([getattr(module, name) for _, name in self._watched[module]])
+        self._running.append((module, uses))
+        uses.__enter__()  # type: ignore[no-untyped-call]
+
+    def _after(self, module: nn.Module, *_: Any) -> None:
+        if not self._running or self._running[-1][0] is not module:
+            return
+        uses = self._ended()
+        self._unhook(module)
+        places = self._watched.pop(module)
+        for place, function in uses.functions().items():
+            self.unfit[places[place][0]] = Obstacle(
+                "be what its layer multiplies with",
+                f"that {type(module).__name__} multiplies with something that it computes from it ({function}), where "
+                "the zeros of a mask are not zeros",
+            )
+
+    def _ended(self) -> Uses:
+        _, uses = self._running.pop()
+        uses.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        return uses
+
+    def _unhook(self, module: nn.Module) -> None:
+        for handle in self._handles.pop(module):
+            handle.remove()
+
+
+def computed_instead(
+    model: nn.Module, losses: TaskLosses, batch: Batch, keys: Sequence[ParameterKey], names: Sequence[str]
+) -> dict[str, Obstacle]:
+    """Run the losses once, and return the weights that are not what their layers multiply with.
+
+    Args:
+        model: The model, as the caller has it; left as it was found.
+        losses: ``losses(model, batch)``.
+        batch: The batch.
+        keys: The ``(module, name)`` pairs to look at.
+        names: Their qualified names.
+
+    Returns:
+        What is in the way of a mask, by qualified name.
+
+    Raises:
+        Exception: What the losses raise.
+        ValueError: If they run a wrapper of the model instead of the model that they are given.
+    """
+    root, uses = unwrap(model), FirstUses(keys)
+    with undisturbed(model, keys), refusing_wrappers(root):
+        uses.start()
+        try:
+            losses(root, batch)
+        finally:
+            uses.stop()
+    return {names[index]: obstacle for index, obstacle in sorted(uses.unfit.items())}
 
 
 def _name(func: Callable[..., Any]) -> str:

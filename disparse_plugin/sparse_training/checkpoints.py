@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from .._support.files import FileFormatError, check_exists, replacing, understood
+from .mask_scheduler import MaskScheduler
 
 _VERSION = 1
 _SEAL = b"sha256:"  # and 64 digits; no power of two in all, so that no single flipped bit hides it
@@ -84,13 +86,18 @@ def load_checkpoint(path: str | Path, **parts: Stateful) -> None:
         raise ValueError(f"parts: must be {', '.join(saved['parts'])} as in the file, found {', '.join(parts)}")
     before = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
     try:
-        for name, part in parts.items():
-            part.load_state_dict(saved["parts"][name])
+        for name in _in_order(parts):
+            parts[name].load_state_dict(saved["parts"][name])
     except BaseException:
-        for name, part in parts.items():
-            part.load_state_dict(before[name])
+        for name in _in_order(parts):
+            parts[name].load_state_dict(before[name])
         raise
     _set_random_states(saved["random"])
+
+
+def _in_order(parts: Mapping[str, Stateful]) -> list[str]:
+    """Return the names such that what decides the names in the model's state comes first."""
+    return sorted(parts, key=lambda name: not isinstance(parts[name], MaskScheduler))
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from ..agreement.patterns import Channels, NofM, Pattern
 from ..agreement.ranking import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..maskable import check_parameters
-from ..parameters import Exclude, ParameterKey, is_masked, present_mask, qualified_names, unwrap
+from ..maskable import select, warn_of_skipped
+from ..parameters import Exclude, ParameterKey, present_mask, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
@@ -126,7 +126,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 m weights along the input dimension n are alive. See :mod:`disparse_plugin.agreement.patterns`.
             min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)),
                 as in :meth:`disparse_plugin.TaskScores.masks`.
-            parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
+            parameters: ``(module, name)`` pairs; by default those of :func:`~disparse_plugin.prunable_parameters` that
+                can be masked.
             exclude: Modules, names or glob patterns, as in :func:`~disparse_plugin.prunable_parameters`: neither
                 scored nor pruned nor counted.
             grad_scaler: As in :class:`DiSparseScheduler`.
@@ -147,8 +148,9 @@ class GradualPruning(MaskScheduler[PruningStage]):
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
             self._min_keep = min_keep
-            first = {key: present_mask(key) for key in check_parameters(root, parameters, exclude)}
-            places = places_of(list(first), qualified_names(root, first))
+            selection = select(root, parameters, exclude)
+            first = {key: present_mask(key) for key in selection.keys}
+            places = places_of(selection.keys, selection.names)
             self._pattern.check(places)
             self._total = sum(self._pattern.sizes(place) for place in places)
             self._amount = self._schedule(amount)
@@ -165,18 +167,22 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if self._pattern is not patterns.WEIGHTS:
                 settings["pattern"] = self._pattern.name
         check_same("settings", settings, "give all ranks the same options")
-        revocable = parameters is None and not any(is_masked(*key) for key in first)
-        masks = LiveMasks(root, optimizer, first, revocable=revocable)
-        super().__init__(masks, optimizer, settings, first=self._start or min(self._every, self._stop))
-        self._root = root
-        self._scores = StepScores(model, losses, rule, masks, grad_scaler, every_batch=True)
-        if revocable:
-            self._begin_again = lambda names: GradualPruning.__init__(
+        warn_of_skipped(selection.skipped, len(first))
+        masks = LiveMasks(root, optimizer, first, revocable=not selection.listed)
+
+        def begin_again(names: Sequence[str]) -> None:
+            GradualPruning.__init__(
                 self, model, optimizer, losses, amount=amount, update_every=update_every, start_at=start_at,
                 stop_at=stop_at, total_steps=total_steps, criterion=criterion, arbiter=arbiter, pattern=pattern,
-                min_keep=min_keep,
-                exclude=[*exclude, *names], grad_scaler=grad_scaler,
+                min_keep=min_keep, exclude=[*exclude, *names], grad_scaler=grad_scaler,
             )  # fmt: skip
+
+        super().__init__(
+            model, losses, masks, optimizer, settings, self._start or min(self._every, self._stop),
+            skipped=selection.skipped, begin_again=None if selection.listed else begin_again,
+        )  # fmt: skip
+        self._root = root
+        self._scores = StepScores(model, losses, rule, masks, grad_scaler, every_batch=True)
 
     def prune_to(self, amount: float, *batches: Batch) -> PruningStage | None:
         """Mask now, whatever the schedule says, until a total of ``amount`` is masked.

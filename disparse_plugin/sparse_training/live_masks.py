@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from .._support.files import packed_bits, unpacked_bits
 from ..agreement.ranking import counts_true
 from ..maskable import Obstacle, read_by_parent
 from ..masks.in_place import DiSparseDynamic
-from ..parameters import ParameterKey, qualified_names, stored
+from ..parameters import ParameterKey, is_masked, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
 
 
@@ -40,8 +40,8 @@ class LiveMasks:
             model: The model, unwrapped.
             optimizer: What trains it.
             masks: The first masks, bool.
-            revocable: Whether :meth:`let_go` may be called before the first change: until then the dense weights are
-                kept.
+            revocable: Whether :meth:`let_go` may be called before the first change: until then the weights are kept as
+                they were found.
 
         Raises:
             TypeError: If the optimizer is not known; see
@@ -54,7 +54,8 @@ class LiveMasks:
             self.names = qualified_names(model, self.keys)
             check_optimizer(optimizer, dict(zip(self.names, self.parameters(), strict=True)))
         check_same_tensors("masks", list(masks.values()), "give all ranks the same seed and the same model")
-        self._dense = [parameter.detach().clone() for parameter in self.parameters()] if revocable else None
+        self._found = [parameter.detach().clone() for parameter in self.parameters()] if revocable else None
+        self._had = frozenset(name for name, key in zip(self.names, self.keys, strict=True) if is_masked(*key))
         for (module, name), mask in masks.items():
             DiSparseDynamic.apply(module, name, mask)
         self.rewrite(list(masks.values()))
@@ -83,30 +84,32 @@ class LiveMasks:
         return self._read()
 
     def misread(self) -> dict[str, Obstacle]:
-        """Return, after the first backward, the weights that a parent read without the mask that counts.
-
-        To be called once.
-        """
+        """Return, after the first backward, the weights that a parent read without the mask that counts."""
         return {
             name: read_by_parent(module, ran=module.__dict__.get(own) is not copy)
             for (module, own), name, copy in zip(self.keys, self.names, self._copies, strict=True)
             if copy.grad is not None
         }
 
+    def came_masked(self, names: Iterable[str]) -> bool:
+        """Tell whether any of the named weights was masked before: then :meth:`let_go` does not free it."""
+        return not self._had.isdisjoint(names)
+
     def settle(self) -> None:
         """Drop what was kept for :meth:`misread` and :meth:`let_go`."""
-        self._copies, self._dense = [], None
+        self._copies, self._found = [], None
 
     def let_go(self) -> None:
-        """Take all masks off again, as if there had been none; what was masked is as dense as it was.
+        """Take the masks off again; what was not masked before is as dense as it was, the rest stays as it is.
 
         Only before the first change, and only if made ``revocable``.
         """
-        assert self._dense is not None
-        for key, mask, dense in zip(self.keys, self._read(), self._dense, strict=True):
-            prune.remove(*key)
-            with torch.no_grad():
-                stored(*key).copy_(torch.where(mask, stored(*key), dense))
+        assert self._found is not None
+        for key, name, mask, dense in zip(self.keys, self.names, self._read(), self._found, strict=True):
+            if name not in self._had:
+                prune.remove(*key)
+                with torch.no_grad():
+                    stored(*key).copy_(torch.where(mask, stored(*key), dense))
         self.settle()
 
     def rewrite(self, masks: Sequence[Tensor]) -> None:

@@ -7,12 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .._support.distributed import failing_together, gathered, numbers_of_ranks
 from .._support.user_warning import warn_user
 from ..maskable import Obstacle, refusal, warn_of_skipped
-from ..scoring.losses import Batch
+from ..scoring.losses import Batch, TaskLosses
+from ..scoring.uses import computed_instead
 from .live_masks import LiveMasks
 
 _Report = TypeVar("_Report")
@@ -27,24 +29,44 @@ class MaskScheduler(ABC, Generic[_Report]):
     Attributes:
         completed: Number of completed optimizer steps.
         masks: The masks, with ``keys`` and ``names`` of the masked parameters.
+        skipped: What is left out because it cannot be masked: qualified name to reason. The first step may add to it.
     """
 
-    def __init__(self, masks: LiveMasks, optimizer: Optimizer, settings: Mapping[str, Any], first: int | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        losses: TaskLosses,
+        masks: LiveMasks,
+        optimizer: Optimizer,
+        settings: Mapping[str, Any],
+        first: int | None,
+        *,
+        skipped: Mapping[str, str],
+        begin_again: Callable[[Sequence[str]], None] | None,
+    ) -> None:
         """Start counting.
 
         Args:
+            model: The model, as the caller has it.
+            losses: As in :func:`~disparse_plugin.score_tasks`.
             masks: The masks.
             optimizer: Whose steps count.
             settings: Everything that a run must have in common with the one that it goes on from; plain values.
             first: The step of the first change, or None if there is none.
+            skipped: What is left out so far, with the reason.
+            begin_again: Makes this object anew, leaving out some names besides what was excluded; None if nothing may
+                be left out. Needs ``revocable`` masks.
         """
+        self._model, self._losses = model, losses
         self.masks = masks
+        self.skipped = dict(skipped)
         self.completed = 0
         self._next = first
         self._settings = dict(settings)
         self._steps = CompletedSteps(optimizer)
-        # Begins again, leaving out some names as well; until the first step has shown that this is not needed.
-        self._begin_again: Callable[[Sequence[str]], None] | None = None
+        self._begin_again = begin_again  # until a step has shown what can be masked
+        self._settled = False
+        self._left_out: dict[str, str] = {}  # what it has begun again without
 
     def step(self, *batches: Batch) -> _Report | None:
         """Call once after every optimizer step; changes the masks when it is time.
@@ -81,14 +103,14 @@ class MaskScheduler(ABC, Generic[_Report]):
         the others train: each would wait for what never comes.
         """
         problem: Exception | None = None
-        done = 0
+        done, found = 0, dict[str, Obstacle]()
         try:
             if not batches and self._needs_batches():
                 raise TypeError("batch: step() needs the batch of the optimizer step, found none; call step(batch)")
             done = self._steps.take()
-            if done and not self.completed and self._begin_again is None and (found := self.masks.misread()):
-                raise refusal(found, pasteable=True)
-        except (TypeError, ValueError) as error:
+            if done and not self._settled:
+                found = self._misread(batches)
+        except Exception as error:  # noqa: BLE001  # raised below, when all ranks know
             problem = error
         completed = numbers_of_ranks(-1 if problem else self.completed + done)
         if -1 in completed:
@@ -100,28 +122,61 @@ class MaskScheduler(ABC, Generic[_Report]):
                 f"step: all ranks must have completed the same number of optimizer steps, found {completed}; load "
                 "checkpoints of the same step on all, and skip a step on all or on none"
             )
-        if done and not self.completed:
-            self._leave_out_misread()
+        if done and not self._settled:
+            self._settle(found)
         return done
 
-    def _leave_out_misread(self) -> None:
-        """Begin again without the weights that the first step has shown not to be maskable."""
-        begin_again, self._begin_again = self._begin_again, None
-        found: dict[str, Obstacle] = {}
-        if begin_again is not None:
-            for of_rank in gathered(self.masks.misread()):
-                found.update(of_rank)
-        if begin_again is None or not found:
-            self.masks.settle()
-            return
-        self.masks.let_go()
-        self._steps.stop()
+    def _misread(self, batches: Sequence[Batch]) -> dict[str, Obstacle]:
+        """Return the weights that the first step shows not to be maskable.
+
+        Raises:
+            ValueError: If they were listed or came with masks.
+        """
+        if self.completed:  # the run that it goes on from has found them out
+            return {}
+        found = self.masks.misread()
+        if batches and self._needs_batches():
+            found |= computed_instead(self._model, self._losses, batches[0], self.masks.keys, self.masks.names)
+        if found and (self._begin_again is None or self.masks.came_masked(found)):
+            raise refusal(found, pasteable=True)
+        return found
+
+    def _settle(self, found: Mapping[str, Obstacle]) -> None:
+        """Leave out what some rank has found not to be maskable, by beginning again; from then on nothing more."""
+        together: dict[str, Obstacle] = {}
+        for of_rank in gathered(found):
+            together.update(of_rank)
+        if together:
+            reasons = {name: together[name].reason for name in self.masks.names if name in together}
+            self._begin_without({**self._left_out, **reasons})
+            warn_of_skipped(reasons, len(self.masks.keys))
+        self._settled, self._begin_again = True, None
+        self.masks.settle()
+
+    def _begin_without(self, left_out: Mapping[str, str]) -> None:
+        """Begin again, leaving out some names; if that fails, as it was.
+
+        Args:
+            left_out: Qualified name to reason.
+        """
+        assert self._begin_again is not None
+        before = self._left_out
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # all has been said when it began first
-            begin_again(list(found))
-        self._begin_again = None
-        self.masks.settle()
-        warn_of_skipped({name: obstacle.reason for name, obstacle in found.items()}, len(self.masks.keys))
+            try:
+                self._made_anew(left_out)
+            except Exception:
+                self._made_anew(before)
+                raise
+
+    def _made_anew(self, left_out: Mapping[str, str]) -> None:
+        begin_again = self._begin_again
+        assert begin_again is not None
+        if self._steps.stop():
+            self.masks.let_go()
+        begin_again(list(left_out))
+        self._begin_again, self._left_out = begin_again, dict(left_out)  # as the first call knows what was excluded
+        self.skipped.update(left_out)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides how the run goes on: step, masks (as bits), random state, settings.
@@ -137,6 +192,7 @@ class MaskScheduler(ABC, Generic[_Report]):
             "waiting": self._steps.waiting,
             "next": self._next,
             "masks": self.masks.packed(),
+            "left_out": dict(self._left_out),
             "settings": dict(self._settings),
             "own": self._own_state(),
         }
@@ -144,7 +200,8 @@ class MaskScheduler(ABC, Generic[_Report]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of a scheduler with the same options for the same model.
 
-        Build the model, the optimizer and the scheduler first; then load the three states, in any order.
+        Build the model, the optimizer and the scheduler first; then load the three states, this one first: what the
+        first step of that run has left out loses its mask again, so that the names of the model's state fit.
 
         Args:
             state: What :meth:`state_dict` returned.
@@ -153,25 +210,52 @@ class MaskScheduler(ABC, Generic[_Report]):
             KeyError: If it is not a state of this class.
             ValueError: If the options or the model differ. Nothing is changed.
         """
-        saved = state["settings"]
+        before = self._left_out
+        masks = self._masks_of(state)
+        try:
+            self._load_own_state(state["own"])
+        except Exception:
+            self._leave_out_as(before)
+            raise
+        self.masks.restore(masks)
+        self.completed, self._next = int(state["completed"]), state["next"]
+        self._steps.waiting = int(state["waiting"])
+
+    def _masks_of(self, state: Mapping[str, Any]) -> list[Tensor]:
+        """Check a state, leave out what its run has left out, and return its masks."""
+        self._check_settings(state["settings"], besides=("alive",))
+        before = self._left_out
+        self._leave_out_as(state.get("left_out", before))  # older states do not say
+        try:
+            self._check_settings(state["settings"])
+            return self.masks.unpacked(state["masks"])
+        except Exception:
+            self._leave_out_as(before)
+            raise
+
+    def _leave_out_as(self, left_out: Mapping[str, str]) -> None:
+        """Leave out what another run has left out, and nothing else that the first step shows."""
+        inside = [name for name in left_out if name in self.masks.names]
+        if not inside and (self._begin_again is None or self._left_out.keys() <= left_out.keys()):
+            return
+        if self._begin_again is None:
+            raise ValueError(
+                f"state_dict: must be of a scheduler of the same parameters, found that its run left out {inside}, "
+                f"which cannot be masked; pass exclude={inside} too"
+            )
+        self._begin_without(left_out)
+
+    def _check_settings(self, saved: Mapping[str, Any], besides: Sequence[str] = ()) -> None:
         different = [
             f"{option} {self._settings.get(option)!r} (saved: {saved.get(option)!r})"
             for option in {**saved, **self._settings}
-            if saved.get(option) != self._settings.get(option)
+            if option not in besides and saved.get(option) != self._settings.get(option)
         ]
         if different:
             raise ValueError(
                 f"state_dict: must be of a scheduler with the same options, found other {', '.join(different)}; build "
                 "the scheduler as it was built"
             )
-        masks = self.masks.unpacked(state["masks"])
-        self._load_own_state(state["own"])
-        self.masks.restore(masks)
-        self.completed, self._next = int(state["completed"]), state["next"]
-        self._steps.waiting = int(state["waiting"])
-        if self.completed:  # the run that it goes on from has found out what can be masked
-            self._begin_again = None
-            self.masks.settle()
 
     def unfinished(self) -> str | None:
         """Say what is still to be done if the training ends now, and how to get it done; None if nothing is.
@@ -227,11 +311,14 @@ class CompletedSteps:
         self.waiting = 0
         self._ever = False
         self._idle = 0
+        self._counts = True
         self._handle = optimizer.register_step_post_hook(self._count)
 
-    def stop(self) -> None:
-        """Count no more."""
+    def stop(self) -> bool:
+        """Count no more; tell whether that is new."""
         self._handle.remove()
+        counted, self._counts = self._counts, False
+        return counted
 
     def _count(self, optimizer: Optimizer, *_: Any) -> None:
         skipped = getattr(optimizer, "found_inf", None)

@@ -19,8 +19,8 @@ from ..agreement.patterns import NofM, Pattern
 from ..agreement.ranking import counts_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..maskable import check_parameters
-from ..parameters import Exclude, ParameterKey, is_masked, qualified_names, unwrap
+from ..maskable import select, warn_of_skipped
+from ..parameters import Exclude, ParameterKey, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from .blocks import BlockExchange
 from .exchange import Exchange, random_scores
@@ -141,7 +141,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             pattern: ``"weights"``, or any ``"n:m"`` such as ``"2:4"``: of every m weights along the input dimension
                 exactly n are alive at every step, and weights drop and grow inside their block. ``amount`` is then left
                 out, and so is ``distribution`` (or ``"existing"``).
-            parameters: ``(module, name)`` pairs; by default :func:`~disparse_plugin.prunable_parameters`.
+            parameters: ``(module, name)`` pairs; by default those of :func:`~disparse_plugin.prunable_parameters` that
+                can be masked.
             exclude: Modules, names or glob patterns, as in :func:`~disparse_plugin.prunable_parameters`: neither
                 scored nor pruned nor counted. A layer that stays dense and counts has the density 1.0.
             exempt: Deprecated. Modules or qualified names that stay dense and count in the total.
@@ -168,9 +169,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
             rule = None if criterion == RANDOM else check_growth_criterion(resolve(criterion))
-            keys = check_parameters(root, parameters, exclude)
+            selection = select(root, parameters, exclude)
+            keys, names = selection.keys, selection.names
             self._pattern = patterns.resolve(pattern)
-            names = qualified_names(root, keys)
             first = initial_masks(keys, names, amount, distribution, exempt, self._generator, self._pattern)
             settings = {
                 "alive": [int(mask.sum()) for mask in first.values()],
@@ -184,16 +185,22 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             if self._pattern is not patterns.WEIGHTS:
                 settings["pattern"] = self._pattern.name  # states saved before there was such an option still load
         check_same("settings", settings, "give all ranks the same options")
-        revocable = parameters is None and not any(is_masked(*key) for key in keys)
+        warn_of_skipped(selection.skipped, len(keys))
+        revocable = not selection.listed
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()}, revocable=revocable)
-        super().__init__(masks, optimizer, settings, first=self._every if self._every < self._stop else None)
-        if revocable:
-            self._begin_again = lambda names: DiSparseScheduler.__init__(
+
+        def begin_again(names: Sequence[str]) -> None:
+            DiSparseScheduler.__init__(
                 self, model, optimizer, losses, amount=amount, distribution=distribution, drop_fraction=drop_fraction,
                 update_every=update_every, stop_at=stop_at, total_steps=total_steps, criterion=criterion,
                 arbiter=arbiter, pattern=pattern, exclude=[*exclude, *names], exempt=exempt,
                 regrow_dropped=regrow_dropped, grad_scaler=grad_scaler, seed=seed,
             )  # fmt: skip
+
+        super().__init__(
+            model, losses, masks, optimizer, settings, self._every if self._every < self._stop else None,
+            skipped=selection.skipped, begin_again=begin_again if revocable else None,
+        )  # fmt: skip
         self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
 
     def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:
