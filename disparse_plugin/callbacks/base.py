@@ -11,7 +11,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from ..parameters import ParameterKey
+from ..parameters import Exclude, ParameterKey
 from ..scoring.losses import Batch, TaskLosses
 
 
@@ -47,13 +47,18 @@ class Fit:
 class PruningInFit(ABC):
     """How one mode prunes during one ``fit``; an object is kept from fit to fit."""
 
+    @property
     @abstractmethod
-    def begin(self, fit: Fit, keys: Sequence[ParameterKey]) -> None:
+    def keys(self) -> Sequence[ParameterKey]:
+        """The parameters that are pruned, as far as is known; none outside a fit."""
+
+    @abstractmethod
+    def begin(self, fit: Fit, exclude: Exclude) -> None:
         """Start a fit: weights and masks are loaded, optimizers exist.
 
         Args:
             fit: The training.
-            keys: The parameters that may be pruned.
+            exclude: What the user leaves out.
         """
 
     @abstractmethod

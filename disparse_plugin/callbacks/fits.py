@@ -5,18 +5,17 @@ Nothing here imports a trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from .._support.user_warning import warn_user
-from ..maskable import check_parameters
 from ..masks.attach import fold as fold_masks
 from ..masks.attach import masks_of
 from ..masks.in_place import attach_in_place
 from ..masks.state_dicts import follow_masks
-from ..parameters import ParameterKey, present_mask
+from ..parameters import present_mask
 from ..scoring.losses import Batch
 from .base import Fit, PruningInFit
 from .modes import Options
@@ -43,7 +42,6 @@ class PrunedFits:
         self._model: nn.Module | None = None
         self._followed: nn.Module | None = None
         self._folded: dict[str, Tensor] | None = None
-        self._keys: Sequence[ParameterKey] = ()
         self._handles: list[Any] = []
         self.sparsity = 0.0
 
@@ -70,8 +68,7 @@ class PrunedFits:
         if self._folded is not None and not masks_of(fit.model):
             attach_in_place(fit.model, self._folded)
         self._folded = None
-        self._keys = check_parameters(fit.model, None, self.options.exclude)
-        self._pruning.begin(fit, self._keys)
+        self._pruning.begin(fit, self.options.exclude)
         self._count()
 
     def before_training(self, batches: Iterable[Batch], step: int) -> None:
@@ -113,6 +110,6 @@ class PrunedFits:
             self._pruning.load_state_dict(state_dict["pruning"])
 
     def _count(self) -> None:
-        masks = [present_mask(key) for key in self._keys]
+        masks = [present_mask(key) for key in self._pruning.keys]
         total = sum(mask.numel() for mask in masks)
         self.sparsity = 1 - sum(int(mask.sum()) for mask in masks) / total if total else 0.0

@@ -10,8 +10,9 @@ from .._support.distributed import check_same_tensors
 from ..agreement.patterns import Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion
+from ..maskable import select
 from ..masks.in_place import attach_in_place
-from ..parameters import ParameterKey, is_masked
+from ..parameters import Exclude, ParameterKey, is_masked
 from ..scoring.losses import Batch
 from ..scoring.score import score_tasks
 from ..sparse_training.schedules import step_of
@@ -39,18 +40,26 @@ class OneShot(PruningInFit):
         self._done = False
         self._fit: Fit | None = None
         self._keys: Sequence[ParameterKey] = ()
+        self._exclude: Exclude = ()
+        self._skipped: list[str] = []
         self._recent: deque[Batch] = deque(maxlen=self._count)
 
-    def begin(self, fit: Fit, keys: Sequence[ParameterKey]) -> None:
+    @property
+    def keys(self) -> Sequence[ParameterKey]:
+        """What is scored."""
+        return self._keys
+
+    def begin(self, fit: Fit, exclude: Exclude) -> None:
         """Start a fit."""
-        self._fit, self._keys = fit, keys
+        self._fit, self._exclude = fit, [*exclude, *self._skipped] if self._skipped else exclude
+        self._keys = select(fit.model, None, self._exclude).keys
         if isinstance(self._when, float) and fit.total_steps is None:
             raise ValueError(
                 f"start_at: must be a step (int) when it is not known where the training ends, found {self._when}; "
                 "pass optimizer steps"
             )
         self._start = step_of("start_at", self._when, fit.total_steps, least=0)
-        if fit.resumed and any(is_masked(*key) for key in keys):
+        if fit.resumed and any(is_masked(*key) for key in self._keys):
             self._done = True  # a checkpoint of a pruned model, whoever wrote it, is not pruned once more
 
     def before_training(self, batches: Iterable[Batch], step: int) -> bool:
@@ -73,13 +82,14 @@ class OneShot(PruningInFit):
             self._fit.losses_for(scaled=False),
             batches,
             criterion=self._criterion,
-            parameters=self._keys,
+            exclude=self._exclude,
             num_batches=self._count,
             cycle=True,
         )
         masks = scores.masks(self._amount, self._arbiter, min_keep=self._min_keep, pattern=self._pattern)
         check_same_tensors("masks", list(masks.values()), "keep the weights of all ranks equal")
         attach_in_place(self._fit.model, masks)
+        self._keys, self._skipped = scores.parameters, list(scores.skipped)
         self._done = True
         self._recent.clear()
         return True
@@ -99,9 +109,9 @@ class OneShot(PruningInFit):
         self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether the model has been pruned."""
-        return {"done": self._done}
+        """Return whether the model has been pruned, and what of it could not be."""
+        return {"done": self._done, "skipped": self._skipped}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over whether the model has been pruned."""
-        self._done = bool(state["done"])
+        self._done, self._skipped = bool(state["done"]), list(state.get("skipped", ()))  # older states have none

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from ..parameters import ParameterKey, is_masked
+from ..maskable import select
+from ..parameters import Exclude, ParameterKey, is_masked
 from ..scoring.losses import Batch
 from ..sparse_training.mask_scheduler import MaskScheduler
 from ..sparse_training.schedules import STOP_AFTER, step_of
@@ -27,14 +28,20 @@ class Scheduled(PruningInFit):
         self._step = 0
         self._batches: list[Batch] = []
 
-    def begin(self, fit: Fit, keys: Sequence[ParameterKey]) -> None:
+    @property
+    def keys(self) -> Sequence[ParameterKey]:
+        """What the scheduler has masks on."""
+        return () if self._scheduler is None else self._scheduler.masks.keys
+
+    def begin(self, fit: Fit, exclude: Exclude) -> None:
         """Make the scheduler for this fit's optimizer, and let it go on from the last one."""
-        options = {**self._options, "parameters": keys, **self._steps(fit)}
+        options = {**self._options, "exclude": exclude, **self._steps(fit)}
         if "exempt" in options:
             inside = dict(fit.model.named_modules())
             options["exempt"] = [inside.get(name, name) for name in options["exempt"]]
         goes_on = self._state is not None or fit.resumed
-        if "distribution" in options and goes_on and any(is_masked(*key) for key in keys):
+        masked = any(is_masked(*key) for key in select(fit.model, None, exclude).keys)
+        if "distribution" in options and goes_on and masked:
             options.update(distribution="existing", amount=None)
         losses = fit.losses_for(scaled=True)
         scheduler = self._make(fit.model, _only(fit.optimizers), losses, grad_scaler=fit.grad_scaler, **options)
@@ -67,11 +74,12 @@ class Scheduled(PruningInFit):
         """Let the scheduler count, and change masks when it is time."""
         assert self._scheduler is not None
         self._batches.append(batch)
+        masks = self._scheduler.masks
         report = self._scheduler.step(*self._batches)
         if step != self._step:  # else more batches are accumulated into the same step
             self._step = step
             self._batches.clear()
-        return report is not None
+        return report is not None or masks is not self._scheduler.masks  # the first step may leave some out
 
     def unfinished(self, step: int) -> str | None:  # noqa: ARG002
         """Say what the scheduler still had to do."""
