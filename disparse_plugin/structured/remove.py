@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from .._support.distributed import failing_together
 from .._support.user_warning import warn_user
 from ..agreement.amounts import check_amount
 from ..arbiters import Arbiter
@@ -23,6 +24,7 @@ from ..scoring.score import score_for_removal
 from .adapter.graph import TRACE_ERRORS
 from .adapter.groups import find_groups
 from .adapter.observation import Inputs, as_inputs
+from .alike import check_counted, check_same_plan, check_same_steps
 from .budget import QUANTITIES, Quantity
 from .groups import NORMALIZERS, REDUCTIONS, channel_parameters
 from .latency import latency_of
@@ -61,10 +63,10 @@ def remove_channels(
 ) -> RemovalReport:
     """Remove the channels that all tasks rank low, with everything that depends on them.
 
-    The layers that make the outputs of every head keep theirs. Each task's private head is judged by its own task
-    alone. Which channels go together is read from torch-pruning's dependency graph, on a copy; the removal is tried on
-    another copy: the forward and the losses, in evaluation and training mode, must run, and give what they give with
-    the same channels masked. Groups that break it are left alone and reported. Only then is the model changed.
+    The layers that make the outputs of every head keep theirs. Private heads are judged by their own task alone. Which
+    channels go together is read from torch-pruning's dependency graph, on a copy; the removal is tried on another copy:
+    forward and losses, in evaluation and training mode, must run, and give what they give with the same channels
+    masked. Groups that break it are left alone and reported. Only then is the model changed.
 
     What a model needs beside itself is memory for two copies of it, in double precision where it runs in that.
 
@@ -77,9 +79,8 @@ def remove_channels(
             ``{"shared": 0.5, "depth": 0.2}``, where a part is ``"shared"`` or the name of the only task that reaches
             it, and parts that are not listed keep all.
         of: What ``amount`` counts. ``"channels"``: of the groups that can be removed from, met exactly where channels
-            can go one by one. ``"parameters"`` or ``"macs"``: of the whole model, exceeded by less than one unit.
-            ``"latency"``: of the seconds of one forward on the example inputs on their device, measured again and
-            again on copies until enough has gone.
+            can go one by one. ``"parameters"``, ``"macs"``: of the whole model, exceeded by less than one unit.
+            ``"latency"``: of one forward's seconds on the example inputs, measured on copies until enough has gone.
         criterion: As in :func:`~disparse_plugin.score_tasks`.
         arbiter: As in :meth:`~disparse_plugin.TaskScores.importance`.
         across: The arbiter of how many channels each group loses, while ``arbiter`` says which. None: the same.
@@ -116,8 +117,9 @@ def remove_channels(
     Raises:
         TypeError: If an argument has the wrong type.
         ValueError: If the model carries masks or parametrizations, does not run on the example inputs, cannot be
-            traced, has no removable group, the amount cannot be reached, or as :func:`~disparse_plugin.score_tasks`.
-            The model is unchanged.
+            traced, has no removable group, the amount cannot be reached, the ranks of ``torch.distributed`` do not all
+            find the same channels, or as :func:`~disparse_plugin.score_tasks`. The model is unchanged.
+        RuntimeError: If another rank has failed. The model is unchanged.
 
     Warns:
         DeprecationWarning: If ``ignored_layers`` is given.
@@ -132,23 +134,21 @@ def remove_channels(
         (4, torch.Size([2, 2, 6, 6]), {'3': 'makes an output of the model'})
     """
     root = unwrap(model)
-    _check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
-    rule = ChannelRule.of(arbiter, across)
-    options = Options(amount, of, rule, reduction, normalizer, max_pruning_ratio, round_to, customized_pruners)
-    resolve_criterion(criterion)
-    _check_plain(root)
-    if ignored_layers is not None:
-        warn_user("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning)
-        exclude = [*exclude, *ignored_layers]
-    source = _Source(
-        losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, tuple(exclude), compare, exact
-    )
-    _check_steps(steps, between, schedule)
-    if steps > 1 and isinstance(data, Iterator):
-        raise ValueError("data: must be readable in every step, found an iterator, which ends; pass a list or a loader")
-    shares = [step / steps if schedule is None else float(schedule(step)) for step in range(1, steps + 1)]
-    if not all(0 <= a <= b <= 1 for a, b in itertools.pairwise([0.0, *shares])) or shares[-1] != 1:
-        raise ValueError(f"schedule: must rise from 0 to 1 at the last step, found {shares}")
+    with failing_together():
+        _check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
+        check_counted(of)
+        rule = ChannelRule.of(arbiter, across)
+        options = Options(amount, of, rule, reduction, normalizer, max_pruning_ratio, round_to, customized_pruners)
+        resolve_criterion(criterion)
+        _check_plain(root)
+        if ignored_layers is not None:
+            warn_user("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning)
+            exclude = [*exclude, *ignored_layers]
+        source = _Source(
+            losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, tuple(exclude), compare, exact
+        )
+        shares = _checked_steps(steps, between, schedule, data)
+    check_same_steps(shares)
     return _removed(root, source, options, shares, between or _nothing)
 
 
@@ -182,11 +182,13 @@ def _removed(
     report: RemovalReport | None = None
     for number, share in enumerate(shares):
         if report is not None:
-            between(root, number)
+            with failing_together():
+                between(root, number)
         amount = _amount_of_step(options.amount, share, shares[number - 1] if number else 0.0, report)
         removal = _found(root, source, dataclasses.replace(options, amount=amount))
-        found = tally(removal, options.amount)
-        removal.plan.apply(root, customized_pruners=options.customized_pruners)
+        with failing_together():
+            found = tally(removal, options.amount)
+            removal.plan.apply(root, customized_pruners=options.customized_pruners)
         report = found if report is None else joined(report, found)
     assert report is not None
     return report
@@ -209,26 +211,29 @@ def _amount_of_step(
 
 def _found(root: nn.Module, source: _Source, options: Options) -> Removal:
     """Find what to remove from a model, which stays as it is."""
-    data, watched = peeked(source.data), Witnesses(source.losses)
-    groups, seen = find_groups(
-        root, source.inputs, _first_losses(root, source.losses, data.first), _kept(root, source.exclude),
-        options.customized_pruners,
-    )  # fmt: skip
-    keys = _scored_parameters(root, groups.idle) if source.parameters is None else tuple(source.parameters)
+    with failing_together():
+        data, watched = peeked(source.data), Witnesses(source.losses)
+        groups, seen = find_groups(
+            root, source.inputs, _first_losses(root, source.losses, data.first), _kept(root, source.exclude),
+            options.customized_pruners,
+        )  # fmt: skip
+        keys = _scored_parameters(root, groups.idle) if source.parameters is None else tuple(source.parameters)
     scores = score_for_removal(
         root, watched, data, criterion=source.criterion, parameters=keys, num_batches=source.num_batches
     )
-    names = module_names(root)
-    ran = {names[layer] for layer in watched.ran}
-    untraced = dict.fromkeys(ran & groups.idle, "runs in some batches only, which were not traced")
-    contest = contest_of(root, options, scores, groups.usable, seen.uses, {**groups.skipped, **untraced})
-    trial = prepare(
-        root, source.inputs, source.losses, watched.batches, groups.last,
-        compare=source.compare, customized_pruners=options.customized_pruners, exact=source.exact,
-    )  # fmt: skip
-    if options.of != "latency":
-        return search(contest, trial)
-    return search(contest, trial, latency_of(root, source.inputs, options.customized_pruners))
+    with failing_together():
+        names = module_names(root)
+        ran = {names[layer] for layer in watched.ran}
+        untraced = dict.fromkeys(ran & groups.idle, "runs in some batches only, which were not traced")
+        contest = contest_of(root, options, scores, groups.usable, seen.uses, {**groups.skipped, **untraced})
+        trial = prepare(
+            root, source.inputs, source.losses, watched.batches, groups.last,
+            compare=source.compare, customized_pruners=options.customized_pruners, exact=source.exact,
+        )  # fmt: skip
+        measure = latency_of(root, source.inputs, options.customized_pruners) if options.of == "latency" else None
+        removal = search(contest, trial, measure)
+    check_same_plan(removal.plan)
+    return removal
 
 
 def _first_losses(
@@ -255,7 +260,8 @@ def _kept(root: nn.Module, exclude: Exclude) -> set[nn.Module | nn.Parameter]:
     return kept | {parameter for module, name in gone if (parameter := module._parameters[name]) is not None}
 
 
-def _check_steps(steps: int, between: object, schedule: object) -> None:
+def _checked_steps(steps: int, between: object, schedule: Callable[[int], float] | None, data: object) -> list[float]:
+    """Return the share of the amount that is gone after each step."""
     if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
         raise ValueError(f"steps: must be a positive whole number, found {steps!r}")
     for name, value in (("between", between), ("schedule", schedule)):
@@ -263,6 +269,12 @@ def _check_steps(steps: int, between: object, schedule: object) -> None:
             raise TypeError(f"{name}: must be callable, found {type(value).__name__}")
     if steps == 1 and between is not None:
         raise ValueError("between: is called between steps, found steps=1; pass steps=2 or more")
+    if steps > 1 and isinstance(data, Iterator):
+        raise ValueError("data: must be readable in every step, found an iterator, which ends; pass a list or a loader")
+    shares = [step / steps if schedule is None else float(schedule(step)) for step in range(1, steps + 1)]
+    if not all(0 <= a <= b <= 1 for a, b in itertools.pairwise([0.0, *shares])) or shares[-1] != 1:
+        raise ValueError(f"schedule: must rise from 0 to 1 at the last step, found {shares}")
+    return shares
 
 
 def _check_options(

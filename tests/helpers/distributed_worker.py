@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from disparse_plugin import disparse_pretrained, score_tasks
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
+from disparse_plugin.structured import remove_channels
 from networks import PartlyShared, square_losses, vectors
 from runs import masks_of
 
@@ -256,6 +257,63 @@ def drifted_weights(rank, ranks):
     with torch.no_grad():
         model.ab.weight[0, 0] += 1e-9 * rank
     one_shot(rank, ranks, model, criterion="lamp")
+
+
+def channels(rank, ranks, **options):
+    """Remove channels; a call that fails must leave the model as it was."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).double()
+    before = [parameter.clone() for parameter in model.parameters()]
+    _, shards = model_and_shards(ranks)
+    options = {"data": shards[rank], "example_inputs": shards[rank][0], "amount": 0.5, **options}
+    try:
+        report = remove_channels(model, two_losses, **options)
+    except Exception:
+        assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+        raise
+    return {"gone": [cut.positions.tolist() for cut in report.plan.cuts]}
+
+
+def two_losses(model, batch):
+    out = model(batch)
+    return {"a": out[:, 0].square().mean(), "b": (out[:, 1] - 1).square().mean()}
+
+
+def bad_inputs_for_channels(rank, ranks):
+    """Found before anything is scored."""
+    return channels(rank, ranks, example_inputs=vectors(1)[0].double()[:, : 4 if rank == 1 else 5])
+
+
+def bad_channel_option(rank, ranks):
+    return channels(rank, ranks, round_to=0 if rank == 1 else 1)
+
+
+def channels_that_do_not_reach(rank, ranks):
+    """Found after the scores have been added up."""
+    return channels(rank, ranks, max_pruning_ratio=0.1 if rank == 1 else 1.0)
+
+
+def other_channel_amount(rank, ranks):
+    return channels(rank, ranks, amount=0.25 + 0.25 * (rank == 1))
+
+
+def other_channel_steps(rank, ranks):
+    return channels(rank, ranks, steps=1 + (rank == 1))
+
+
+def failing_between_steps(rank, ranks):
+    def between(model, step):
+        if rank == 1:
+            raise KeyError("between")
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).double()
+    _, shards = model_and_shards(ranks)
+    remove_channels(model, two_losses, shards[rank], shards[rank][0], 0.5, steps=2, between=between)
+
+
+def measured_channels(rank, ranks):
+    return channels(rank, ranks, of="latency")
 
 
 def dying_rank(rank, ranks):

@@ -42,6 +42,14 @@ SCENARIOS = [
     "other_criterion",
     "other_parameters",
     "drifted_weights",
+    "channels",
+    "bad_inputs_for_channels",
+    "bad_channel_option",
+    "channels_that_do_not_reach",
+    "other_channel_amount",
+    "other_channel_steps",
+    "failing_between_steps",
+    "measured_channels",
 ]
 TOGETHER = ["score", "dynamic", "missing_tasks", "random_growth", "gradual"]
 
@@ -103,6 +111,12 @@ def test_gradual_pruning_is_that_of_one_process_on_all_data(results):
     assert equal(results[0]["gradual"]["masks"], masks_of(model))
 
 
+def test_all_ranks_remove_the_same_channels(results):
+    first = results[0]["channels"]["gone"]
+    assert len(first[0]) == 4
+    assert all(other["channels"]["gone"] == first for other in results[1:])
+
+
 @pytest.mark.parametrize(
     ("scenario", "failing", "own", "others"),
     [
@@ -129,6 +143,18 @@ def test_gradual_pruning_is_that_of_one_process_on_all_data(results):
         ("other_parameters", None, "ValueError: parameters: must be the same on all ranks, found", None),
         ("drifted_weights", None, "ValueError: model: must be the same on all ranks, found ab.weight to differ", None),
         ("no_batch", 1, "TypeError: batch: step() needs the batch", "RuntimeError: distributed: all ranks must"),
+        ("bad_inputs_for_channels", 1, "ValueError: example_inputs:", "RuntimeError: distributed: all ranks must succ"),
+        ("bad_channel_option", 1, "ValueError: round_to: must be a positive int", "RuntimeError: distributed: all ran"),
+        ("channels_that_do_not_reach", 1, "ValueError: amount: ", "RuntimeError: distributed: all ranks must succ"),
+        ("other_channel_amount", None, "ValueError: channels: must be the same on all ranks, found ['", None),
+        (
+            "other_channel_steps",
+            None,
+            "ValueError: steps: must be the same on all ranks, found [[1.0], [0.5",
+            None,
+        ),
+        ("failing_between_steps", 1, "KeyError: 'between'", "RuntimeError: distributed: all ranks must succeed"),
+        ("measured_channels", None, "ValueError: of: must be counted, not measured, on several ranks", None),
         ("bad_argument", 1, "RuntimeError: manual_seed expected", "RuntimeError: distributed: all ranks must succeed"),
     ],
 )
