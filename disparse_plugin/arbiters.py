@@ -30,7 +30,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from .errors import did_you_mean
+from .errors import did_you_mean, wrong
 from .whole_numbers import whole_number
 
 Arbiter: TypeAlias = Callable[[Tensor], Tensor]
@@ -202,10 +202,11 @@ def resolve(arbiter: str | Arbiter, argument: str = "arbiter") -> Arbiter:
             f"{argument}: must be one of {', '.join(sorted(_ARBITERS))}, at_least(k) or a callable over the task axis, "
             f"found {arbiter!r}{hint}"
         )
-    if not callable(arbiter):
-        raise TypeError(
-            f"{argument}: must be a name or a callable over the task axis, found {type(arbiter).__name__}: {arbiter!r}"
-        )
+    given: object = arbiter
+    if given is at_least:
+        raise TypeError(f"{argument}: at_least needs the number of tasks, found the function itself; pass at_least(2)")
+    if not callable(arbiter) or isinstance(arbiter, type):
+        raise TypeError(f"{argument}: must be a name or a callable over the task axis, found {wrong(arbiter)}")
     return arbiter
 
 

@@ -31,7 +31,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .errors import did_you_mean
+from .errors import did_you_mean, wrong
 from .sorting import stable_sort
 
 ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -234,7 +234,7 @@ def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: floa
     """
     base = resolve(criterion)
     if isinstance(exponent, bool) or not isinstance(exponent, numbers.Real):
-        raise TypeError(f"exponent: must be a number from 0 to 1, found {type(exponent).__name__}: {exponent!r}")
+        raise TypeError(f"exponent: must be a number from 0 to 1, found {wrong(exponent)}")
     if not 0 <= exponent <= 1:
         raise ValueError(f"exponent: must be from 0 (magnitude) to 1 (the criterion itself), found {exponent}")
     if base.per_layer is not None or base.finish is not None:
@@ -307,11 +307,15 @@ def resolve(criterion: str | Criterion | ScoreFunction) -> Criterion:
         return criterion
     if isinstance(criterion, str):
         return _by_name(criterion)
+    given: object = criterion
+    if given is layer_adaptive or given is damped:
+        raise TypeError(
+            f"criterion: {criterion.__name__} works on another criterion, found the function itself; "
+            f"pass {criterion.__name__}('taylor')"
+        )
     if callable(criterion) and not isinstance(criterion, type):
         return Criterion(getattr(criterion, "__name__", type(criterion).__name__), criterion)
-    raise TypeError(
-        f"criterion: must be a name or a callable(weight, grad), found {type(criterion).__name__}: {criterion!r}"
-    )
+    raise TypeError(f"criterion: must be a name or a callable(weight, grad), found {wrong(criterion)}")
 
 
 def _by_name(name: str) -> Criterion:

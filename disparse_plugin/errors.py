@@ -18,6 +18,18 @@ class EmptyTensorWarning(UserWarning):
     """A cut leaves nothing of a tensor, so that nothing passes through its layer."""
 
 
+def wrong(value: object) -> str:
+    """Describe an argument of a wrong type, for messages.
+
+    Example:
+        >>> wrong("9"), wrong(dict)
+        ("str: '9'", 'the class dict, not an object of it')
+    """
+    if isinstance(value, type):
+        return f"the class {value.__name__}, not an object of it"
+    return f"{type(value).__name__}: {value!r}"
+
+
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'NAME'?"``, or nothing where no known name is near.
 

@@ -8,6 +8,7 @@ without a checksum is older; it is read with all other checks.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -172,12 +173,15 @@ def check_exists(path: str | Path) -> None:
     """
     _check_path(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"path: must be an existing file, found none at {path}")
+        what = "a directory" if Path(path).is_dir() else "none"
+        raise FileNotFoundError(f"path: must be an existing file, found {what} at {path}")
 
 
 def _check_path(path: object) -> None:
     if isinstance(path, bytes) or not isinstance(path, str | os.PathLike):
         raise TypeError(f"path: must be a str or a Path, found {type(path).__name__}")
+    if os.fspath(path) in ("", os.curdir):
+        raise ValueError(f"path: must be the name of a file, found {os.fspath(path)!r}")
 
 
 def packed_bits(mask: Tensor) -> Tensor:
@@ -247,7 +251,8 @@ def _naming(path: str | Path) -> Iterator[None]:
         code = _error_number(error)
         if code is None:
             raise
-        raise OSError(code, f"path: must be writable, found {os.strerror(code)}", str(path)) from error
+        what = "that it is a directory" if code == errno.EISDIR else os.strerror(code)
+        raise OSError(code, f"path: must be writable, found {what}", str(path)) from error
 
 
 def _error_number(error: BaseException | None) -> int | None:

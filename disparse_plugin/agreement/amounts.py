@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 
 from .._support.user_warning import warn_user
+from ..errors import wrong
 
 
 def check_amount(amount: float, what: str = "amount") -> None:
@@ -27,8 +28,7 @@ def check_amount(amount: float, what: str = "amount") -> None:
     """
     if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
         raise TypeError(
-            f"{what}: must be a float (fraction) or an int (count), found {type(amount).__name__}: {amount!r}; 90 % is "
-            "amount=0.9"
+            f"{what}: must be a float (fraction) or an int (count), found {wrong(amount)}; 90 % is amount=0.9"
         )
     if isinstance(amount, numbers.Integral):
         if amount < 0:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeAlias
 
+from ..errors import wrong
 from .amounts import check_amount, count_to_prune
 from .candidates import Candidates
 
@@ -190,7 +191,7 @@ def _check_part_amounts(amount: Mapping[str, float]) -> None:
         raise ValueError(f"amount: at least one part is needed, found none; e.g. {{{SHARED!r}: 0.9, 'task': 0.5}}")
     for part, value in amount.items():
         if not isinstance(part, str):
-            raise TypeError(f"amount: a part must be a string, found {type(part).__name__}: {part!r}")
+            raise TypeError(f"amount: a part must be a string, found {wrong(part)}")
         check_amount(value, _called(part))
 
 
@@ -198,7 +199,7 @@ def _check_min_keep(min_keep: float) -> None:
     if isinstance(min_keep, bool) or not isinstance(min_keep, numbers.Real):
         raise TypeError(
             "min_keep: must be an int (weights per tensor) or a float (fraction of each tensor), found "
-            f"{type(min_keep).__name__}: {min_keep!r}"
+            f"{wrong(min_keep)}"
         )
     if isinstance(min_keep, numbers.Integral):
         if min_keep < 0:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..arbiters import Arbiter
-from ..errors import did_you_mean
+from ..errors import did_you_mean, wrong
 from .amounts import count_to_prune
 from .budgets import Budget
 from .candidates import Candidates
@@ -307,7 +307,7 @@ def resolve(pattern: str | Pattern) -> Pattern:
     if isinstance(pattern, Pattern):
         return pattern
     if not isinstance(pattern, str):
-        raise TypeError(f"pattern: must be a name, found {type(pattern).__name__}: {pattern!r}; e.g. '2:4'")
+        raise TypeError(f"pattern: must be a name, found {wrong(pattern)}; e.g. '2:4'")
     if pattern in _BY_NAME:
         return _BY_NAME[pattern]
     if (found := re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", pattern)) is None:

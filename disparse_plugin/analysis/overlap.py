@@ -235,7 +235,8 @@ def task_overlap(
         >>> overlap.trunk.kept_by, round(overlap.trunk.iou, 3), overlap.trunk.kappa
         ((1, 2, 1), 0.333, 0.0)
     """
-    alive = scores.candidates(places=counted(scores, as_scored))
+    places = counted(scores, as_scored)
+    alive = scores.candidates(places=places)
     masks = alive_masks(alive, scores.tasks, amount, cut)
     ranked = alive.scores if rank_correlation else None
     overlap = overlap_of_masks(scores.names, scores.tasks, amount, cut, masks, ranked)

@@ -27,6 +27,7 @@ from ..agreement.candidates import Candidates
 from ..agreement.patterns import Place, spread
 from ..agreement.ranking import lowest, ranks
 from ..parameters import ParameterKey
+from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
 
 # What an amount is meant of; the option is called cut.
@@ -78,6 +79,7 @@ def own_masks(
 
 def counted(scores: TaskScores, as_scored: bool | None) -> list[Place]:
     """Return which entries of each parameter count; see :func:`own_masks`."""
+    check_scores(scores)
     places = scores.places()
     if as_scored:
         return [dataclasses.replace(place, alive=None) for place in places]

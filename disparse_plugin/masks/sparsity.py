@@ -15,6 +15,7 @@ from .._support.text_table import Table, Tabular
 from .._support.undisturbed import undisturbed
 from ..agreement.ranking import count_true
 from ..parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
+from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
 
 _LONGEST_PART = 24  # letters of the joined names of tasks
@@ -60,10 +61,13 @@ class SparsityReport(Tabular):
     Attributes:
         layers: The pruned and prunable parameters, in module order.
         all_parameters: Number of entries of all parameters of the model, biases and normalisation included.
+        skipped: What was left out of scoring because it cannot be masked: qualified name to reason. Empty without
+            scores.
     """
 
     layers: tuple[LayerSparsity, ...]
     all_parameters: int
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -117,6 +121,7 @@ class SparsityReport(Tabular):
             "prunable": {"alive": self.alive, "total": self.total, "sparsity": self.sparsity},
             "all": {"total": self.all_parameters, "sparsity": self.sparsity_of_all},
             "theoretical_flops": self.theoretical_flops,
+            "skipped": dict(self.skipped),
         }
 
     def _table(self) -> Table:
@@ -131,7 +136,7 @@ class SparsityReport(Tabular):
         alive_of_all = self.all_parameters - self.total + self.alive
         table.append(("all prunable", "", "", *_counts(self.alive, self.total)))
         table.append(("all parameters", "", "", *_counts(alive_of_all, self.all_parameters)))
-        after = []
+        after = [f"left out: {name} ({reason})" for name, reason in self.skipped.items()]
         if (flops := self.theoretical_flops) is not None:
             share = 100 * flops[0] / flops[1]
             after.append(f"theoretical FLOPs of a forward: {flops[0]:,.0f} of {flops[1]:,} ({share:.2f} %)")
@@ -160,7 +165,7 @@ def sparsity_report(
 
     Args:
         model: The model, pruned or not.
-        scores: Its scores; then each layer and each part tells which tasks use it.
+        scores: Its scores; then each layer and each part tells which tasks use it, and what was left out is listed.
         example_inputs: Positional arguments of one forward; then theoretical FLOPs are counted too, by
             ``torch.utils.flop_counter``. The model is left as it was.
 
@@ -168,6 +173,7 @@ def sparsity_report(
         The report; print it.
 
     Raises:
+        TypeError: If ``scores`` are none.
         ValueError: If the model has no prunable parameter, or a lazy one.
 
     Example:
@@ -182,6 +188,8 @@ def sparsity_report(
         all prunable                        4  10   60.00 %
         all parameters                      7  13   46.15 %
     """
+    if scores is not None:
+        check_scores(scores)
     root = unwrap(model)
     prunable = set(prunable_parameters(root))
     keys = [key for key in keys_by_name(root).values() if key in prunable or alive_mask(*key) is not None]
@@ -196,7 +204,8 @@ def sparsity_report(
         tasks = None if scores is None else scores.tasks_reaching(*key)
         count = None if example_inputs is None else flops.get(key[0], 0)
         layers.append(LayerSparsity(name, tuple(weight.shape), weight.numel(), alive, tasks, count))
-    return SparsityReport(tuple(layers), sum(parameter.numel() for parameter in root.parameters()))
+    skipped = {} if scores is None else dict(scores.skipped)
+    return SparsityReport(tuple(layers), sum(parameter.numel() for parameter in root.parameters()), skipped)
 
 
 def _check_sizes(model: nn.Module) -> None:

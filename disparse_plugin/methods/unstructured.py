@@ -14,6 +14,7 @@ from ..agreement.budgets import Amount, Budget, check_room
 from ..agreement.ranking import count_true, lowest
 from ..arbiters import Arbiter, resolve
 from ..parameters import ParameterKey, alive_mask
+from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
 from .base import ScoredPruning
 
@@ -118,10 +119,7 @@ class _AgreementPruning(ScoredPruning):
             >>> int(net.weight_mask.sum())
             2
         """
-        if not isinstance(scores, TaskScores):
-            raise TypeError(
-                f"scores: must be TaskScores, found {type(scores).__name__}; make them with score_tasks(...)"
-            )
+        check_scores(scores)
         resolve(arbiter)
         Budget(min_keep=min_keep)
         bound = {"_scores": scores, "_arbiter": arbiter, "_min_keep": min_keep, "_unbound": cls}

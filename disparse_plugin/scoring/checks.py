@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..agreement.ranking import extremes
+from ..errors import wrong
 from ..parameters import ParameterKey, stored
 
 
-def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]], skipped: Mapping[str, str] | None = None) -> None:
+def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:
     """Check that there is a task, and that every task reaches something.
 
     Args:
-        scores: What a user or ``score_tasks`` has made.
-        skipped: What was left out of scoring, for the message.
+        scores: What a user has made.
 
     Raises:
         TypeError: If the scores are no mapping from task name to mappings.
@@ -29,19 +29,14 @@ def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]], skipped: Ma
         raise ValueError("scores: at least one task is needed, found none")
     for task, table in scores.items():
         if not isinstance(task, str):
-            raise TypeError(f"scores: task names must be str, found {type(task).__name__}: {task!r}")
+            raise TypeError(f"scores: task names must be str, found {wrong(task)}")
         if not isinstance(table, Mapping):
             raise TypeError(
                 f"scores: those of task {task!r} must be a mapping from (module, name) to tensor, found "
                 f"{type(table).__name__}"
             )
         if not table:
-            perhaps = f", or all it reaches is left out: {', '.join(skipped)}" if skipped else ""
-            raise ValueError(
-                f"scores: every task must reach at least one parameter, found none for task {task!r}; its loss does "
-                "not depend on any of the given parameters (detached, constant, or computed from other parameters"
-                f"{perhaps}): fix it or leave the task out"
-            )
+            raise ValueError(f"scores: every task must reach at least one parameter, found none for task {task!r}")
 
 
 def check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Mapping[ParameterKey, str]) -> None:

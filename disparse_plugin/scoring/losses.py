@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
-from ..errors import did_you_mean
+from ..errors import did_you_mean, wrong
 
 Batch: TypeAlias = Any
 TaskLosses: TypeAlias = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
@@ -21,14 +21,14 @@ def check_callable_losses(losses: object) -> None:
     Raises:
         TypeError: If not.
     """
-    if not callable(losses) or isinstance(losses, nn.Module):
+    if not callable(losses) or isinstance(losses, nn.Module | type):
         raise TypeError(
             f"losses: must be a function of model and batch that returns one loss per task, found {_kind(losses)}"
         )
 
 
 def _kind(value: object) -> str:
-    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    return wrong(value) if isinstance(value, type) else type(value).__name__
 
 
 def check_losses(losses: object, tasks: Sequence[str] | None, batch: int) -> dict[str, Tensor]:

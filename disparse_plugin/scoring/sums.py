@@ -190,7 +190,9 @@ class ScoreSums:
         """Take the criterion's last steps, and hand over; unless strict, without the tasks that reach nothing."""
         tables: dict[str, dict[ParameterKey, Tensor]] = {}
         for task, sums in self.by_task.items():
-            if sums or strict:
+            if strict and not sums:
+                raise ValueError(_reaches_nothing(task, self._skipped))
+            if sums:
                 tables[task] = {self._keys[index]: self._completed(index, sums[index]) for index in sorted(sums)}
         return TaskScores(
             root,
@@ -233,6 +235,15 @@ class ScoreSums:
                     f"parameter {self._names[index]} (criterion {self._rule.name!r}); check for a division by zero, a "
                     "square root at zero or an overflow in the loss"
                 )
+
+
+def _reaches_nothing(task: str, skipped: Iterable[str]) -> str:
+    perhaps = f", or all it reaches is left out: {', '.join(skipped)}" if skipped else ""
+    return (
+        f"losses: every task must reach at least one parameter, found none for task {task!r}; its loss does not depend "
+        f"on any of the given parameters (detached, constant, or computed from other parameters{perhaps}): fix it or "
+        "leave the task out"
+    )
 
 
 def _run(losses: TaskLosses, model: nn.Module, batch: Batch, number: int) -> object:

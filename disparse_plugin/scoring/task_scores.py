@@ -89,7 +89,7 @@ class TaskScores(Tabular):
         """
         if not (skipped is None or isinstance(skipped, Mapping)):
             raise TypeError(f"skipped: must be a mapping from name to reason, found {type(skipped).__name__}")
-        check_tasks(scores, skipped)
+        check_tasks(scores)
         root = unwrap(model)
         reached = set(checked_pairs([key for table in scores.values() for key in table]))
         if parameters is None:

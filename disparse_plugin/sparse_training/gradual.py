@@ -29,6 +29,7 @@ from .mask_scheduler import MaskScheduler
 from .schedules import (
     STOP_AFTER,
     Schedule,
+    check_schedule,
     check_steps,
     check_window,
     count_at,
@@ -242,6 +243,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             check_amount_of(self._pattern, amount, self._total)
             return cubic(1 - self._pattern.n / self._pattern.m, self._total, self._start, self._stop)
         if callable(amount):
+            check_schedule("amount", amount)
             self._pattern.check_budget(Budget(0, self._min_keep))
             return amount
         self._pattern.check_budget(Budget(amount, self._min_keep))

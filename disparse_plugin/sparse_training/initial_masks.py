@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..agreement.amounts import count_to_prune
 from ..agreement.patterns import WEIGHTS, NofM, Pattern, Place
+from ..errors import wrong
 from ..parameters import ParameterKey, alive_mask, is_masked, present_mask, stored
 from .blocks import blocks_with_other_counts, check_amount_of, random_blocks
 from .densities import layer_counts
@@ -53,6 +54,8 @@ def initial_masks(
     if isinstance(pattern, NofM):
         return _in_blocks(keys, names, amount, distribution, exempt, generator, pattern)
     distribution = "erk" if distribution is None else distribution
+    if not isinstance(distribution, str | Mapping):
+        raise TypeError(f"distribution: must be a name or a mapping of densities, found {wrong(distribution)}")
     dense = _exempt_indices(keys, names, exempt)
     total = sum(stored(*key).numel() for key in keys)
     if distribution == EXISTING:

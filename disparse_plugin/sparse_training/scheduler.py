@@ -22,12 +22,23 @@ from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select, warn_of_skipped
 from ..parameters import Exclude, ParameterKey, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
+from ..whole_numbers import whole_number
 from .blocks import BlockExchange
 from .exchange import Exchange, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks
 from .mask_scheduler import MaskScheduler
-from .schedules import STOP_AFTER, CosineDecay, Schedule, check_steps, checked, describe, describe_arbiter, step_of
+from .schedules import (
+    STOP_AFTER,
+    CosineDecay,
+    Schedule,
+    check_schedule,
+    check_steps,
+    checked,
+    describe,
+    describe_arbiter,
+    step_of,
+)
 from .step_scores import StepScores, check_grad_scaler, check_growth_criterion
 
 RANDOM = "random"
@@ -160,10 +171,10 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         if exempt:
             warn_user(EXEMPT_IS_DEPRECATED, DeprecationWarning)
         with failing_together():
-            self._generator = torch.Generator("cpu").manual_seed(seed)
+            self._generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed))
             self._every = check_steps("update_every", update_every)
             self._stop = step_of("stop_at", stop_at, total_steps)
-            fixed = drop_fraction
+            check_schedule("drop_fraction", fixed := drop_fraction)
             self._fraction: Schedule = fixed if callable(fixed) else CosineDecay(fixed, self._stop)
             self._arbiter, self._regrow = arbiters.resolve(arbiter), regrow_dropped
             check_callable_losses(losses)

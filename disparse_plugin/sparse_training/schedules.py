@@ -11,6 +11,7 @@ from typing import TypeAlias
 from .. import arbiters
 from ..agreement.amounts import count_to_prune, refuse_percentage
 from ..arbiters import Arbiter
+from ..errors import wrong
 
 # From the number of completed optimizer steps to a fraction in [0, 1]; of what is pruned, also to a count (int).
 Schedule: TypeAlias = Callable[[int], float]
@@ -89,6 +90,22 @@ class CubicSparsity:
         return self.final + (self.initial - self.final) * (1 - passed) ** 3
 
 
+def check_schedule(argument: str, value: object) -> None:
+    """Check that there is a number or a function of the step.
+
+    Raises:
+        TypeError: If there is something else, such as the class of a schedule.
+
+    Example:
+        >>> check_schedule("drop_fraction", "0.5")
+        Traceback (most recent call last):
+        TypeError: drop_fraction: must be a number or a function of the step, found str: '0.5'
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number and (not callable(value) or isinstance(value, type)):
+        raise TypeError(f"{argument}: must be a number or a function of the step, found {wrong(value)}")
+
+
 def check_when(argument: str, when: float, least: int = 1) -> float:
     """Check a step, or a fraction of the training.
 
@@ -102,10 +119,7 @@ def check_when(argument: str, when: float, least: int = 1) -> float:
         ValueError: stop_at: a float must be a fraction of the training in [0, 1], found 1.5; a step is an int
     """
     if isinstance(when, bool) or not isinstance(when, numbers.Real):
-        raise TypeError(
-            f"{argument}: must be an int (step) or a float (fraction of the training), found {type(when).__name__}: "
-            f"{when!r}"
-        )
+        raise TypeError(f"{argument}: must be an int (step) or a float (fraction of the training), found {wrong(when)}")
     if isinstance(when, numbers.Integral):
         return check_steps(argument, int(when), least)
     if not 0.0 <= float(when) <= 1.0:
@@ -228,7 +242,7 @@ def check_steps(argument: str, value: int, least: int = 1) -> int:
         ValueError: update_every: must be at least 1, found 0
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{argument}: must be an int, found {type(value).__name__}: {value!r}")
+        raise TypeError(f"{argument}: must be an int, found {wrong(value)}")
     if value < least:
         raise ValueError(f"{argument}: must be at least {least}, found {value}")
     return int(value)

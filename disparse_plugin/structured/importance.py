@@ -12,6 +12,7 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
 from ..parameters import ParameterKey, module_names
+from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
 from .adapter.graph import TRACE_ERRORS, fix_layer_norms
 from .adapter.private import bounded, graph_of, tp
@@ -288,8 +289,8 @@ def _source(
 
 
 def _check_sources(scores: object, rescore: object, base: object) -> None:
-    if scores is not None and not isinstance(scores, TaskScores):
-        raise TypeError(f"scores: must be TaskScores, found {type(scores).__name__}; make them with score_tasks(...)")
+    if scores is not None:
+        check_scores(scores)
     if rescore is not None and not (isinstance(rescore, tuple) and len(rescore) == 2 and callable(rescore[0])):
         raise TypeError("rescore: must be a pair (losses, data) as for score_tasks, found something else")
     if scores is None and rescore is None:

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from disparse_plugin import TaskScores, at_least, disparse_static, prunable_parameters, score_tasks
+from disparse_plugin import (
+    Budget,
+    TaskScores,
+    at_least,
+    disparse_static,
+    layer_adaptive,
+    prunable_parameters,
+    score_tasks,
+)
+from disparse_plugin.agreement.patterns import NofM
 from disparse_plugin.masks import fold
 from networks import Snapshot
 from random_nets import WIDTH, recipes
@@ -162,6 +171,14 @@ FAULTS = {
     "detached losses": lambda recipe: {
         "losses": lambda model, batch: {task: loss.detach() for task, loss in recipe.losses()(model, batch).items()}
     },
+    "no function": lambda recipe: {"losses": {"a": 1.0}},
+    "a class of losses": lambda recipe: {"losses": nn.MSELoss},
+    "a class of arbiters": lambda recipe: {"arbiter": nn.Identity},
+    "at least how many": lambda recipe: {"arbiter": at_least},
+    "a class of criteria": lambda recipe: {"criterion": nn.Identity},
+    "a wrapper of no criterion": lambda recipe: {"criterion": layer_adaptive},
+    "a class of budgets": lambda recipe: {"amount": Budget},
+    "a class of patterns": lambda recipe: {"pattern": NofM},
     "losses of None": lambda recipe: {"losses": lambda m, b: None},
     "no batches": lambda recipe: {"data": []},
     "one number": lambda recipe: {"data": 3},
@@ -205,7 +222,7 @@ FAULTS = {
     "a pattern of a number": lambda recipe: {"pattern": 24},
     "floors with a pattern": lambda recipe: {"pattern": "1:1", "amount": None, "min_keep": 2},
 }  # fmt: skip
-ARGUMENTS = [*inspect.signature(disparse_static).parameters, "scores"]  # that a task has none is found by TaskScores
+ARGUMENTS = list(inspect.signature(disparse_static).parameters)
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,23 @@ def test_plain_values(pruned):
 def test_nothing_to_report():
     with pytest.raises(ValueError, match="model: must have a prunable parameter"):
         sparsity_report(nn.BatchNorm1d(3))
+
+
+def test_what_was_left_out_of_scoring_is_listed():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.a, self.b = nn.Linear(8, 2), nn.Linear(8, 3)
+
+        def forward(self, x):
+            x = self.encoder(x[:, None])[:, 0]
+            return {"a": self.a(x), "b": self.b(x)}
+
+    model = Model()
+    with pytest.warns(UserWarning, match="1 of 5 cannot be masked"):
+        scores = disparse_static(model, square_losses, [torch.randn(4, 8)], 0.5)
+    report = sparsity_report(model, scores)
+    assert list(report.skipped) == list(report.to_dict()["skipped"]) == ["encoder.self_attn.out_proj.weight"]
+    assert "left out: encoder.self_attn.out_proj.weight (a parent reads it directly" in " ".join(str(report).split())
+    assert not sparsity_report(model).skipped

@@ -155,7 +155,12 @@ def test_all_ranks_remove_the_same_channels(results):
         ),
         ("failing_between_steps", 1, "KeyError: 'between'", "RuntimeError: distributed: all ranks must succeed"),
         ("measured_channels", None, "ValueError: of: must be counted, not measured, on several ranks", None),
-        ("bad_argument", 1, "RuntimeError: manual_seed expected", "RuntimeError: distributed: all ranks must succeed"),
+        (
+            "bad_argument",
+            1,
+            "TypeError: seed: must be an int, found str",
+            "RuntimeError: distributed: all ranks must succeed",
+        ),
     ],
 )
 def test_a_failure_is_an_error_on_all_ranks(results, scenario, failing, own, others):
