@@ -176,14 +176,18 @@ def test_set_reaches_every_masked_weight_equally_often():
     assert (counts[5:] - 120).abs().max() < 50  # five standard deviations
 
 
-def test_a_dense_layer_keeps_its_moments_and_nothing_to_drop_needs_no_forward():
-    def forbidden(model, batch):
-        raise AssertionError("nothing to drop: no need to score")
+@pytest.mark.parametrize(("alive", "options"), [([True, True], {}), ([True, False], {"drop_fraction": 0.0})])
+def test_nothing_to_drop_needs_no_scores(alive, options):
+    """One forward shows at the first step what can be masked; the update asks for no other, and for no gradient."""
+    calls = []
 
-    _, update = updated([[1.0, 2.0]], [[True, True]], {}, losses=forbidden)
+    def watched(model, batch):
+        calls.append(batch)
+        return {}
+
+    _, update = updated([[1.0, 2.0]], [alive], {}, losses=watched, **options)
     assert set(update.exchanged.values()) == {0}
-    _, update = updated([[1.0, 2.0]], [[True, False]], {}, losses=forbidden, drop_fraction=0.0)
-    assert set(update.exchanged.values()) == {0}
+    assert len(calls) == 1
 
 
 def test_a_task_without_gradient_in_a_layer_has_no_wish_there():
