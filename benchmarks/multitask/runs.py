@@ -77,8 +77,8 @@ class Store:
         """Write it; runs made under other facts must not be mixed with new ones."""
         path = self.folder / "setting.json"
         facts = json.loads(json.dumps(facts))
-        if path.exists() and {**self.setting_facts(), "torch": ""} != {**facts, "torch": ""}:
-            raise ValueError(f"out: {self.folder} holds runs of another budget or problem; give another folder")
+        if path.exists() and {"device": "cpu", **self.setting_facts(), "torch": ""} != {**facts, "torch": ""}:
+            raise ValueError(f"out: {self.folder} holds runs of another budget, problem or device; give another folder")
         path.write_text(json.dumps(facts, indent=1) + "\n")
 
     def set_rates(self, tried: dict[str, dict[str, float]]) -> None:
@@ -86,7 +86,7 @@ class Store:
         (self.folder / "rates.json").write_text(json.dumps(tried, indent=1) + "\n")
 
 
-def describe(setting: Setting, problem: Problem) -> dict[str, Any]:
+def describe(setting: Setting, problem: Problem, device: str = "cpu") -> dict[str, Any]:
     """Return all that tables need to know of a setting, so that they can be made without the data."""
     return {
         "name": setting.name,
@@ -97,6 +97,7 @@ def describe(setting: Setting, problem: Problem) -> dict[str, Any]:
         "budget": asdict(setting.budget),
         "tuned at": TUNED_AT,
         "torch": torch.__version__,
+        "device": device,
     }
 
 

@@ -11,13 +11,14 @@ from .data.cityscapes import cityscapes
 from .data.digits import digits
 from .data.nyuv2 import nyuv2
 from .data.paper_lists import cityscapes_list, nyuv2_list, taskonomy_list
+from .data.questions import questions
 from .data.rooms import rooms
 from .data.taskonomy import taskonomy
 from .data.yeast import yeast
 from .problem.paper_setup import SETUPS, PaperSetup
 from .problem.problem import Problem
 from .training.bench import Budget, Setting
-from .training.networks import dense_resnet, mlp, paper_network, small_resnet
+from .training.networks import dense_resnet, mlp, paper_network, small_resnet, tapped_resnet
 
 DIGITS = Budget(train=300, tune=100, batch_size=64, scored=20, rates=(0.03, 0.1, 0.3))
 # For unequal loss weights: Adam trains the head of a task with a small weight as fast as the others.
@@ -55,6 +56,7 @@ SETTINGS = {
         Setting("multifashion", _digits("multifashion"), small_resnet, DIGITS),
         Setting("fashion+mnist", _digits("fashion+mnist"), small_resnet, DIGITS),
         Setting("fashion+mnist-adam", _digits("fashion+mnist"), small_resnet, DIGITS_ADAM),
+        Setting("questions", questions, tapped_resnet, DIGITS_ADAM),
         Setting("yeast", yeast, mlp, YEAST),
         Setting("rooms", rooms, dense_resnet, ROOMS),
         Setting("nyuv2", nyuv2, paper_network, _as_the_paper(SETUPS["nyuv2"])),
@@ -67,10 +69,8 @@ SETTINGS = {
     )
 }
 
-LONG_TRAIN, LONG_TUNE = (
-    3000,
-    600,
-)  # steps: by then small networks have stopped improving, as those that people prune have
+LONG_TRAIN, LONG_TUNE = 3000, 600  # steps
+LONG_RATES = {"sgd": (0.01, 0.03, 0.1, 0.3, 1.0), "adamw": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}  # wide: the best is inside
 
 
 def prolonged(setting: Setting) -> Setting:
@@ -84,7 +84,8 @@ def prolonged(setting: Setting) -> Setting:
             f"regime: long must lengthen the training, found {setting.name} with {setting.budget.train} steps already; "
             "leave it out"
         )
-    return replace(setting, budget=replace(setting.budget, train=LONG_TRAIN, tune=LONG_TUNE))
+    rates = LONG_RATES.get(setting.budget.optimizer, setting.budget.rates)
+    return replace(setting, budget=replace(setting.budget, train=LONG_TRAIN, tune=LONG_TUNE, rates=rates))
 
 
 def weighted(setting: Setting, weights: Sequence[float]) -> Setting:

@@ -11,6 +11,7 @@ the training split does not use, the test split from the official test pictures;
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,6 +93,7 @@ def digits(
     )
 
 
+@functools.lru_cache(maxsize=9)  # several settings are made of the same pictures
 def _compose(
     mix: str, root: Path, split: str, count: int | None, size: int, seed: int
 ) -> tuple[Tensor, dict[str, Tensor]]:

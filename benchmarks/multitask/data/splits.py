@@ -32,6 +32,13 @@ class InMemory:
         """Return the number of samples."""
         return len(self.inputs)
 
+    def to(self, device: torch.device) -> InMemory:
+        """Return the same samples on another device, where batches are then made."""
+        targets = {task: target.to(device) for task, target in self.targets.items()}
+        return InMemory(
+            self.inputs.to(device), targets, self.mean.flatten().to(device), self.spread.flatten().to(device)
+        )
+
     def batch(self, which: Tensor) -> Batch:
         """Return the samples of these indices."""
         inputs = (self.inputs[which].float() - self.mean) / self.spread

@@ -6,13 +6,16 @@ What a method for a single task sees is the weighted sum of the losses.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from disparse_plugin import prunable_parameters
+from disparse_plugin import prunable_parameters, score_tasks
 from disparse_plugin.agreement.budgets import part_of
+from disparse_plugin.arbiters import Arbiter
+from disparse_plugin.criteria import Criterion, resolve
 
 from ..training.bench import Bench
 
@@ -22,14 +25,36 @@ Cut: TypeAlias = Callable[[Bench, nn.Module, float | int], None]  # prunes a net
 FLOOR = 0.25  # of the overall density
 
 
-def scored(method: Callable[..., Any], seen: Seen, **options: Any) -> Cut:
+@dataclass(frozen=True)
+class Scored:
     """Prune by scores of this package; ``seen="sum"`` makes it the method for a single task."""
 
-    def cut(bench: Bench, model: nn.Module, amount: float | int) -> None:
-        losses = bench.losses if seen == "tasks" else bench.summed
-        method(model, losses, bench.scored, amount, **options)
+    method: Callable[..., Any]
+    seen: Seen
+    criterion: str | Criterion
+    arbiter: str | Arbiter = "unanimous"
+    batches: int | None = None  # how many of those that the bench scores on; all by default
 
-    return cut
+    def __call__(self, bench: Bench, model: nn.Module, amount: float | int) -> None:
+        """Score the network, and prune it."""
+        losses = bench.losses if self.seen == "tasks" else bench.summed
+        self.method(model, losses, bench.scored[: self.batches], amount, criterion=self.criterion, arbiter=self.arbiter)
+
+    def of_dense(self, bench: Bench, amount: float) -> dict[str, Tensor]:
+        """Return the masks that it puts on the trained network, by parameter; scored once for all amounts and arbiters.
+
+        The trained network is the same for all, so its scores are too.
+        """
+        key = f"{self.seen} {resolve(self.criterion).name}"
+        if key not in bench.scores_of_dense:
+            losses = bench.losses if self.seen == "tasks" else bench.summed
+            bench.scores_of_dense[key] = score_tasks(bench.dense(), losses, bench.scored, criterion=self.criterion)
+        scores = bench.scores_of_dense[key]
+        masks = scores.masks(amount, self.arbiter)
+        return {name: masks[key] for name, key in zip(scores.names, scores.parameters, strict=True)}
+
+
+scored = Scored
 
 
 def with_floor(method: Callable[..., Any], **options: Any) -> Cut:

@@ -23,6 +23,7 @@ from .procedures import (
     iterative,
     lottery,
     lottery_steps,
+    on_the_way,
     one_shot,
     sparse_training,
     untouched,
@@ -31,7 +32,14 @@ from .procedures import (
 TUNED_AT = 0.98
 CHANNEL_AMOUNTS = (0.5, 0.75, 0.9, 0.95)  # beyond them, networks this narrow keep a channel or two in a layer
 CHANNELS_TUNED_AT = 0.9
+FEW = 4  # batches that are scored at each of many cuts
 EXPONENTS = (0.25, 0.5)  # of the damped saliency
+# After which shares of the training it is cut: once, or in stages of equal distance by the cubic schedule.
+WINDOWS = {
+    "cut at 1/4": (0.25,),
+    "gradual to 1/2": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "gradual to 3/4": (0.15, 0.3, 0.45, 0.6, 0.75),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Method:
     """A method: how it is called, what it does, and how much training it takes."""
 
     name: str
-    family: Literal["dense", "one-shot", "iterative", "at the start", "sparse training", "channels"]
+    family: Literal["dense", "one-shot", "iterative", "at the start", "on the way", "sparse training", "channels"]
     procedure: Procedure
     steps: Callable[[Bench], int]  # optimizer steps, the dense training included
     ours: bool = False  # looks at the tasks one by one
@@ -60,6 +68,7 @@ def _methods() -> Iterator[Method]:
     yield from _one_shot_methods()
     yield from _iterative_methods()
     yield from _methods_at_the_start()
+    yield from _methods_on_the_way()
     yield from _sparse_training_methods()
     yield from _channel_methods()
 
@@ -142,6 +151,21 @@ def _methods_at_the_start() -> Iterator[Method]:
         "DiSparse static, by part", by_part(disparse_static, criterion="snip"), ours=True, without="DiSparse static"
     )
     yield make("DiSparse static adaptive", initial("tasks", criterion=adaptive), ours=True, twin="adaptive SNIP, joint")
+
+
+def _methods_on_the_way() -> Iterator[Method]:
+    """Magnitude, the default and the shares, cut once after a quarter of the training or little by little."""
+    criterion = layer_adaptive(damped("taylor", 0.5))
+    cuts = {
+        "magnitude": plain(prune.L1Unstructured),
+        "LAMP with reach": trained("tasks", criterion="lamp", arbiter="sum", batches=FEW),
+        "DiSparse damped 0.5": trained("tasks", criterion=criterion, batches=FEW),
+        "shares, damped 0.5": trained("tasks", criterion=criterion, arbiter="sum", batches=FEW),
+    }
+    for name, cut in cuts.items():
+        ours = "damped" in name
+        for window, when in WINDOWS.items():
+            yield Method(f"{name}, {window}", "on the way", on_the_way(cut, when), both_stages, ours=ours)
 
 
 def _sparse_training_methods() -> Iterator[Method]:

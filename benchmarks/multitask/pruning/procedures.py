@@ -1,10 +1,11 @@
 """Protocols around a cut: each makes a trained network of a bench with an amount pruned.
 
-Four of them, with the same number of training steps:
+Five of them, with the same number of training steps:
 
 * one-shot: the dense network is trained, pruned, and what is left is tuned;
 * iterative: the same, but pruned and tuned in rounds;
 * at the start: the initial network is pruned, and trained for the steps of both stages;
+* on the way: the network is pruned while it is trained for the steps of both stages;
 * sparse training: masks move while the network is trained for the steps of both stages.
 
 The lottery ticket alone takes more: it trains once to the end in every round.
@@ -13,12 +14,14 @@ The lottery ticket alone takes more: it trains once to the end in every round.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
 from disparse_plugin import prunable_parameters
+from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, RewindPoint
 
 from ..training.bench import Bench, Course
@@ -30,16 +33,65 @@ ROUNDS = 3
 REWIND = 0.1  # the lottery ticket goes back to the weights after this share of the steps
 
 
-def one_shot(cut: Cut) -> Procedure:
-    """Prune the trained network, then tune it."""
+@dataclass(frozen=True)
+class Plan:
+    """One course of training with cuts on the way; written down, so that many can be carried out side by side.
 
-    def procedure(bench: Bench, amount: float, rate: float) -> nn.Module:
-        model = bench.dense()
-        cut(bench, model, amount)
-        Course(bench, model, bench.budget.tune, rate, stage=1).run()
+    Called with a bench, an amount and a learning rate, it makes the network, as every procedure.
+    """
+
+    cut: Cut | None
+    start: Literal["dense", "initial"]  # tune the trained network, or train the initial one for the steps of both
+    when: tuple[float, ...] = (0.0,)  # after which shares of the course it cuts; the last is to the whole amount
+
+    @property
+    def stage(self) -> int:
+        """Which order of the batches it trains in."""
+        return 1 if self.start == "dense" else 0
+
+    def steps(self, bench: Bench) -> int:
+        """Count the steps of the course."""
+        return bench.budget.tune if self.start == "dense" else bench.budget.train + bench.budget.tune
+
+    def network(self, bench: Bench) -> nn.Module:
+        """Return what it starts from."""
+        return bench.dense() if self.start == "dense" else bench.initial()
+
+    def cuts(self, bench: Bench, amount: float) -> dict[int, float]:
+        """Return how much is pruned in all after which steps: several times, by the cubic schedule."""
+        if self.cut is None:
+            return {}
+        steps, several = self.steps(bench), len(self.when)
+        return {
+            round(share * steps): amount * (1 - (1 - place / several) ** 3)
+            for place, share in enumerate(self.when, start=1)
+        }
+
+    def __call__(self, bench: Bench, amount: float, rate: float) -> nn.Module:
+        """Carry it out."""
+        model = self.network(bench)
+        course = Course(bench, model, self.steps(bench), rate, stage=self.stage)
+        for step, share in self.cuts(bench, amount).items():
+            course.run(until=step)
+            assert self.cut is not None
+            cut_to(self.cut, bench, model.eval() if step else model, share)
+        course.run()
         return model
 
-    return procedure
+
+def cut_to(cut: Cut, bench: Bench, model: nn.Module, amount: float) -> None:
+    """Prune until a share of all weights is pruned in total."""
+    masks = masks_of(model)
+    if not masks:
+        cut(bench, model, amount)
+        return
+    total = sum(getattr(module, name).numel() for module, name in prunable_parameters(model))
+    cut(bench, model, round(amount * total) - sum(int((~mask).sum()) for mask in masks.values()))
+
+
+def one_shot(cut: Cut | None) -> Procedure:
+    """Prune the trained network, then tune it."""
+    return Plan(cut, "dense")
 
 
 def iterative(cut: Cut, rounds: int = ROUNDS) -> Procedure:
@@ -78,14 +130,12 @@ def lottery(cut: Cut, rounds: int = ROUNDS) -> Procedure:
 
 def at_start(cut: Cut) -> Procedure:
     """Prune the initial network, then train what is left."""
+    return Plan(cut, "initial")
 
-    def procedure(bench: Bench, amount: float, rate: float) -> nn.Module:
-        model = bench.initial()
-        cut(bench, model, amount)
-        Course(bench, model, bench.budget.train + bench.budget.tune, rate, stage=0).run()
-        return model
 
-    return procedure
+def on_the_way(cut: Cut, when: tuple[float, ...]) -> Procedure:
+    """Prune while training, after these shares of the steps of both stages."""
+    return Plan(cut, "initial", when)
 
 
 def sparse_training(seen: Seen = "tasks", **options: Any) -> Procedure:
@@ -104,9 +154,7 @@ def sparse_training(seen: Seen = "tasks", **options: Any) -> Procedure:
     return procedure
 
 
-def untouched(bench: Bench, _: float, rate: float) -> nn.Module:
-    """Train the dense network on for as many steps as the pruned ones."""
-    return one_shot(lambda *_: None)(bench, 0.0, rate)
+untouched: Procedure = one_shot(None)  # train the dense network on for as many steps as the pruned ones
 
 
 def counts(model: nn.Module, amount: float, rounds: int) -> list[int]:

@@ -6,6 +6,7 @@ TITLES = {
     "fashion+mnist-adam-1-100": "Clothes and digits, losses 1:100",
     "multifashion": "Two clothes",
     "multimnist": "Two digits",
+    "questions": "Six questions",
     "rooms": "Rooms, rendered",
     "yeast": "Yeast, 14 labels",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from disparse_plugin import score_tasks
+from disparse_plugin import TaskScores, score_tasks
 from disparse_plugin.agreement.budgets import part_of
 from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import joint
@@ -71,6 +71,7 @@ class Bench:
         self.dense_rate, self.device = dense_rate, device
         torch.manual_seed(seed)
         self._initial = setting.network(problem).to(device)
+        self.scores_of_dense: dict[str, TaskScores] = {}  # filled by cuts that score the trained network
         self.summed = joint(self.losses, {task.name: task.weight for task in problem.tasks})
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -94,6 +95,12 @@ class Bench:
     def dense(self) -> nn.Module:
         """Return a copy of the dense trained network, in evaluation mode."""
         return copy.deepcopy(self._dense)
+
+    def set_dense(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a dense network that was trained before."""
+        model = self.initial()
+        model.load_state_dict(dict(state))
+        self.__dict__["_dense"] = model.eval()
 
     @cached_property
     def scored(self) -> list[Batch]:
@@ -184,7 +191,7 @@ class Course:
         while self.step < end:
             batch = self.bench.training_batch(self._order[self.step])
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * self._factor()
+                group["lr"] = self.rate * factor(self.bench.budget, self.step, self.steps)
             self.optimizer.zero_grad()
             self.bench.summed(self.model, batch)["joint"].backward()
             self.optimizer.step()
@@ -192,11 +199,13 @@ class Course:
                 after_step(batch)
             self.step += 1
 
-    def _factor(self) -> float:
-        if self.bench.budget.step_decay is None:
-            return one_cycle(self.step, self.steps)
-        factor, every = self.bench.budget.step_decay
-        return factor ** (self.step // every)
+
+def factor(budget: Budget, step: int, steps: int) -> float:
+    """Return what the learning rate is multiplied by at a step of so many, in (0, 1]."""
+    if budget.step_decay is None:
+        return one_cycle(step, steps)
+    share, every = budget.step_decay
+    return share ** (step // every)
 
 
 def one_cycle(step: int, steps: int) -> float:

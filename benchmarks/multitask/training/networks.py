@@ -77,6 +77,41 @@ def small_resnet(problem: Problem) -> nn.Module:
     )
 
 
+class TappedTrunk(nn.Module):
+    """A trunk that gives the features of several stages, and one head per task on the mean of one of them."""
+
+    def __init__(self, trunk: nn.Module, heads: Mapping[str, nn.Module], stages: Mapping[str, int]) -> None:
+        super().__init__()
+        self.trunk, self.heads, self._stages = trunk, nn.ModuleDict(heads), dict(stages)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Run the trunk once and every head on its stage."""
+        maps = self.trunk(inputs)
+        return {task: head(maps[self._stages[task]].mean((2, 3))) for task, head in self.heads.items()}
+
+
+TAPS = {"shoe": 0, "sleeves": 1, "loop": 2, "odd": 2}  # the stage that a task's head sees; the last where not named
+
+
+def tapped_resnet(problem: Problem) -> nn.Module:
+    """The same narrow ResNet with heads at several depths: some tasks reach only part of the trunk."""
+    trunk = timm.create_model(
+        "resnet10t",
+        pretrained=False,
+        in_chans=problem.shape[0],
+        features_only=True,
+        out_indices=(1, 2, 3, 4),
+        **NARROW,
+    )
+    widths = trunk.feature_info.channels()
+    stages = {task.name: TAPS.get(task.name, len(widths) - 1) for task in problem.tasks}
+    heads = {
+        task.name: nn.Sequential(nn.Linear(widths[stages[task.name]], 32), nn.ReLU(), nn.Linear(32, task.outputs))
+        for task in problem.tasks
+    }
+    return TappedTrunk(trunk, heads, stages)
+
+
 def mlp(problem: Problem) -> nn.Module:
     """Two shared layers, and a small head per task, for plain features."""
     trunk = nn.Sequential(nn.Linear(problem.shape[0], 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU())
