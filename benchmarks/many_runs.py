@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import tarfile
 import time
 import traceback
@@ -201,11 +200,14 @@ def _parts(jobs: Sequence[Job], most: int) -> Iterator[Sequence[Job]]:
 
 
 def worker(options: argparse.Namespace, problems: dict[str, Problem], pipe: Connection) -> None:
-    """Work on what comes through the pipe, and send back each part, then how it ended."""
+    """Work on what comes through the pipe until it is closed; send back each part, then how it ended."""
     begin(options)
     shop = Shop(options, problems)
     while True:
-        unit, tried, done = pipe.recv()
+        try:
+            unit, tried, done = pipe.recv()
+        except EOFError:
+            return
         try:
             for part in shop.do(unit, tried, done):
                 pipe.send(("part", part))
@@ -313,8 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         facts = describe(setting, problems[name], options.card or options.device)
         Store(options.out, setting.name).set_facts(facts)
     print(f"problems loaded after {time.monotonic() - started:.1f} s", flush=True)
-    # Forked, so that the pictures are there without being copied; this process itself never touches the device.
-    context = multiprocessing.get_context("fork")
+    context = torch.multiprocessing.get_context("spawn")  # the pictures are shared, not copied
     pipes, processes = [], []
     for _ in range(options.workers):
         here, there = context.Pipe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from multitask.pruning.methods import METHODS
 from multitask.report.results import load
 from multitask.settings import SETTINGS, prolonged
 from multitask.training.bench import Bench
-from signs import SETTING, command, made_up
+from signs import BUDGET, SETTING, command, made_up
 
 DAMPED = ["damped 0.25, joint", "DiSparse damped 0.25", "shares, damped 0.25"]
 
@@ -33,11 +34,13 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.SETTINGS, "signs", SETTING)
 
 
-def test_the_long_regime_differs_in_the_steps_alone() -> None:
+def test_the_long_regime_differs_in_the_steps_and_in_more_rates_to_choose_from() -> None:
     long = prolonged(SETTING)
     assert (long.budget.train, long.budget.tune) == (3000, 600)
     assert all(METHODS[name].steps(Bench(long, made_up(), 0, 1e-2, torch.device("cpu"))) == 3600 for name in DAMPED)
-    assert long.budget.quick() == SETTING.budget.quick()
+    assert replace(long.budget, train=12, tune=6, rates=BUDGET.rates) == BUDGET
+    assert min(long.budget.rates) < min(BUDGET.rates)
+    assert max(long.budget.rates) > max(BUDGET.rates)
     assert (long.name, long.network) == (SETTING.name, SETTING.network)
 
 

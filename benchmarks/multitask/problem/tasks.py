@@ -35,11 +35,7 @@ IGNORE = 255  # the class of unlabelled pixels
 
 def classification(name: str, classes: int, *, weight: float = 1.0) -> Task:
     """One class per sample: cross-entropy, and the share of samples that are right."""
-
-    def metrics() -> MetricCollection:
-        return _collection(accuracy=MulticlassAccuracy(classes, average="micro"))
-
-    return Task(name, classes, F.cross_entropy, metrics, {"accuracy": "higher"}, weight)
+    return Task(name, classes, F.cross_entropy, functools.partial(_right, classes), {"accuracy": "higher"}, weight)
 
 
 def binary(name: str, *, weight: float = 1.0) -> Task:
@@ -51,11 +47,7 @@ def binary(name: str, *, weight: float = 1.0) -> Task:
     happens to rare positives, but by chance is the share of positives; the area is 1/2 by chance for every label.
     """
     better: dict[str, Direction] = {"average_precision": "higher", "auroc": "higher"}
-
-    def metrics() -> MetricCollection:
-        return _collection(average_precision=AveragePrecision(), auroc=AUROC())
-
-    return Task(name, 1, _binary_loss, metrics, better, weight)
+    return Task(name, 1, _binary_loss, _ranking, better, weight)
 
 
 def segmentation(
@@ -160,6 +152,15 @@ def dense(
         **kinds,
     }
     return tuple(constructors[name](name, weight=weights.get(name, 1.0)) for name in only)
+
+
+# Functions of the module, so that problems can be sent to other processes.
+def _right(classes: int) -> MetricCollection:
+    return _collection(accuracy=MulticlassAccuracy(classes, average="micro"))
+
+
+def _ranking() -> MetricCollection:
+    return _collection(average_precision=AveragePrecision(), auroc=AUROC())
 
 
 def _collection(**metrics: Metric) -> MetricCollection:

@@ -1,0 +1,215 @@
+"""Networks trained side by side are those that are trained one by one, and the queue of many runs does what it says."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[benchmarks]'")
+
+import many_runs
+from disparse_plugin.masks import masks_of
+from multitask import settings
+from multitask.data.splits import InMemory
+from multitask.problem.problem import Problem
+from multitask.problem.tasks import classification
+from multitask.pruning.cuts import Scored
+from multitask.pruning.methods import METHODS
+from multitask.pruning.procedures import Plan
+from multitask.report.results import load
+from multitask.runs import Store
+from multitask.together import Job, carry_out, make_benches, on_device, runs_of
+from multitask.training.bench import Bench, Budget, Course, Setting
+from multitask.training.networks import small_resnet, tapped_resnet
+from multitask.training.products import as_products
+from multitask.training.stack import Stack, StackedCourse
+from signs import BUDGET, SETTING, made_up
+
+CPU = torch.device("cpu")
+
+
+def in_memory(_: Path = Path()) -> Problem:
+    """The made-up problem with its samples as tensors."""
+    problem = made_up()
+    splits = {}
+    for name in ("train", "validation", "test"):
+        split = getattr(problem, name)
+        inputs, targets = split.batch(torch.arange(len(split)))
+        splits[name] = InMemory(inputs, targets, torch.zeros(12), torch.ones(12))
+    tasks = (classification("left", 2), classification("right", 2, weight=3.0))
+    return replace(problem, tasks=tasks, **splits)
+
+
+def pictures() -> Problem:
+    """Random pictures of 28x28 with random classes."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 255, (40, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    targets = {name: torch.randint(0, 2, (40,), generator=generator) for name in ("shoe", "odd", "garment")}
+    split = InMemory(inputs, targets, torch.tensor([127.0]), torch.tensor([70.0]))
+    return Problem("pictures", tuple(classification(name, 2) for name in targets), split, split, split, (1, 28, 28))
+
+
+def exact(split: InMemory) -> InMemory:
+    """The same samples, batches of which are float64."""
+
+    class Exact(InMemory):
+        def batch(self, which: Tensor):
+            inputs, targets = super().batch(which)
+            return inputs.double(), targets
+
+    return Exact(split.inputs, split.targets, split.mean.flatten(), split.spread.flatten())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("network", [small_resnet, tapped_resnet])
+def test_a_stack_trains_each_network_as_if_it_were_alone(optimizer: str, network) -> None:
+    budget = Budget(5, 3, batch_size=8, scored=1, rates=(0.01,), optimizer=optimizer)
+    problem = pictures()
+    problem = replace(problem, train=exact(problem.train), test=exact(problem.test))
+    benches = [Bench(Setting("pictures", pictures, network, budget), problem, seed, 0.01, CPU) for seed in (0, 1)]
+    alone = [bench.initial().double() for bench in benches]
+    prune.l1_unstructured(
+        alone[1].get_submodule("trunk.layer1.0.conv1" if network is small_resnet else "trunk.layer2.0.conv1"),
+        "weight",
+        0.5,
+    )
+    stack = Stack(benches[0].initial().double(), 2)
+    for place, model in enumerate(alone):
+        stack.put(place, model)
+    rates = [0.01, 0.003]
+    StackedCourse(stack, problem, budget, rates, torch.stack([bench.order(5, 0) for bench in benches])).run()
+    for place, (bench, model, rate) in enumerate(zip(benches, alone, rates, strict=True)):
+        Course(bench, model, 5, rate, stage=0).run()
+        found = stack.take(place).state_dict()
+        assert found.keys() == model.state_dict().keys()
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=name)
+        assert stack.measure(problem, problem.test, 16)[place] == bench.measure(model, problem.test)
+
+
+def test_convolutions_by_products_are_convolutions() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Conv2d(3, 4, (1, 2), bias=False)).double()
+    inputs = torch.randn(2, 2, 7, 6, dtype=torch.float64)
+    products = as_products(copy.deepcopy(network))
+    torch.testing.assert_close(products(inputs), network(inputs))
+    for bad in (nn.Conv2d(2, 2, 3, groups=2), nn.Conv2d(2, 2, 3, dilation=2), nn.Conv2d(2, 2, 3, padding="same")):
+        with pytest.raises(ValueError, match="network: needs plain convolutions"):
+            as_products(nn.Sequential(bad))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["dense", "magnitude", "LAMP with reach", "DiSparse damped 0.5", "shares, damped 0.25"],
+        ["SNIP", "magnitude, gradual to 1/2", "LAMP with reach, cut at 1/4", "DiSparse damped 0.5, gradual to 3/4"],
+    ],
+    ids=["tuned", "trained"],
+)
+def test_jobs_make_what_their_methods_make_alone(names: list[str]) -> None:
+    setting = Setting("signs", in_memory, SETTING.network, replace(BUDGET, optimizer="sgd", train=40, tune=20))
+    problem = in_memory()
+    benches = make_benches(setting, problem, [3, 4], {}, CPU)
+    for bench in benches.values():
+        bench.set_dense(Bench(setting, problem, bench.seed, 0.03, CPU).dense().state_dict())
+    jobs = [Job(METHODS[name], 0.9, seed, rate) for name in names for seed, rate in ((3, 0.01), (4, 0.03))]
+    stack = carry_out(jobs, benches)
+    for place, job in enumerate(jobs):
+        expected = benches[job.seed].run(job.method.procedure, job.amount, job.rate)
+        found = stack.take(place)
+        masks = masks_of(expected)
+        assert {name: int((~mask).sum()) for name, mask in masks_of(found).items()} == {
+            name: int((~mask).sum()) for name, mask in masks.items() if not mask.all()
+        }
+        for name, value in expected.state_dict().items():
+            if name in found.state_dict():
+                torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    runs = list(runs_of("signs", jobs[:1], benches))
+    assert runs[0].test == benches[3].measure(stack.take(0), problem.test)
+
+
+def test_scoring_the_dense_network_once_gives_the_masks_of_each_cut() -> None:
+    bench = Bench(SETTING, made_up(), 3, 1e-2, CPU)
+    for name in ("LAMP with reach", "DiSparse adaptive", "shares, damped 0.5", "adaptive Taylor, joint"):
+        cut = METHODS[name].procedure.cut
+        assert isinstance(cut, Scored)
+        for amount in (0.9, 0.98):
+            model = bench.dense()
+            cut(bench, model, amount)
+            found = cut.of_dense(bench, amount)
+            assert all(torch.equal(found[name] != 0, mask) for name, mask in masks_of(model).items())
+
+
+def test_cuts_on_the_way_follow_the_cubic_schedule() -> None:
+    bench = Bench(replace(SETTING, budget=replace(BUDGET, train=80, tune=20)), made_up(), 0, 1e-2, CPU)
+    plan = METHODS["magnitude, gradual to 1/2"].procedure
+    assert isinstance(plan, Plan)
+    assert plan.cuts(bench, 0.5) == pytest.approx({10: 0.244, 20: 0.392, 30: 0.468, 40: 0.496, 50: 0.5})
+    assert METHODS["dense"].procedure.cuts(bench, 0.5) == {}
+
+
+def test_jobs_that_start_differently_or_have_no_plan_are_refused() -> None:
+    bench = Bench(SETTING, made_up(), 0, 1e-2, CPU)
+    with pytest.raises(ValueError, match="jobs: need to start alike"):
+        carry_out([Job(METHODS[name], 0.9, 0, 0.1) for name in ("SNIP", "LAMP")], {0: bench})
+    with pytest.raises(ValueError, match="method: needs one with a plan, found RigL"):
+        carry_out([Job(METHODS["RigL"], 0.9, 0, 0.1)], {0: bench})
+    with pytest.raises(ValueError, match="problem: needs samples in memory, found Signs"):
+        on_device(made_up(), CPU)
+
+
+def test_the_queue_is_worked_through_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(settings.SETTINGS, "signs", replace(SETTING, load=in_memory))
+    for name, kept in (("ONE_SHOT", ("magnitude", "DiSparse damped 0.5")), ("ON_THE_WAY", ("magnitude, cut at 1/4",))):
+        monkeypatch.setattr(many_runs, name, kept)
+    options = argparse.Namespace(
+        device="cpu", quick=True, out=tmp_path, states=tmp_path, packed=tmp_path / "all.tar.gz", threads=1
+    )
+    store = Store(tmp_path, "signs")
+    store.set_facts(many_runs.describe(many_runs.chosen_setting("signs", quick=True), in_memory(), "cpu"))
+
+    def work_through(units: list[many_runs.Unit]) -> many_runs.Foreman:
+        here, there = torch.multiprocessing.Pipe()
+        thread = threading.Thread(target=many_runs.worker, args=(options, {"signs": in_memory()}, there))
+        thread.start()
+        foreman = many_runs.Foreman(options, units)
+        foreman.run([here], time.monotonic() + 60)
+        foreman.pack()
+        here.close()
+        thread.join()
+        return foreman
+
+    units = many_runs.queue(["signs"], 2, 5)
+    first = work_through([unit for unit in units if unit.kind != "runs"])
+    assert "failed" not in (tmp_path / "log.txt").read_text()
+    assert len(first.done) == len([unit for unit in units if unit.kind != "runs"])
+    rates = store.rates()
+    work_through(units)
+    assert store.rates() == rates
+    found = load(tmp_path)[0]
+    expected = 2 * (1 + 4 * 2 + 3 + 2)
+    assert len(found.runs) == len({run.key for run in found.runs}) == expected
+    work_through(units)
+    assert len(store.runs()) == expected
+    assert (tmp_path / "all.tar.gz").stat().st_size > 0
+
+
+def test_a_unit_that_fails_is_said_and_the_others_go_on(tmp_path: Path) -> None:
+    options = argparse.Namespace(out=tmp_path, packed=None)
+    units = [many_runs.Unit("rates", "yeast"), many_runs.Unit("dense", "yeast", needs=("rates yeast",))]
+    foreman = many_runs.Foreman(options, units)
+    here, there = torch.multiprocessing.Pipe()
+    there.send(("failed", "CUDA out of memory, and where"))
+    there.send(("failed", "something else"))
+    foreman.run([here], time.monotonic() + 20)
+    assert not foreman.done
+    assert [there.recv()[0].most for _ in range(2)] == [160, 80]
+    assert "something else" in (tmp_path / "log.txt").read_text()
