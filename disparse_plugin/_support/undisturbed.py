@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -61,8 +61,13 @@ def _random_states(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _modes_and_buffers(model: nn.Module) -> Iterator[None]:
+    modules = list(model.modules())
+    modes = [module.training for module in modules]
+    tables = [
+        (table, table.copy()) for module in modules for table in (module._buffers, module._non_persistent_buffers_set)
+    ]
     with contextlib.ExitStack() as stack:  # one that cannot be restored does not keep the others from it
-        for module in model.modules():
+        for module in modules:
             masks = set()
             for hook in module._forward_pre_hooks.values():
                 if isinstance(hook, BasePruningMethod):
@@ -70,21 +75,27 @@ def _modes_and_buffers(model: nn.Module) -> Iterator[None]:
                     if hook._tensor_name in module.__dict__:
                         name = hook._tensor_name
                         stack.callback(module.__dict__.__setitem__, name, module.__dict__[name])
-            stack.callback(setattr, module, "training", module.training)
             # Pruning masks are as large as the weights and no forward writes to them: no copy.
             for name, buffer in module._buffers.items():
                 if buffer is not None and name not in masks:
                     layout = _layout(buffer)
                     stack.callback(_rewrite, buffer, _compact(buffer, layout).clone(), layout)
-            for table in (module._buffers, module._non_persistent_buffers_set):
-                stack.callback(_refill, table, table.copy())
+        stack.callback(_set_modes, modules, modes)
+        stack.callback(_refill, tables)
         yield
 
 
-def _refill(table: dict[str, Any] | set[str], entries: Any) -> None:
-    """Give a table of a module the entries that it had; what was born meanwhile goes."""
-    table.clear()
-    table.update(entries)
+def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
+    for module, training in zip(modules, modes, strict=True):
+        if module.training != training:
+            module.training = training
+
+
+def _refill(tables: Sequence[tuple[Any, Any]]) -> None:
+    """Give tables of modules the entries that they had; what was born meanwhile goes."""
+    for table, entries in tables:
+        table.clear()
+        table.update(entries)
 
 
 def _layout(buffer: Tensor) -> _Layout | None:

@@ -9,7 +9,7 @@ on every device. Without magnitudes the order alone decides.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -167,6 +167,24 @@ def counts_true(masks: Sequence[Tensor]) -> list[int]:
         else:
             found.update(zip(there, torch.stack([masks[index].sum() for index in there]).tolist(), strict=True))
     return [found[index] for index in range(len(masks))]
+
+
+def count_zeros(tensors: Iterable[Tensor]) -> int:
+    """Count the entries that are zero in all of several tensors together, with one wait for each accelerator.
+
+    Example:
+        >>> count_zeros([torch.tensor([0.0, 1.0]), torch.tensor([-0.0])])
+        2
+    """
+    total = 0
+    nonzero: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.device.type == "cpu":
+            total += count_true(tensor == 0)
+        else:
+            total += tensor.numel()
+            nonzero.setdefault(tensor.device, []).append(tensor.count_nonzero())
+    return total - sum(int(torch.stack(counts).sum()) for counts in nonzero.values())
 
 
 def positions(mask: Tensor) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..agreement.ranking import extremes
 from ..errors import wrong
 from ..parameters import ParameterKey, stored
+from .finite import finite_tensors
 
 
 def check_tasks(scores: Mapping[str, Mapping[ParameterKey, Tensor]]) -> None:
@@ -52,7 +52,18 @@ def check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Map
                 raise ValueError(
                     f"scores: every scored pair must be in parameters, found one of task {task!r} that is not"
                 )
-            _check_score(score, stored(*key), f"scores of task {task!r} for {names[key]}")
+            _check_score(score, stored(*key), _called(task, names[key]))
+    entries = [(task, key) for task, table in scores.items() for key in table]
+    for (task, key), good in zip(entries, finite_tensors([scores[task][key] for task, key in entries]), strict=True):
+        if not good:
+            raise ValueError(
+                f"{_called(task, names[key])}: must be finite, found NaN or infinity; check the task's loss and the "
+                "criterion"
+            )
+
+
+def _called(task: str, name: str) -> str:
+    return f"scores of task {task!r} for {name}"
 
 
 def _check_score(score: Tensor, parameter: Tensor, what: str) -> None:
@@ -65,5 +76,3 @@ def _check_score(score: Tensor, parameter: Tensor, what: str) -> None:
             f"{what}: must have the weight's shape {tuple(parameter.shape)}, found {tuple(score.shape)}; were they "
             "made for another model?"
         )
-    if not bool(extremes(score).isfinite().all()):
-        raise ValueError(f"{what}: must be finite, found NaN or infinity; check the task's loss and the criterion")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -12,19 +12,17 @@ from .._support.distributed import add_up, check_same, gathered
 from .._support.undisturbed import undisturbed
 from .._support.user_warning import warn_user
 from ..agreement.consequences import LIKELY_CAUSES_OF_ZEROS
-from ..agreement.ranking import count_true, extremes, positions
+from ..agreement.ranking import count_zeros, counts_true, positions
 from ..criteria import Criterion
 from ..errors import NonFiniteError, TiesWarning
 from ..maskable import Obstacle, refusal, warn_of_skipped
 from ..parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
+from .accumulate import accumulate
+from .finite import all_finite
 from .gradients import UsedWeights
 from .hidden import refusing_wrappers
 from .losses import Batch, TaskLosses, check_losses
 from .task_scores import TaskScores
-
-# Entries scored at a time on a CPU: a piece of the weight, gradient, score and sum together stay in its cache, and no
-# temporary of the weight's size is made, whose fresh memory costs more than the arithmetic.
-PIECE = 2**18
 
 
 class GradientObserver(Protocol):
@@ -68,7 +66,7 @@ class ScoreSums:
         self._skipped = dict(skipped or {})
         self.by_task: dict[str, dict[int, Tensor]] = {}
         self._losses: list[dict[str, Tensor]] = []
-        # For each batch and task, on each device: which parameters, and the extremes of their scores, (parameters, 2).
+        # For each batch and task, on each device: which parameters, and the peaks of their scores.
         self._peaks: list[dict[str, list[tuple[tuple[int, ...], Tensor]]]] = []
 
     def add_batches(
@@ -149,17 +147,13 @@ class ScoreSums:
             self.by_task.setdefault(task, {})
 
     def _add(self, task: str, grads: dict[int, Tensor]) -> None:
-        """Add one task's scores on one batch; takes the gradients out of ``grads`` one by one to free them early."""
+        """Add one task's scores on one batch; takes the gradients out of ``grads`` as it goes, to free them early."""
         sums = self.by_task[task]
-        peaks: dict[torch.device, dict[int, Tensor]] = {}
-        for index in list(grads):
-            if index in sums and not self._rule.summed:
-                continue
-            weight, grad = getattr(*self._keys[index]), grads.pop(index)
-            sums[index], found = accumulate(self._rule, weight, grad, sums.get(index), self._names[index])
-            peaks.setdefault(found.device, {})[index] = found
-        # One tensor per batch, not one per parameter: there may be very many batches.
-        self._peaks[-1][task] = [(tuple(found), torch.stack(list(found.values()))) for found in peaks.values()]
+        if not self._rule.summed:
+            for index in sums:
+                grads.pop(index, None)
+        weights = {index: getattr(*self._keys[index]) for index in grads}
+        self._peaks[-1][task] = accumulate(self._rule, weights, grads, sums, self._names)
 
     def finish(self, root: nn.Module) -> TaskScores:
         """Hand over, and say which parameters no task reaches."""
@@ -176,9 +170,11 @@ class ScoreSums:
         return scores
 
     def _warn_of_zeros(self, scores: TaskScores, task: str) -> None:
-        total = sum(score.numel() for score in scores[task].values())
-        zeros = sum(count_true(score == 0) for score in scores[task].values())
-        dead = sum(count_true(~mask) for key in scores[task] if (mask := alive_mask(*key)) is not None)
+        table = scores[task]
+        total = sum(score.numel() for score in table.values())
+        masks = [mask for key in table if (mask := alive_mask(*key)) is not None]
+        dead = sum(counts_true([~mask for mask in masks]))
+        zeros = count_zeros(table.values())
         if 10 * (zeros - dead) > 9 * (total - dead):
             warn_user(
                 f"scores: {zeros - dead:,} of {total - dead:,} alive weights of task {task!r} score exactly zero; "
@@ -217,19 +213,24 @@ class ScoreSums:
         return result
 
     def _check_finite(self) -> None:
-        for number, (losses, peaks) in enumerate(zip(self._losses, self._peaks, strict=True)):
-            for task, loss in losses.items():
-                if not bool(loss.isfinite().all()):
-                    raise NonFiniteError(
-                        f"losses: every loss must be finite, found {loss.item()} for task {task!r} in batch {number}; "
-                        "check the batch's labels, masks without valid pixels, or the precision"
-                    )
-                for indices, found in peaks[task]:
-                    self._check_peaks(task, number, indices, found)
+        """Read back, at once, whether all losses and scores are finite, and name the first that is not."""
+        pairs = [(number, task) for number, losses in enumerate(self._losses) for task in losses]
+        losses = [self._losses[number][task].reshape(1, 1) for number, task in pairs]
+        scores = [found for number, task in pairs for _, found in self._peaks[number][task]]
+        flags = iter(all_finite([*losses, *scores]))
+        good = {pair: next(flags)[0] for pair in pairs}
+        for number, task in pairs:
+            if not good[number, task]:
+                raise NonFiniteError(
+                    f"losses: every loss must be finite, found {self._losses[number][task].item()} for task {task!r} "
+                    f"in batch {number}; check the batch's labels, masks without valid pixels, or the precision"
+                )
+            for indices, _ in self._peaks[number][task]:
+                self._check_scores(task, number, dict(zip(indices, next(flags), strict=True)))
 
-    def _check_peaks(self, task: str, number: int, indices: Sequence[int], peaks: Tensor) -> None:
-        for index, good in zip(indices, peaks.isfinite().all(1).tolist(), strict=True):
-            if not good:
+    def _check_scores(self, task: str, number: int, good: Mapping[int, bool]) -> None:
+        for index in sorted(good):
+            if not good[index]:
                 raise NonFiniteError(
                     f"losses: every score must be finite, found NaN or infinity for task {task!r}, batch {number}, "
                     f"parameter {self._names[index]} (criterion {self._rule.name!r}); check for a division by zero, a "
@@ -256,58 +257,3 @@ def _run(losses: TaskLosses, model: nn.Module, batch: Batch, number: int) -> obj
             "iterable of batches, a single batch is data=[batch]"
         )
         raise
-
-
-def accumulate(rule: Criterion, weight: Tensor, grad: Tensor, total: Tensor | None, name: str) -> tuple[Tensor, Tensor]:
-    """Score one parameter on one batch and add the scores to ``total`` in place.
-
-    Nothing is read back to the host.
-
-    Args:
-        rule: The criterion.
-        weight: The effective weight. A criterion that works in place is given a copy.
-        grad: The gradient of one task's loss with respect to it, same shape.
-        total: The sum so far, or None before the first batch.
-        name: What messages call the parameter.
-
-    Returns:
-        The sum, float32 (float64 for float64 weights) and of the weight's shape, and the :func:`extremes` of what was
-        added.
-
-    Raises:
-        ValueError: If the criterion returns something else than a floating point tensor of the weight's shape.
-
-    Example:
-        >>> from disparse_plugin.criteria import resolve
-        >>> accumulate(resolve("snip"), torch.tensor([2.0, -3.0]), torch.tensor([1.0, 1.0]), torch.ones(2), "w")
-        (tensor([3., 4.]), tensor([2., 3.]))
-    """
-    dtype = score_dtype(weight)
-    fresh = total is None
-    total = torch.empty_like(weight, dtype=dtype) if total is None else total
-    found, copied = [], rule.may_write
-    for w, g, part in _pieces(rule, weight.detach(), grad.detach(), total):
-        score = _checked(rule, w.to(dtype, copy=copied), g.to(dtype, copy=copied), name).to(dtype)
-        found.append(extremes(score))
-        part.copy_(score) if fresh else part.add_(score)
-    return total, found[0] if len(found) == 1 else extremes(torch.stack(found))
-
-
-def _pieces(rule: Criterion, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors of one shape along their first axis, where pieces may be scored apart and it is worth it."""
-    shape, count = tensors[0].shape, tensors[0].numel()
-    if not rule.elementwise or count <= PIECE or tensors[0].device.type != "cpu":
-        return iter([tensors])
-    rows = max(1, PIECE * shape[0] // count)
-    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
-
-
-def _checked(rule: Criterion, weight: Tensor, grad: Tensor, name: str) -> Tensor:
-    score = rule.score(weight, grad)
-    if not isinstance(score, Tensor) or score.shape != weight.shape or not score.is_floating_point():
-        found = f"{score.dtype} {tuple(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
-        raise ValueError(
-            f"criterion: {rule.name} must return a floating point tensor of the weight's shape {tuple(weight.shape)}, "
-            f"found {found} for {name}"
-        )
-    return score.detach()

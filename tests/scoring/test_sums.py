@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from disparse_plugin import disparse_static, score_tasks
 from disparse_plugin.criteria import Criterion
-from disparse_plugin.scoring import sums
+from disparse_plugin.scoring import accumulate
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
 
 @pytest.fixture
 def tiny_pieces(monkeypatch):
-    monkeypatch.setattr(sums, "PIECE", 7)
+    monkeypatch.setattr(accumulate, "PIECE", 7)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -23,7 +23,7 @@ def tiny_pieces(monkeypatch):
 def test_pieces_give_the_scores_of_the_whole(criterion, memory_format, monkeypatch):
     model = TwoHeads().eval().to(memory_format=memory_format)
     whole = score_tasks(model, digit_losses, digit_batches(), criterion=criterion)
-    monkeypatch.setattr(sums, "PIECE", 7)
+    monkeypatch.setattr(accumulate, "PIECE", 7)
     pieces = score_tasks(model, digit_losses, digit_batches(), criterion=criterion)
     for task in whole:
         assert all(torch.equal(pieces[task][key], score) for key, score in whole[task].items())
