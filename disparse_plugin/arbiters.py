@@ -107,8 +107,8 @@ def mean(percentiles: Tensor) -> Tensor:
         >>> mean(torch.tensor([[0.2, 0.9], [0.4, float("nan")]]))
         tensor([0.3000, 0.9000])
     """
-    # Summing in sorted order (NaN last) makes the result independent of the order of the tasks, to the last bit.
-    return percentiles.sort(dim=0).values.nanmean(0)
+    reaching = (~percentiles.isnan()).sum(0)
+    return _added(percentiles.nan_to_num(nan=0.0)) / reaching
 
 
 @register("majority")
@@ -137,8 +137,18 @@ def sum_of_shares(shares: Tensor) -> Tensor:
         >>> sum_of_shares(torch.tensor([[0.2, 0.9], [0.4, float("nan")]]))
         tensor([0.3000, 0.4500])
     """
-    # Summing in sorted order makes the result independent of the order of the tasks, to the last bit.
-    return shares.nan_to_num(nan=0.0).sort(dim=0).values.sum(0) / len(shares)
+    total = _added(shares.nan_to_num(nan=0.0))
+    # By a number CUDA multiplies with its reciprocal, which differs in the last bit from what a CPU divides.
+    return total / torch.full_like(total[:1], len(shares))
+
+
+def _added(rows: Tensor) -> Tensor:
+    """Add up from the smallest to the largest: the same to the last bit in any order of tasks and on any device."""
+    ordered = rows.sort(dim=0).values
+    total = ordered[0].clone()
+    for row in ordered[1:]:
+        total += row
+    return total
 
 
 @dataclasses.dataclass(frozen=True)

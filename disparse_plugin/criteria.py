@@ -193,15 +193,12 @@ def lamp_scores(scores: Tensor) -> Tensor:
     squares /= squares[-1].clamp_min(torch.finfo(torch.float64).tiny)
     squares.square_()
     at_least = squares.flip(0).cumsum(0).flip(0)
-    same = ordered[1:] == ordered[:-1]
-    if scores.device.type != "cpu" or bool(same.any()):
-        # Equal scores share the sum that begins at the first of them.
-        places = torch.arange(ordered.numel(), device=scores.device)
-        places[1:] *= ~same
-        at_least = at_least[places.cummax(0).values]
-    result = torch.empty_like(scores)
-    result[order] = (squares / at_least).nan_to_num_(0.0).to(scores.dtype)  # 0 / 0 where all are zero
-    return result
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+    if not bool(first.all()):  # equal scores share the sum that begins at the first of them
+        at_least = at_least[first][first.cumsum(0) - 1]
+    shares = squares.div_(at_least).nan_to_num_(0.0).to(scores.dtype)  # 0 / 0 where all are zero
+    return torch.empty_like(shares).scatter_(0, order, shares)
 
 
 def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: float = 0.5) -> Criterion:

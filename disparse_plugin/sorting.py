@@ -18,12 +18,11 @@ _FEW = 2**12
 _STEPS = float(2**32 - 1)
 
 
-def stable_order(values: Tensor, turns: Tensor | None = None) -> Tensor:
-    """Return the positions of the entries from the lowest to the highest; equal ones stay in order, or take turns.
+def stable_order(values: Tensor) -> Tensor:
+    """Return the positions of the entries from the lowest to the highest; equal ones stay in order.
 
     Args:
         values: 1-D, floating point without NaN.
-        turns: Whole numbers from 0, no two equal: of equal entries the one of the smaller number comes first.
 
     Returns:
         int64, same shape and device.
@@ -31,44 +30,33 @@ def stable_order(values: Tensor, turns: Tensor | None = None) -> Tensor:
     Example:
         >>> stable_order(torch.tensor([0.5, 0.1, 0.5, -0.0, 0.0])).tolist()
         [3, 4, 1, 0, 2]
-        >>> stable_order(torch.tensor([0.5, 0.1, 0.5]), torch.tensor([2, 1, 0])).tolist()
-        [1, 2, 0]
     """
     if values.device.type == "cpu" and values.numel() < 2**32:
-        places = _Places(values.numel(), turns)
         if values.dtype == torch.float32:
-            return places.order(_packed(_ordered_bits(values), places.numbers))
+            return _places(_packed(_ordered_bits(values)))
         if values.dtype == torch.float64 and values.numel() > _FEW:
-            quantised = _quantised_order(values, places)
+            quantised = _quantised_order(values)
             if quantised is not None:
                 return quantised
-    if turns is None:
-        return values.argsort(stable=True)
-    first = turns.argsort()
-    return first[values[first].argsort(stable=True)]
+    return (values + 0.0).argsort(stable=True)  # so that zeros of both signs tie as they compare
 
 
-class _Places:
-    """The lower half of the keys that are sorted: which entry it is, in the order of its turn."""
+def stable_order_of_numbers(numbers: Tensor) -> Tensor:
+    """Return the positions of whole numbers from 0 to 2^32 - 1 in ascending order; equal ones stay in order.
 
-    def __init__(self, size: int, turns: Tensor | None) -> None:
-        self.numbers: npt.NDArray[Any]
-        self._entries: npt.NDArray[np.int64] | None = None
-        if turns is None:
-            self.numbers = np.arange(size, dtype=np.uint64)
-        else:
-            self.numbers = turns.numpy()
-            self._entries = np.empty(int(self.numbers.max()) + 1 if size else 0, dtype=np.int64)
-            self._entries[self.numbers] = np.arange(size)
+    Args:
+        numbers: 1-D, int64.
 
-    def order(self, keys: npt.NDArray[np.uint64]) -> Tensor:
-        """Read the positions off sorted keys."""
-        keys &= np.uint64(0xFFFFFFFF)
-        numbers = keys.view(np.int64)
-        return torch.from_numpy(numbers if self._entries is None else self._entries[numbers])
+    Example:
+        >>> stable_order_of_numbers(torch.tensor([2, 0, 2, 1])).tolist()
+        [1, 3, 0, 2]
+    """
+    if numbers.device.type == "cpu" and numbers.numel() < 2**32:
+        return _places(_packed(numbers.numpy()))
+    return numbers.argsort(stable=True)
 
 
-def _quantised_order(values: Tensor, places: _Places) -> Tensor | None:
+def _quantised_order(values: Tensor) -> Tensor | None:
     """Order float64 by 32 bits each, and repair the few places where those were not enough; None if they are many."""
     array = values.numpy()
     low, high = float(array.min()), float(array.max())
@@ -76,7 +64,7 @@ def _quantised_order(values: Tensor, places: _Places) -> Tensor | None:
         return None
     # Rounding is monotonous: of two values the larger never gets the smaller step.
     steps = ((array - low) * (_STEPS / (high - low))).astype(np.uint32)
-    order = places.order(_packed(steps, places.numbers)).numpy()
+    order = _places(_packed(steps)).numpy()
     arranged, steps = array[order], steps[order]
     wrong = np.flatnonzero(arranged[1:] < arranged[:-1])
     if wrong.size:
@@ -106,9 +94,8 @@ def stable_sort(values: Tensor) -> tuple[Tensor, Tensor]:
         result = values.sort(stable=True)
         return result.values, result.indices
     # Floats that are not negative are in the order of their bits, and the keys hold them: nothing is gathered.
-    places = _Places(values.numel(), None)
-    keys = _packed((values.contiguous() + 0.0).numpy().view(np.uint32), places.numbers)
-    return torch.from_numpy((keys >> np.uint64(32)).astype(np.uint32).view(np.float32)), places.order(keys)
+    keys = _packed((values.contiguous() + 0.0).numpy().view(np.uint32))
+    return torch.from_numpy((keys >> np.uint64(32)).astype(np.uint32).view(np.float32)), _places(keys)
 
 
 def _ordered_bits(values: Tensor) -> npt.NDArray[np.uint32]:
@@ -120,10 +107,16 @@ def _ordered_bits(values: Tensor) -> npt.NDArray[np.uint32]:
     return bits
 
 
-def _packed(bits: npt.NDArray[np.uint32], numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """Sort integers that hold the value's bits above the entry's number: stable, and faster than an argsort."""
+def _packed(bits: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Sort integers that hold 32 bits of a value above the entry's position: stable, and faster than an argsort."""
     keys = bits.astype(np.uint64)
     keys <<= np.uint64(32)
-    keys |= numbers.astype(np.uint64, copy=False)
+    keys |= np.arange(keys.size, dtype=np.uint64)
     keys.sort()
     return keys
+
+
+def _places(keys: npt.NDArray[np.uint64]) -> Tensor:
+    """Read the positions off sorted keys."""
+    keys &= np.uint64(0xFFFFFFFF)
+    return torch.from_numpy(keys.view(np.int64))

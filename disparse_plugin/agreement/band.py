@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..arbiters import Arbiter, is_order_statistic
 from .candidates import Candidates, first_of, joined_on_one_device
-from .percentiles import agreement, in_threads
+from .percentiles import agreement, fractions, in_threads
 from .ranking import count_true, kth_lowest, lowest, positions, ranks
 
 # Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
@@ -161,7 +161,7 @@ def _band(candidates: Candidates, task: str, low: float, high: float) -> _Band:
         magnitudes = [part[places] for part, places in zip(magnitudes, inside.values(), strict=True)]
     # All of equal scores lie on one side of a limit, so ties are broken among what is inside as among all.
     joined = None if magnitudes is None else torch.cat(magnitudes)
-    exact = (ranks(torch.cat(values), joined).double() + (below + 1)) / total
+    exact = fractions(ranks(torch.cat(values), joined).long() + below, total)
     split = exact.split([value.numel() for value in values])
     return _Band(low, high, below, inside, dict(zip(inside, split, strict=True)), total)
 

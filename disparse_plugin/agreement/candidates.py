@@ -6,13 +6,10 @@ A unit is what goes or stays as a whole: a single weight, or a channel. Only wha
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-
-from .ranking import turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,20 +36,12 @@ class Candidates:
         """Return the magnitudes of some parameters, by index."""
         return None if self.magnitudes is None else [self.magnitudes[index] for index in parameters]
 
-    @functools.cached_property
-    def turns(self) -> list[Tensor] | None:
-        """In which turn each unit goes where scores are equal, counted over all parameters; None without magnitudes."""
-        if self.magnitudes is None:
-            return None
-        numbers = turns(joined_on_one_device(self.magnitudes)).split(self.sizes)
-        return [part.to(like.device) for part, like in zip(numbers, self.magnitudes, strict=True)]
-
     def over_task(self, task: str, function: Callable[[Tensor, Tensor | None], Tensor]) -> dict[int, Tensor]:
         """Apply a function to one task's scores over all parameters that it reaches, and hand each its part.
 
         Args:
             task: The task.
-            function: From all scores of the task and their turns, 1-D, to a tensor of that shape.
+            function: From all scores of the task and their magnitudes, 1-D, to a tensor of that shape.
 
         Returns:
             The result for each parameter that the task reaches, by its index, on the parameter's device.
@@ -60,13 +49,14 @@ class Candidates:
         parts = {index: rows[task] for index, rows in enumerate(self.scores) if task in rows}
         if not parts:
             return {}  # a task may reach nothing of a ranking scope
-        joined = function(joined_on_one_device(parts.values()), self.joined_turns(parts))
+        joined = function(joined_on_one_device(parts.values()), self.joined_magnitudes(parts))
         split = joined.split([part.numel() for part in parts.values()])
         return {index: result.to(part.device) for (index, part), result in zip(parts.items(), split, strict=True)}
 
-    def joined_turns(self, parameters: Iterable[int]) -> Tensor | None:
-        """Return the turns of some parameters in one tensor, on the device of the first."""
-        return None if self.turns is None else joined_on_one_device(self.turns[index] for index in parameters)
+    def joined_magnitudes(self, parameters: Iterable[int]) -> Tensor | None:
+        """Return the magnitudes of some parameters in one tensor, on the device of the first."""
+        listed = self.magnitudes_of(parameters)
+        return None if listed is None else joined_on_one_device(listed)
 
 
 def first_of(rows: Mapping[str, Tensor]) -> Tensor:

@@ -43,7 +43,6 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
         return [
             check_agreement(arbiter(_shares(candidates, rows, tasks)), first_of(rows)) for rows in candidates.scores
         ]
-    _ = candidates.turns  # once, before the threads
     ranked = dict(zip(tasks, in_threads(lambda task: candidates.over_task(task, ranks), tasks), strict=True))
     totals = {task: sum(part.numel() for part in ranked[task].values()) for task in tasks}
     result = []
@@ -53,10 +52,21 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
         percentiles = torch.full((len(wanted), size.numel()), torch.nan, dtype=torch.float64, device=size.device)
         for axis, task in enumerate(wanted):
             if task in rows:
-                torch.add(ranked[task].pop(index), 1, out=percentiles[axis])
-                percentiles[axis] /= totals[task]
+                percentiles[axis] = fractions(ranked[task].pop(index), totals[task])
         result.append(check_agreement(arbiter(percentiles), size))
     return result
+
+
+def fractions(ranks: Tensor, total: int) -> Tensor:
+    """Turn ranks among ``total`` entries, counted from 0, into percentiles in (0, 1], float64.
+
+    Example:
+        >>> fractions(torch.tensor([0, 3]), 4)
+        tensor([0.2500, 1.0000], dtype=torch.float64)
+    """
+    counted = ranks.double().add_(1)
+    # By a number CUDA multiplies with its reciprocal, which differs in the last bit from what a CPU divides.
+    return counted.div_(torch.full_like(counted[:1], total))
 
 
 def _shares(candidates: Candidates, rows: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:

@@ -9,13 +9,14 @@ on every device. Without magnitudes the order alone decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..sorting import stable_order
+from ..sorting import stable_order, stable_order_of_numbers
 
 # Finding the few highest: below this size, or from this share on, sampling gains nothing.
 SMALLEST = 2**14
@@ -24,6 +25,8 @@ LARGEST_SHARE = 1 / 8
 STRIDE = 61
 # On an accelerator, up to this size, to sort again takes less time than to let the host wait for what a sort found.
 SORTED_AT_ONCE = 2**22
+# Length of the rows in which an accelerator finds a running maximum.
+ROW = 2**10
 
 
 def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
@@ -31,8 +34,8 @@ def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
 
     Args:
         values: 1-D, floating point, no NaN.
-        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values, or
-            the :func:`turns` that were made of these; same shape.
+        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values;
+            same shape.
 
     Returns:
         int64 (int32 for up to 2^31 entries), same shape and device: a permutation of ``0..n-1``.
@@ -45,13 +48,14 @@ def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     """
     size = values.numel()
     dtype = torch.int32 if size < 2**31 else torch.int64
-    result = torch.empty(size, dtype=dtype, device=values.device)
-    result[ascending(values, magnitudes)] = torch.arange(size, dtype=dtype, device=values.device)
-    return result
+    numbers = torch.arange(size, dtype=dtype, device=values.device)
+    return torch.empty_like(numbers).scatter_(0, ascending(values, magnitudes), numbers)
 
 
 def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     """Return the positions of the entries from the lowest to the highest, int64.
+
+    Only the entries that share their value with another are compared a second time, by magnitude.
 
     Args:
         values: 1-D, floating point, no NaN.
@@ -59,17 +63,23 @@ def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     """
     if magnitudes is None:
         return stable_order(values)
-    return stable_order(values, turns(magnitudes) if magnitudes.is_floating_point() else magnitudes)
-
-
-def turns(magnitudes: Tensor) -> Tensor:
-    """Number the entries in the order in which they go where scores are equal: by magnitude, then as they come.
-
-    Example:
-        >>> turns(torch.tensor([0.5, -2.0, 0.0, -0.5])).tolist()
-        [1, 3, 0, 2]
-    """
-    return ranks(_absolute(magnitudes))
+    if _sorts_at_once(values):
+        first = stable_order(_absolute(magnitudes))
+        return first[stable_order(values[first])]
+    order = stable_order(values)
+    arranged = values[order]
+    same = arranged[1:] == arranged[:-1]
+    shared = torch.zeros_like(values, dtype=torch.bool)
+    shared[1:] = same
+    shared[:-1] |= same
+    places = positions(shared)
+    if places.numel():
+        entries, arranged = order[places], arranged[places]
+        runs = torch.zeros_like(places)
+        torch.cumsum(arranged[1:] != arranged[:-1], 0, out=runs[1:])
+        first = stable_order(_absolute(magnitudes[entries]))
+        order[places] = entries[first[stable_order_of_numbers(runs[first])]]
+    return order
 
 
 def _sorts_at_once(values: Tensor) -> bool:
@@ -77,8 +87,6 @@ def _sorts_at_once(values: Tensor) -> bool:
 
 
 def _absolute(values: Tensor) -> Tensor:
-    if not values.is_floating_point():
-        return values.double()
     return values.abs() if values.dtype == torch.float64 else values.float().abs()
 
 
@@ -88,8 +96,7 @@ def lowest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tens
     Args:
         values: 1-D, floating point, no NaN.
         count: How many, at most ``values.numel()``.
-        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values, or
-            the :func:`turns` that were made of these; same shape.
+        magnitudes: As in :func:`ranks`.
 
     Returns:
         bool, same shape and device, with exactly ``count`` True.
@@ -123,8 +130,7 @@ def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
 
     Args:
         values: 1-D, float64, in [0, 1].
-        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values, or
-            the :func:`turns` that were made of these; same shape.
+        magnitudes: As in :func:`ranks`.
 
     Returns:
         Same shape and type, in [0, 1], no two equal; ``values`` itself if none are.
@@ -142,9 +148,7 @@ def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     steps = torch.arange(values.numel(), device=values.device)
     raised = _running_maximum(arranged.view(torch.int64) - steps) + steps
     one = torch.ones((), dtype=torch.float64).view(torch.int64).to(values.device)
-    result = torch.empty_like(values)
-    result[order] = torch.minimum(raised, one - steps.flip(0)).view(torch.float64)
-    return result
+    return torch.empty_like(values).scatter_(0, order, torch.minimum(raised, one - steps.flip(0)).view(torch.float64))
 
 
 def count_true(mask: Tensor) -> int:
@@ -221,10 +225,40 @@ def extremes(values: Tensor) -> Tensor:
 
 
 def kth_lowest(values: Tensor, count: int) -> float:
-    """Return the ``count``-th lowest value (counted from 1) of a 1-D tensor."""
-    if values.device.type == "cpu" and not _mostly_ties(values):
+    """Return the ``count``-th lowest value (counted from 1) of a 1-D tensor.
+
+    Example:
+        >>> kth_lowest(torch.tensor([0.5, 0.25, 1.0]), 2)
+        0.5
+    """
+    if values.device.type != "cpu":  # where kthvalue keeps one multiprocessor busy, for a hundred times as long
+        found = None if values.numel() <= SORTED_AT_ONCE else _kth_by_a_sample(values, count)
+        return float(values.sort().values[count - 1]) if found is None else found
+    if not _mostly_ties(values):
         return float(np.partition(values.numpy(), count - 1)[count - 1])
     return float(values.kthvalue(count).values)
+
+
+def _kth_by_a_sample(values: Tensor, count: int) -> float | None:
+    """Sort only what lies in a narrow range that a sample tells; None if that misled, or too many lie there."""
+    size = values.numel()
+    sample = values[::STRIDE].sort().values
+    last = sample.numel() - 1
+    middle, margin = round(count / size * last), 4 * math.isqrt(last) + 1  # eight standard errors at most
+    low, high = sample[max(0, middle - margin)], sample[min(last, middle + margin)]
+    if middle - margin < 0:
+        low = torch.full_like(low, -torch.inf)
+    if middle + margin > last:
+        high = torch.full_like(high, torch.inf)
+    above = values >= low
+    near = above & (values <= high)
+    inside, over, limits_tie = torch.stack([near.sum(), above.sum(), low == high]).tolist()
+    below = size - over
+    if not below < count <= below + inside:
+        return None
+    if limits_tie:
+        return float(low)
+    return float(values[near].sort().values[count - below - 1]) if inside <= size // 4 else None
 
 
 def _mostly_ties(values: Tensor) -> bool:
@@ -236,7 +270,14 @@ def _mostly_ties(values: Tensor) -> bool:
 def _running_maximum(values: Tensor) -> Tensor:
     if values.device.type == "cpu":  # without the indices that torch makes too
         return torch.from_numpy(np.maximum.accumulate(values.numpy()))
-    return values.cummax(0).values
+    if values.numel() <= ROW:
+        return values.cummax(0).values
+    # An accelerator takes one row after the other, but many rows at once.
+    rows = torch.nn.functional.pad(values, (0, -values.numel() % ROW), value=torch.iinfo(values.dtype).min)
+    within = rows.view(-1, ROW).cummax(1).values
+    before = _running_maximum(within[:-1, -1].contiguous())
+    torch.maximum(within[1:], before.unsqueeze(1), out=within[1:])
+    return within.view(-1)[: values.numel()]
 
 
 def highest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tensor:
@@ -248,8 +289,7 @@ def highest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Ten
     Args:
         values: 1-D, floating point, no NaN.
         count: How many, at most ``values.numel()``.
-        magnitudes: What decides between equal values: weights of any floating point type, by their absolute values, or
-            the :func:`turns` that were made of these; same shape.
+        magnitudes: As in :func:`ranks`.
 
     Returns:
         int64, ``count`` positions in ascending order.

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from ..agreement.percentiles import fractions
 from ..agreement.ranking import ranks
 from ..maskable import check_parameters
 from ..parameters import alive_mask, stored
@@ -51,8 +52,7 @@ class ScoredPruning(prune.BasePruningMethod):
 
         Ranks are agreement scores of a set of one tensor: in (0, 1], no two equal.
         """
-        order = ranks(scores.reshape(-1), weight.reshape(-1)).double() + 1
-        return (order / scores.numel()).reshape(scores.shape)
+        return fractions(ranks(scores.reshape(-1), weight.reshape(-1)), scores.numel()).reshape(scores.shape)
 
 
 def keep_mask_type(module: nn.Module, name: str) -> None:

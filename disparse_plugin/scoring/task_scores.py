@@ -216,7 +216,7 @@ class TaskScores(Tabular):
         ]
         values = lift(agreement(candidates, self.tasks, rule), floors, candidates.magnitudes)
         everything = range(len(values))
-        parted = distinct(joined_on_one_device(values), candidates.joined_turns(everything))
+        parted = distinct(joined_on_one_device(values), candidates.joined_magnitudes(everything))
         split = parted.split(candidates.sizes)
         return {
             key: spread(part.to(value.device), place)

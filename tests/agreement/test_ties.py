@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
@@ -20,9 +20,9 @@ from disparse_plugin import (
     score_tasks,
     sorting,
 )
-from disparse_plugin.agreement import band
+from disparse_plugin.agreement import band, ranking
 from disparse_plugin.agreement.percentiles import agreement
-from disparse_plugin.agreement.ranking import distinct
+from disparse_plugin.agreement.ranking import ascending, distinct
 from oracles.agreement import ARBITERS, ordered_positions
 from tied_scores import Bare, kept_places, tied
 
@@ -207,16 +207,30 @@ def test_channels_of_one_tensor(case, share):
 NEAR = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-52, 1.0 + 2**-40, 2.0, -3.0, 5e-324, 1e300]) | st.floats(-1, 1)
 
 
-@given(st.lists(NEAR, max_size=60), st.booleans(), st.data())
-def test_float64_is_sorted_in_two_steps_as_in_one(values, take_turns, data):
-    turns = data.draw(st.permutations(range(len(values)))) if take_turns else range(len(values))
-    expected = sorted(range(len(values)), key=lambda place: (values[place], turns[place]))
+@given(st.lists(NEAR, max_size=60))
+def test_float64_is_sorted_in_two_steps_as_in_one(values):
+    expected = sorted(range(len(values)), key=lambda place: (values[place], place))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sorting, "_FEW", 0)
-        found = sorting.stable_order(
-            torch.tensor(values, dtype=torch.float64), torch.tensor(turns, dtype=torch.int64) if take_turns else None
-        )
+        found = sorting.stable_order(torch.tensor(values, dtype=torch.float64))
     assert found.tolist() == expected
+
+
+MAGNITUDES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 1.0 + 2**-52, 5e-324, 1e300])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(NEAR, MAGNITUDES), max_size=60), st.sampled_from([torch.float64, torch.float32]))
+def test_only_equal_values_are_ordered_by_magnitude(device, pairs, dtype):
+    """Runs of two and of many, of zeros of both signs, at the begin, in the middle and at the end."""
+    values = torch.tensor([value for value, _ in pairs], dtype=torch.float64).to(dtype)
+    magnitudes = torch.tensor([magnitude for _, magnitude in pairs], dtype=torch.float64)
+    found = [ascending(values.to(device), magnitudes.to(device))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "SORTED_AT_ONCE", 0)
+        found.append(ascending(values.to(device), magnitudes.to(device)))
+    expected = ordered_positions(values.tolist(), magnitudes.tolist())
+    assert all(order.tolist() == expected for order in found)
 
 
 UNIT = st.sampled_from([0.0, -0.0, 0.25, 0.25 + 2**-54, 0.5, 1.0, 1.0 - 2**-53]) | st.floats(0, 1)

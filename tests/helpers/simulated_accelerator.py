@@ -78,6 +78,9 @@ def compute(func, args, kwargs):
     on_host = _target(name, args, kwargs) == "cpu"
     if name in WAITING or (on_host and name in COPYING) or _chooses(name, args):
         waits[f"{_line()} {name}"] += 1
+    if name in {"div", "div_"} and not isinstance(args[1], torch.Tensor) and args[0].is_floating_point():
+        # By a number CUDA multiplies with its reciprocal; the last bit is not that of a CPU.
+        func, args = (torch.ops.aten.mul, torch.ops.aten.mul_)[name == "div_"].Scalar, (args[0], 1 / args[1])
     with torch.no_grad():
         result = func(*tree_map(_near, args), **tree_map(_near, kwargs))
     if on_host:
