@@ -1,6 +1,7 @@
 """Everything to know of one GPU, in one run of under four minutes: exactness, time, memory, and the CUDA tests.
 
     python benchmarks/gpu.py --out gpu.json          # on the machine with the card
+    python benchmarks/gpu.py --profile gpu.txt       # and where the time goes, in a file of tables
     python benchmarks/gpu.py --device cpu --quick    # anywhere, to see that it works
 
 Each section is guarded: one that fails, lacks a package or finds no time left is named, and the others go on. Prints a
@@ -11,9 +12,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import cProfile
+import io
 import json
 import os
 import platform
+import pstats
+import re
 import statistics
 import subprocess
 import sys
@@ -194,12 +199,31 @@ def waits(bench: Bench) -> Figures:
 
 
 def scoring(bench: Bench, tasks: int) -> Figures:
-    """Scoring against the bare floor, and the cuts, on the paper's network."""
-    model, batches = bench.network(tasks), bench.batches(tasks, 6, 257, 4)
-    scores = score_tasks(model, task_losses, batches)
-    bare = bench.seconds(lambda: floor(model, batches))
-    ours = bench.seconds(lambda: score_tasks(model, task_losses, batches))
-    adaptive = bench.seconds(lambda: score_tasks(model, task_losses, batches, criterion="layer_adaptive(taylor)"))
+    """Scoring against the bare floor on the paper's network: what a call costs, and what a batch more."""
+    model, few = bench.network(tasks), bench.batches(tasks, 6, 257, 4)
+    many = few * (1 if bench.quick else 4)
+    runs = {
+        "floor": partial(floor, model),
+        "scoring": partial(score_tasks, model, task_losses),
+        "layer-adaptive scoring": partial(score_tasks, model, task_losses, criterion="layer_adaptive(taylor)"),
+    }
+    found: Figures = {"weights": sum(getattr(*key).numel() for key in prunable_parameters(model))}
+    for name, call in runs.items():
+        short, long = bench.seconds(partial(call, few)), bench.seconds(partial(call, many), 1)
+        each = (long - short) / max(1, len(many) - len(few))
+        found |= {f"{name}, s": short, f"{name}, ms a batch": 1e3 * each}
+        found |= {f"{name}, ms a call beside": 1e3 * (short - each * len(few))}
+        found |= {f"{name}, GiB beyond what is held": bench.gibibytes(partial(call, few))}
+    for name in list(runs)[1:]:
+        found[f"{name} / floor"] = found[f"{name}, s"] / found["floor, s"]
+        found[f"{name} / floor, a batch"] = found[f"{name}, ms a batch"] / found["floor, ms a batch"]
+    return {f"{tasks} tasks: {name}": value for name, value in found.items()}
+
+
+def cuts(bench: Bench, tasks: int) -> Figures:
+    """From scores to masks and agreement scores, on the paper's network."""
+    model = bench.network(tasks)
+    scores = score_tasks(model, task_losses, bench.batches(tasks, 1, 257, 4))
     calls = {
         "masks": lambda: scores.masks(0.9),
         "masks, mean": lambda: scores.masks(0.9, "mean"),
@@ -207,37 +231,49 @@ def scoring(bench: Bench, tasks: int) -> Figures:
         "masks, floors": lambda: scores.masks(0.9, min_keep=0.01),
         "importance": scores.importance,
     }
-    found: Figures = {
-        "weights": sum(getattr(*key).numel() for key in prunable_parameters(model)),
-        "floor, s": bare,
-        "scoring, s": ours,
-        "scoring / floor": ours / bare,
-        "layer-adaptive scoring / floor": adaptive / bare,
-        "scoring, GiB beyond what is held": bench.gibibytes(lambda: score_tasks(model, task_losses, batches)),
-    }
+    weights, found = sum(getattr(*key).numel() for key in prunable_parameters(model)), {}
     for name, call in calls.items():
-        found |= {f"{name}, s": bench.seconds(call), f"{name}, GiB": bench.gibibytes(call)}
+        gibibytes = bench.gibibytes(call)
+        found |= {f"{name}, s": bench.seconds(call), f"{name}, GiB": gibibytes}
+        found |= {f"{name}, bytes a weight": gibibytes * 2**30 / weights}
     return {f"{tasks} tasks: {name}": value for name, value in found.items()}
 
 
 def two_of_four(bench: Bench) -> Figures:
-    """A 2:4 weight, converted: the same outputs, and how much faster."""
+    """A 2:4 weight, converted: the same outputs, and how much faster, by each backend that there is."""
     if not bench.cuda:
         return {"2:4": "not measured without a card"}
-    from torch.sparse import to_sparse_semi_structured
+    from torch.sparse import SparseSemiStructuredTensor, to_sparse_semi_structured
 
-    dense = nn.Linear(4096, 4096, bias=False, device=bench.device, dtype=torch.float16)
+    side, rows, calls = 8192, 16384, 10
+    dense = nn.Linear(side, side, bias=False, device=bench.device, dtype=torch.float16)
     importance = torch.rand(dense.weight.shape, device=bench.device)
     DiSparseSemiStructured.apply(dense, "weight", importance_scores=importance)
     prune.remove(dense, "weight")
-    sparse = copy.deepcopy(dense)
-    sparse.weight = nn.Parameter(to_sparse_semi_structured(dense.weight.detach()))
-    x = torch.randn(1024, 4096, device=bench.device, dtype=torch.float16)
+    x = torch.randn(rows, side, device=bench.device, dtype=torch.float16)
+    found: Figures = {"2:4: layer": f"{side} x {side}, {rows} rows, float16"}
+
+    def often(layer: nn.Module) -> None:
+        for _ in range(calls):
+            layer(x)
+
     with torch.inference_mode():
-        wanted, found = dense(x), sparse(x)
-        slow, fast = bench.seconds(lambda: dense(x), 20, 5), bench.seconds(lambda: sparse(x), 20, 5)
-    difference = float((wanted - found).abs().max() / wanted.abs().max())
-    return {"2:4: largest relative difference": difference, "2:4: speed-up": slow / fast}
+        wanted, slow = dense(x), bench.seconds(partial(often, dense), 5) / calls
+    found["2:4: dense, ms"] = 1e3 * slow
+    for backend in ("CUTLASS", "cuSPARSELt"):
+        SparseSemiStructuredTensor._FORCE_CUTLASS = backend == "CUTLASS"
+        try:
+            sparse = copy.deepcopy(dense)
+            sparse.weight = nn.Parameter(to_sparse_semi_structured(dense.weight.detach()))
+            with torch.inference_mode():
+                difference = (wanted - sparse(x)).abs().max() / wanted.abs().max()
+                fast = bench.seconds(partial(often, sparse), 5) / calls
+        except RuntimeError as error:
+            found[f"2:4: {backend}"] = f"failed: {str(error)[:90]}"
+        else:
+            found |= {f"2:4: {backend}, ms": 1e3 * fast, f"2:4: {backend}, speed-up": slow / fast}
+            found[f"2:4: {backend}, largest relative difference"] = float(difference)
+    return found
 
 
 def channels(bench: Bench) -> Figures:
@@ -261,29 +297,46 @@ def channels(bench: Bench) -> Figures:
     return found
 
 
-def sparse_training(bench: Bench) -> Figures:
-    """An update of the masks, against the steps between two updates."""
-    batch = bench.batches(2, 1, 129, 8)[0]
+def _sparse_training(bench: Bench, batch: Any) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a plain step, and a step with an update of the masks after it; the masks come with the first call."""
     model = bench.network(2).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+    made: list[DiSparseScheduler] = []
 
     def step() -> None:
         optimizer.zero_grad()
         sum(task_losses(model, batch).values()).backward()
         optimizer.step()
 
-    plain = bench.seconds(step, 8, 2)
-    scheduler = DiSparseScheduler(
-        model, optimizer, task_losses, amount=0.9, drop_fraction=lambda _: 0.3, update_every=1, stop_at=10**9
-    )
-
     def updated() -> None:
+        if not made:
+            made.append(
+                DiSparseScheduler(
+                    model,
+                    optimizer,
+                    task_losses,
+                    amount=0.9,
+                    drop_fraction=lambda _: 0.3,
+                    update_every=1,
+                    stop_at=10**9,
+                )
+            )
         step()
-        scheduler.step(batch)
+        made[0].step(batch)
 
+    return step, updated
+
+
+def sparse_training(bench: Bench) -> Figures:
+    """An update of the masks, against the steps between two updates."""
+    step, updated = _sparse_training(bench, bench.batches(2, 1, 129, 8)[0])
+    plain = bench.seconds(step, 8, 2)
+    updated()
     both, masked = bench.seconds(updated, 3), bench.seconds(step, 8, 2)
     update = both - masked
     return {
+        "sparse training: a step, ms": 1e3 * masked,
+        "sparse training: an update, ms": 1e3 * update,
         "sparse training: masked step / plain step": masked / plain,
         "sparse training: an update, in steps": update / masked,
         "sparse training: share of one update per 100 steps": update / (100 * masked),
@@ -315,11 +368,53 @@ def cuda_tests(bench: Bench) -> Figures:
     """The tests that need a card."""
     if not bench.cuda:
         return {"CUDA tests": "not run without a card"}
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--tb=line", "tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--tb=short", "--no-header", "tests"]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=max(10, bench.left), check=False)
-    lines = done.stdout.strip().splitlines()
-    return {"CUDA tests": lines[-1] if lines else done.stderr[-200:]}
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    found: Figures = {"CUDA tests": lines[-1] if lines else "said nothing"}
+    for kind in ("passed", "failed"):
+        number = re.search(rf"(\d+) {kind}", found["CUDA tests"])
+        found[f"CUDA tests: {kind}"] = int(number[1]) if number else 0
+    if done.returncode:
+        bench.failed.append("CUDA tests")
+        found["CUDA tests: the end of what they said"] = lines[-40:]
+    return found
+
+
+def profiles(bench: Bench) -> str:
+    """Write where the time of scoring, of an update and of masks goes: on the host, and on the card."""
+    from torch.profiler import ProfilerActivity, profile
+
+    model, batches = bench.network(2), bench.batches(2, 6, 257, 4)
+    scores = score_tasks(model, task_losses, batches)
+    batch = bench.batches(2, 1, 129, 8)[0]
+    _, updated = _sparse_training(bench, batch)
+    calls: dict[str, Callable[[], Any]] = {
+        "scoring": lambda: score_tasks(model, task_losses, batches),
+        "masks": lambda: scores.masks(0.9),
+        "importance": scores.importance,
+        "an update and a step": updated,
+    }
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.cuda else [])]
+    written = []
+    for name, call in calls.items():
+        call()
+        bench.wait()
+        host = cProfile.Profile()
+        host.runcall(lambda call=call: (call(), bench.wait()))
+        text = io.StringIO()
+        pstats.Stats(host, stream=text).sort_stats("tottime").print_stats(40)
+        with profile(activities=activities) as device:
+            call()
+            bench.wait()
+        table = device.key_averages().table(
+            sort_by="self_cuda_time_total" if bench.cuda else "self_cpu_time_total",
+            row_limit=40,
+            max_name_column_width=60,
+        )
+        written += [f"==== {name}: the host", text.getvalue(), f"==== {name}: the card", table]
+    return "\n".join(written)
 
 
 # The sections in their order, the seconds each needs, and the package without which it is left out.
@@ -328,8 +423,10 @@ SECTIONS: tuple[tuple[str, Callable[[Bench], Figures], float, str | None], ...] 
     ("deterministic", deterministic, 5, None),
     ("default device", default_device, 5, None),
     ("waits", waits, 5, None),
-    ("scoring, 2 tasks", lambda bench: scoring(bench, 2), 25, None),
-    ("scoring, 5 tasks", lambda bench: scoring(bench, 5), 40, None),
+    ("scoring, 2 tasks", lambda bench: scoring(bench, 2), 20, None),
+    ("cuts, 2 tasks", lambda bench: cuts(bench, 2), 15, None),
+    ("scoring, 5 tasks", lambda bench: scoring(bench, 5), 35, None),
+    ("cuts, 5 tasks", lambda bench: cuts(bench, 5), 25, None),
     ("2:4", two_of_four, 8, None),
     ("channels", channels, 20, "torch_pruning"),
     ("sparse training", sparse_training, 20, None),
@@ -383,6 +480,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=225.0, help="seconds for everything")
     parser.add_argument("--skip", nargs="*", default=[], choices=[name for name, *_ in SECTIONS], help="sections")
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--profile", type=Path, help="where to write what takes the time, after everything else")
     parser.add_argument("--quick", action="store_true", help="a tiny network and one run: only to see it work")
     arguments = parser.parse_args(words)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic mode refuses cuBLAS, not us
@@ -393,6 +491,9 @@ def main(words: Sequence[str] | None = None) -> None:
     print(table(found))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
+    if arguments.profile is not None:
+        with guarded(bench, "profile"):
+            arguments.profile.write_text(profiles(bench), encoding="utf-8")
     if bench.failed:
         raise SystemExit(f"sections that failed: {', '.join(bench.failed)}")
 

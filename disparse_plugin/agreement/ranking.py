@@ -24,7 +24,7 @@ LARGEST_SHARE = 1 / 8
 # Every so many-th value is sampled: a prime, so that the places of a kernel (9, 25, 49) all come in turn.
 STRIDE = 61
 # On an accelerator, up to this size, to sort again takes less time than to let the host wait for what a sort found.
-SORTED_AT_ONCE = 2**22
+SORTED_AT_ONCE = 2**24
 # Length of the rows in which an accelerator finds a running maximum.
 ROW = 2**10
 

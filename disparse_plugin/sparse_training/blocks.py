@@ -62,10 +62,9 @@ class BlockExchange(Exchange):
     n: int
     m: int
 
-    def count(self, alive: Tensor) -> int:
+    def count(self, kept: int, size: int) -> int:
         """Return how many weights a layer exchanges."""
-        room = min(self.n, self.m - self.n) * (alive.numel() // self.m)
-        return min(round(self.fraction * count_true(alive)), room)
+        return min(round(self.fraction * kept), min(self.n, self.m - self.n) * (size // self.m))
 
     def _dropped(self, weight: Tensor, alive: Tensor, count: int) -> Tensor:
         magnitudes = weight.detach().abs().double().masked_fill(~alive, torch.inf)
@@ -74,7 +73,7 @@ class BlockExchange(Exchange):
         lowest = best_in_blocks(-magnitudes.flip(self._dim(alive)), most, self.m).flip(self._dim(alive))
         return smallest(weight, lowest & alive, count)
 
-    def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, dropped: Tensor) -> Tensor:
+    def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, dropped: Tensor, count: int) -> Tensor:  # noqa: ARG002
         place = Place("", candidates.shape, candidates)
         listed = Candidates([{task: row[candidates] for task, row in rows.items()}])
         wanted = spread(distinct(agreement(listed, self._present(rows), self.arbiter)[0]), place, fill=-torch.inf)

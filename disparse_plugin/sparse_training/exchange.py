@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
-from ..agreement.ranking import count_true, highest, lowest, positions, ranks
+from ..agreement.ranking import counts_true, highest, lowest, positions, ranks
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 
 
@@ -30,49 +30,68 @@ class Exchange:
     tasks: Sequence[str]
     regrow_dropped: bool = False
 
-    def new_mask(self, weight: Tensor, alive: Tensor, scores: Mapping[str, Tensor]) -> Tensor:
-        """Choose the layer's new mask.
+    def new_masks(
+        self,
+        weights: Sequence[Tensor],
+        alive: Sequence[Tensor],
+        scores: Sequence[Mapping[str, Tensor]],
+        kept: Sequence[int] | None = None,
+    ) -> list[Tensor]:
+        """Choose the new masks of some layers; what has to be read back of an accelerator is read for all at once.
 
         Args:
-            weight: The layer's weight; masked entries may hold anything.
-            alive: bool, of the same shape.
-            scores: For each task that reaches the layer, its scores of the same shape. A task whose scores of all
-                candidates are zero asks for nothing and is left out.
+            weights: Each layer's weight; masked entries may hold anything.
+            alive: bool, of the same shapes.
+            scores: For each layer, the scores of each task that reaches it, of the same shape. A task whose scores of
+                all candidates are zero asks for nothing and is left out.
+            kept: How many are alive in each layer, where that is known.
 
         Returns:
-            bool, of the same shape, with as many True as ``alive``. Equal to ``alive`` where no task asks for anything.
-        """
-        count = self.count(alive)
-        if count == 0:
-            return alive.clone()
-        dropped = self._dropped(weight, alive, count)
-        candidates = ~alive | dropped if self.regrow_dropped else ~alive
-        rows = {task: score for task, score in scores.items() if bool(((score != 0) & candidates).any())}
-        if not rows:
-            return alive.clone()
-        return (alive & ~dropped) | self._grown(rows, candidates, dropped)
+            bool, of the same shapes, with as many True as ``alive``. Equal to ``alive`` where no task asks for
+            anything.
 
-    def count(self, alive: Tensor) -> int:
+        Example:
+            >>> rule = Exchange(0.5, unanimous, ["a"])
+            >>> weight, alive = torch.tensor([1.0, 3.0, 0.0, 0.0]), torch.tensor([True, True, False, False])
+            >>> [mask.tolist() for mask in rule.new_masks([weight], [alive], [{"a": torch.arange(4.0)}])]
+            [[False, True, False, True]]
+        """
+        kept = counts_true(alive) if kept is None else kept
+        counts = [self.count(number, mask.numel()) for number, mask in zip(kept, alive, strict=True)]
+        dropped = [
+            self._dropped(weight, mask, count) if count else None
+            for weight, mask, count in zip(weights, alive, counts, strict=True)
+        ]
+        candidates = [
+            ~mask if gone is None or not self.regrow_dropped else ~mask | gone
+            for mask, gone in zip(alive, dropped, strict=True)
+        ]
+        asking = _asking(scores, candidates, counts)
+        return [
+            mask.clone() if gone is None or not rows else (mask & ~gone) | self._grown(rows, free, gone, count)
+            for mask, gone, free, rows, count in zip(alive, dropped, candidates, asking, counts, strict=True)
+        ]
+
+    def count(self, kept: int, size: int) -> int:
         """Return how many weights a layer exchanges: a share of the alive, at most as many as are masked.
 
         So a dense layer exchanges nothing, and no layer gets denser or sparser.
 
         Args:
-            alive: bool, the layer's mask.
+            kept: How many of the layer's weights are alive.
+            size: How many it has.
 
         Example:
-            >>> Exchange(0.5, unanimous, ["a"]).count(torch.tensor([True, True, True, False]))
+            >>> Exchange(0.5, unanimous, ["a"]).count(3, 4)
             1
         """
-        kept = count_true(alive)
-        return min(round(self.fraction * kept), alive.numel() - kept)
+        return min(round(self.fraction * kept), size - kept)
 
     def _dropped(self, weight: Tensor, alive: Tensor, count: int) -> Tensor:
         return smallest(weight, alive, count)
 
-    def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, dropped: Tensor) -> Tensor:
+    def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, dropped: Tensor, count: int) -> Tensor:  # noqa: ARG002
         """Mark as many of the candidates as were dropped."""
-        count = count_true(dropped)
         if self.arbiter is unanimous:
             return wanted_by_any({task: row.masked_fill(~candidates, -torch.inf) for task, row in rows.items()}, count)
         grown = torch.zeros_like(candidates)
@@ -85,6 +104,19 @@ class Exchange:
     def _present(self, rows: Mapping[str, Tensor]) -> Sequence[str]:
         """Return the tasks that the arbiter sees: one of the user's own sees all, NaN where one is absent."""
         return [task for task in self.tasks if task in rows] if ignores_absent_tasks(self.arbiter) else self.tasks
+
+
+def _asking(
+    scores: Sequence[Mapping[str, Tensor]], candidates: Sequence[Tensor], counts: Sequence[int]
+) -> list[dict[str, Tensor]]:
+    """Leave out the tasks that score zero for all candidates of a layer, and layers that exchange nothing."""
+    pairs = [(index, task) for index, rows in enumerate(scores) if counts[index] for task in rows]
+    wishes = counts_true([((scores[index][task] != 0) & candidates[index]).any() for index, task in pairs])
+    found: list[dict[str, Tensor]] = [{} for _ in scores]
+    for (index, task), wish in zip(pairs, wishes, strict=True):
+        if wish:
+            found[index][task] = scores[index][task]
+    return found
 
 
 def smallest(weight: Tensor, alive: Tensor, count: int) -> Tensor:

@@ -24,6 +24,7 @@ class LiveMasks:
     Attributes:
         keys: The ``(module, name)`` pairs.
         names: Their qualified names.
+        kept: How many entries of each were alive after the last change.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class LiveMasks:
         for (module, name), mask in masks.items():
             DiSparseDynamic.apply(module, name, mask)
         self.rewrite(list(masks.values()))
-        self._alive = self._count()
+        self.kept = counts_true(self._read())
         # Leaves that are read until the modules run, so that only what a parent reads directly gets a gradient.
         self._copies: list[Tensor] = [module.__dict__[name] for module, name in self.keys]
 
@@ -76,12 +77,13 @@ class LiveMasks:
         """
         self._hooks()
         check_optimizer(self._optimizer, dict(zip(self.names, self.parameters(), strict=True)))
-        if self._count() != self._alive:
+        masks = self._read()
+        if counts_true(masks) != self.kept:
             raise ValueError(
                 "masks: must be changed by their scheduler only, found another number of alive entries than after its "
                 "last change; load the scheduler's state together with the model's"
             )
-        return self._read()
+        return masks
 
     def misread(self) -> dict[str, Obstacle]:
         """Return, after the first backward, the weights that a parent read without the mask that counts."""
@@ -124,7 +126,7 @@ class LiveMasks:
         for hook, key, old, new in zip(self._hooks(), self.keys, self._read(), masks, strict=True):
             forget(self._optimizer, stored(*key), ~(old & new))
             hook.rewrite(key[0], new)
-        self._alive = self._count()
+        self.kept = counts_true(self._read())
 
     def restore(self, masks: Sequence[Tensor]) -> None:
         """Write masks of an earlier run in place; weights and moments that are alive in them are not touched.
@@ -167,9 +169,6 @@ class LiveMasks:
 
     def _read(self) -> list[Tensor]:
         return [self._buffer(key) != 0 for key in self.keys]
-
-    def _count(self) -> int:
-        return sum(counts_true(self._read()))
 
     @staticmethod
     def _buffer(key: ParameterKey) -> Tensor:

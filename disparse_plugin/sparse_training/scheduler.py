@@ -220,7 +220,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             alive = self.masks.current()
         check_same("drop_fraction", fraction, "give all ranks the same function of the step")
         new = alive
-        if any(self._exchange(fraction).count(mask) for mask in alive):
+        exchange = self._exchange(fraction)
+        if any(exchange.count(kept, mask.numel()) for kept, mask in zip(self.masks.kept, alive, strict=True)):
             chosen = self._exchanged(batches, alive, fraction)
             if chosen is None:
                 return None
@@ -241,7 +242,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             rows, tasks = sums.by_parameter(), self._scores.tasks
         exchange = self._exchange(fraction, tasks)
         with failing_together():
-            return [exchange.new_mask(*layer) for layer in zip(self.masks.parameters(), alive, rows, strict=True)]
+            return exchange.new_masks(self.masks.parameters(), alive, rows, self.masks.kept)
 
     def _exchange(self, fraction: float, tasks: Sequence[str] = ()) -> Exchange:
         if isinstance(self._pattern, NofM):

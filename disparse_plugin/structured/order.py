@@ -85,5 +85,5 @@ def removal_order(
 
 def _places(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) -> list[Tensor]:
     values = torch.cat(agreement(candidates, tasks, arbiter))
-    turns = candidates.joined_turns(range(len(candidates.scores)))
+    turns = candidates.joined_magnitudes(range(len(candidates.scores)))
     return list(ranks(values, turns).double().split(candidates.sizes))
