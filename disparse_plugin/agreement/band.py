@@ -3,7 +3,7 @@
 Where to cut is a question about one percentile, so only the weights near it need exact ranks. A sample tells roughly
 where the cut lies; one pass per task puts every entry below, inside or above a narrow band around it; entries inside
 get exact ranks, the others only need to be on the right side. The result is the very mask that full ranks give, or None
-when the sample misled; then the caller ranks everything. Used on CPUs, where a full sort is the slowest step of all.
+when the sample misled; then the caller ranks everything.
 
 Why it is exact: unanimous, any and at_least(k) return one of the tasks' percentiles, picked by order alone. They
 commute with every increasing map, so with clipping all percentiles to the band, and the n lowest of the clipped
@@ -13,7 +13,7 @@ agreement scores are the n lowest of the true ones as long as the cut falls stri
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,11 +21,13 @@ from torch import Tensor
 from ..arbiters import Arbiter, is_order_statistic
 from .candidates import Candidates, first_of, joined_on_one_device
 from .percentiles import agreement, fractions, in_threads
-from .ranking import count_true, kth_lowest, lowest, positions, ranks
+from .ranking import count_true, counts_true, kth_lowest, lowest, positions, ranks
 
 # Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
 SAMPLE = 2**19
 HALF_WIDTH = 0.005
+# Entries of small parameters that an accelerator takes together, where launching many operations takes the time.
+CHUNK = 2**24
 
 
 def lowest_by_agreement(
@@ -50,19 +52,14 @@ def lowest_by_agreement(
         :mod:`disparse_plugin.agreement.ranking`.
     """
     within = range(len(candidates.scores)) if within is None else within
-    total = _total(candidates, within)
-    devices = {first_of(rows).device for rows in candidates.scores}
-    on_cpu = devices == {torch.device("cpu")}
-    if on_cpu and is_order_statistic(arbiter) and total > 4 * SAMPLE and 0 < count < total:
-        chosen = _cut_in_band(candidates, tasks, arbiter, count, within)
+    total = sum(first_of(candidates.scores[index]).numel() for index in within)
+    together = len({first_of(rows).device for rows in candidates.scores}) == 1
+    if together and is_order_statistic(arbiter) and total > 4 * SAMPLE and 0 < count < total:
+        chosen = _cut_in_band(list(_chunks(candidates, within)), tasks, arbiter, count)
         if chosen is not None:
             return chosen
     every = agreement(candidates, tasks, arbiter)
     return lowest_of([every[index] for index in within], count, candidates.magnitudes_of(within))
-
-
-def _total(candidates: Candidates, within: Sequence[int]) -> int:
-    return sum(first_of(candidates.scores[index]).numel() for index in within)
 
 
 def lowest_of(values: Sequence[Tensor], count: int, magnitudes: Sequence[Tensor] | None) -> list[Tensor]:
@@ -74,13 +71,61 @@ def lowest_of(values: Sequence[Tensor], count: int, magnitudes: Sequence[Tensor]
 
 
 @dataclasses.dataclass
+class _Chunk:
+    """Parameters that follow each other and that the same tasks reach.
+
+    Attributes:
+        rows: Each task's scores, one tensor for each parameter.
+        magnitudes: One tensor for each parameter, or None.
+        cut: Whether they are cut, or only ranked.
+    """
+
+    rows: Mapping[str, Sequence[Tensor]]
+    magnitudes: Sequence[Tensor] | None
+    cut: bool
+
+    @property
+    def sizes(self) -> list[int]:
+        return [part.numel() for part in next(iter(self.rows.values()))]
+
+    def row(self, task: str, stride: int = 1) -> Tensor:
+        """One task's scores; where the chunk is one parameter, a view."""
+        parts = [part[::stride] for part in self.rows[task]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def magnitudes_at(self, places: Tensor) -> Tensor | None:
+        if self.magnitudes is None:
+            return None
+        return (self.magnitudes[0] if len(self.magnitudes) == 1 else torch.cat(list(self.magnitudes)))[places]
+
+
+def _chunks(candidates: Candidates, within: Sequence[int]) -> Iterator[_Chunk]:
+    """Part the parameters: on a CPU each is a chunk."""
+    cut, waiting, entries = set(within), list[int](), 0
+    kinds = [(tuple(rows), index in cut) for index, rows in enumerate(candidates.scores)]
+    for index, size in enumerate(candidates.sizes):
+        alone = first_of(candidates.scores[index]).device.type == "cpu" or entries + size > CHUNK
+        if waiting and (alone or kinds[index] != kinds[waiting[0]]):
+            yield _chunk(candidates, waiting, *kinds[waiting[0]])
+            waiting, entries = [], 0
+        waiting.append(index)
+        entries += size
+    yield _chunk(candidates, waiting, *kinds[waiting[0]])
+
+
+def _chunk(candidates: Candidates, indices: Sequence[int], tasks: Sequence[str], cut: bool) -> _Chunk:
+    rows = {task: [candidates.scores[index][task] for index in indices] for task in tasks}
+    return _Chunk(rows, candidates.magnitudes_of(indices), cut)
+
+
+@dataclasses.dataclass
 class _Band:
     """One task's narrow range of scores, ``low < score <= high``, and the exact ranks of what lies inside."""
 
     low: float
     high: float
     below: int  # entries at or under `low`: the rank of the first entry inside
-    inside: dict[int, Tensor]  # parameter index -> positions of the entries inside
+    inside: dict[int, Tensor]  # number of the chunk -> positions of the entries inside
     percentiles: dict[int, Tensor]  # their exact percentiles
     total: int
 
@@ -90,49 +135,47 @@ class _Band:
         return self.below / self.total, (self.below + within) / self.total
 
 
-def _cut_in_band(
-    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
-) -> list[Tensor] | None:
-    ranges = _sampled_ranges(candidates, tasks, arbiter, count, within)
-    bands = dict(zip(tasks, in_threads(lambda task: _band(candidates, task, *ranges[task]), tasks), strict=True))
+def _cut_in_band(chunks: Sequence[_Chunk], tasks: Sequence[str], arbiter: Arbiter, count: int) -> list[Tensor] | None:
+    ranges = _sampled_ranges(chunks, tasks, arbiter, count)
+    bands = dict(zip(tasks, in_threads(lambda task: _band(chunks, task, *ranges[task]), tasks), strict=True))
     floor = max(band.limits[0] for band in bands.values())
     ceiling = min(band.limits[1] for band in bands.values())
     if floor >= ceiling:
         return None
-    marks, undecided, values = [], [], []
-    for index in within:
-        side, inside, value = _judge(candidates.scores[index], index, bands, arbiter)
-        mark = torch.from_numpy(side.numpy() == 0)
-        # Clipping: under the floor the order is unknown and does not matter, because all of it is pruned.
-        mark[inside[value <= floor]] = True
-        marks.append(mark)
-        undecided.append(inside[value > floor])
-        values.append(value[value > floor])
-    surely = sum(count_true(mark) for mark in marks)
-    joined = torch.cat(values)
-    if not surely <= count <= surely + count_true(joined <= ceiling):
+    marks, undecided, values, magnitudes, sizes = [], [], [], [], []
+    for number, chunk in enumerate(chunks):
+        if chunk.cut:
+            mark, inside, value = _judge(chunk, number, bands, arbiter)
+            # Clipping: under the floor the order is unknown and does not matter, because all of it is pruned.
+            mark[inside] = value <= floor
+            left = positions(value > floor)
+            marks.append(mark)
+            undecided.append(inside[left])
+            values.append(value[left])
+            magnitudes.append(chunk.magnitudes_at(undecided[-1]))
+            sizes.append(chunk.sizes)
+    surely = sum(counts_true(marks))
+    if not surely <= count <= surely + count_true(torch.cat(values) <= ceiling):
         return None
-    magnitudes = candidates.magnitudes_of(within)
-    if magnitudes is not None:
-        magnitudes = [part[inside] for part, inside in zip(magnitudes, undecided, strict=True)]
-    taken = lowest_of(values, count - surely, magnitudes)
-    for mark, inside, take in zip(marks, undecided, taken, strict=True):
-        mark[inside[take]] = True
-    return marks
+    known = [part for part in magnitudes if part is not None]
+    taken = lowest_of(values, count - surely, known or None)
+    for mark, places, take in zip(marks, undecided, taken, strict=True):
+        mark[places] = take
+    return [part for mark, own in zip(marks, sizes, strict=True) for part in mark.split(own)]
 
 
 def _sampled_ranges(
-    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
+    chunks: Sequence[_Chunk], tasks: Sequence[str], arbiter: Arbiter, count: int
 ) -> dict[str, tuple[float, float]]:
     """Guess, from every stride-th entry, the range of each task's scores around the cut."""
-    total = sum(candidates.sizes)
-    stride = max(1, total // SAMPLE)
+    totals = [sum(chunk.sizes) for chunk in chunks]
+    stride = max(1, sum(totals) // SAMPLE)
     while stride % 2 == 0 or stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:
         stride += 1  # kernels have 9, 25 or 49 places; a stride that divides them would see only some
-    sample = [{task: row[::stride] for task, row in rows.items()} for rows in candidates.scores]
+    sample = [{task: chunk.row(task, stride) for task in chunk.rows} for chunk in chunks]
     every = agreement(Candidates(sample), tasks, arbiter)
-    values = torch.cat([every[index] for index in within])
-    share = count / _total(candidates, within)
+    values = torch.cat([value for value, chunk in zip(every, chunks, strict=True) if chunk.cut])
+    share = count / sum(total for total, chunk in zip(totals, chunks, strict=True) if chunk.cut)
     middle = kth_lowest(values, min(values.numel(), max(1, round(share * values.numel()))))
     ranges = {}
     for task in tasks:
@@ -146,50 +189,55 @@ def _sampled_ranges(
     return ranges
 
 
-def _band(candidates: Candidates, task: str, low: float, high: float) -> _Band:
-    below, total, inside, values = 0, 0, {}, []
-    for index, rows in enumerate(candidates.scores):
-        if task in rows:
-            row = rows[task]
+def _band(chunks: Sequence[_Chunk], task: str, low: float, high: float) -> _Band:
+    below, total, inside, values, magnitudes = 0, 0, {}, [], []
+    for number, chunk in enumerate(chunks):
+        if task in chunk.rows:
+            row = chunk.row(task)
             over = _above(row, low)
             below += row.numel() - count_true(over)
             total += row.numel()
-            inside[index] = positions(over ^ _above(row, high))
-            values.append(row[inside[index]])
-    magnitudes = candidates.magnitudes_of(inside)
-    if magnitudes is not None:
-        magnitudes = [part[places] for part, places in zip(magnitudes, inside.values(), strict=True)]
+            inside[number] = positions(over ^ _above(row, high))
+            values.append(row[inside[number]])
+            magnitudes.append(chunk.magnitudes_at(inside[number]))
+    known = [part for part in magnitudes if part is not None]
     # All of equal scores lie on one side of a limit, so ties are broken among what is inside as among all.
-    joined = None if magnitudes is None else torch.cat(magnitudes)
-    exact = fractions(ranks(torch.cat(values), joined).long() + below, total)
-    split = exact.split([value.numel() for value in values])
+    ranked = ranks(torch.cat(values), torch.cat(known) if known else None)
+    split = fractions(ranked.long() + below, total).split([value.numel() for value in values])
     return _Band(low, high, below, inside, dict(zip(inside, split, strict=True)), total)
 
 
-def _judge(
-    rows: Mapping[str, Tensor], index: int, bands: Mapping[str, _Band], arbiter: Arbiter
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Put each entry of one parameter under (0), inside (1) or over (2) the band, with exact values inside.
+def _judge(chunk: _Chunk, number: int, bands: Mapping[str, _Band], arbiter: Arbiter) -> tuple[Tensor, Tensor, Tensor]:
+    """Put each entry of a chunk under, inside or over the band, with exact values inside.
 
     Returns:
-        The sides (int8), the positions of the entries inside, and their agreement scores.
+        Which entries are under it, the positions of those inside, and their agreement scores.
     """
-    limits = [(row, bands[task].low, bands[task].high) for task, row in rows.items()]
+    rows = {task: chunk.row(task) for task in chunk.rows}
     sides = torch.stack(
-        [_above(row, low).view(torch.int8) + _above(row, high).view(torch.int8) for row, low, high in limits]
+        [
+            _above(row, bands[task].low).view(torch.int8) + _above(row, bands[task].high).view(torch.int8)
+            for task, row in rows.items()
+        ]
     )
     side = arbiter(sides)
-    inside = positions(torch.from_numpy(side.numpy() == 1))
+    inside = positions(_equal(side, 1))
     percentiles = sides[:, inside].double()  # 0 and 2 stand for "under" and "over": they only have to compare right
     for axis, task in enumerate(rows):
-        known = percentiles[axis] == 1
-        places = torch.searchsorted(bands[task].inside[index], inside[known])
-        percentiles[axis, known] = bands[task].percentiles[index][places]
-    return side, inside, arbiter(percentiles)
+        exact, places = bands[task].percentiles[number], bands[task].inside[number]
+        if places.numel():
+            found = exact[torch.searchsorted(places, inside).clamp_max_(places.numel() - 1)]
+            percentiles[axis] = torch.where(percentiles[axis] == 1, found, percentiles[axis])
+    return _equal(side, 0), inside, arbiter(percentiles)
 
 
 def _above(row: Tensor, limit: float) -> Tensor:
-    """Compare on a CPU, where numpy does it two to three times faster than torch."""
-    if row.dtype in (torch.float32, torch.float64):
+    """Compare; on a CPU numpy does it two to three times faster than torch."""
+    if row.device.type == "cpu" and row.dtype in (torch.float32, torch.float64):
         return torch.from_numpy(row.numpy() > limit)
     return row > limit
+
+
+def _equal(values: Tensor, number: int) -> Tensor:
+    """Compare; on a CPU numpy does it two to three times faster than torch."""
+    return torch.from_numpy(values.numpy() == number) if values.device.type == "cpu" else values == number

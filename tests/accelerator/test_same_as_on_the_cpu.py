@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from disparse_plugin import at_least, disparse_static, score_tasks
+from disparse_plugin.agreement import band, ranking
 from networks import TwoHeads, digit_batches, digit_losses
 from tied_scores import SCORES, WEIGHTS, Tied
 
@@ -57,6 +58,29 @@ def test_masks(accelerator, tied, masked, cut):
         for one, other in zip(found.values(), expected.values(), strict=True):
             assert one.device.type == accelerator.type
             assert torch.equal(one.cpu(), other)
+
+
+@pytest.fixture
+def small_counts_as_large(monkeypatch):
+    """Cut by a sample, in chunks of two tensors, with nothing small enough to be sorted at once."""
+    monkeypatch.setattr(band, "SAMPLE", 40)
+    monkeypatch.setattr(band, "HALF_WIDTH", 0.2)
+    monkeypatch.setattr(band, "CHUNK", 100)
+    monkeypatch.setattr(ranking, "SORTED_AT_ONCE", 8)
+    monkeypatch.setattr(ranking, "STRIDE", 3)
+    monkeypatch.setattr(ranking, "ROW", 4)
+
+
+@pytest.mark.usefixtures("small_counts_as_large")
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_masks_of_large_models(accelerator, tied, cut):
+    test_masks(accelerator, tied, False, cut)
+
+
+@pytest.mark.usefixtures("small_counts_as_large")
+def test_importance_of_large_models(accelerator):
+    test_importance(accelerator, False, 3)
 
 
 @pytest.mark.parametrize("min_keep", [0, 3])
