@@ -147,7 +147,7 @@ def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     # The bits of positive floats are in the order of the floats, and the next float has the next bits.
     steps = torch.arange(values.numel(), device=values.device)
     raised = _running_maximum(arranged.view(torch.int64) - steps) + steps
-    one = torch.ones((), dtype=torch.float64).view(torch.int64).to(values.device)
+    one = torch.ones((), dtype=torch.float64, device=values.device).view(torch.int64)
     return torch.empty_like(values).scatter_(0, order, torch.minimum(raised, one - steps.flip(0)).view(torch.float64))
 
 

@@ -168,7 +168,9 @@ def _entering(model: nn.Module, last: Sequence[str]) -> Iterator[_Found]:
 def _outcome(entry: Run, model: nn.Module, seed: int = 0) -> _Found | str:
     model.train(entry.training)
     try:
-        with torch.random.fork_rng(devices=[]):
+        # Seeding reaches every card, also those that the model is not on.
+        cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        with torch.random.fork_rng(devices=cards):
             torch.manual_seed(seed)
             return entry.call(model)
     except TRACE_ERRORS as error:
