@@ -304,3 +304,11 @@ def test_a_floor_of_channels_counts_channels(min_keep):
     assert sum(kept) == 7
     assert all(own >= floor for own, floor in zip(kept, floors, strict=True))
     assert kept[0] == floors[0]  # the first would lose everything
+
+
+def test_weights_that_are_gone_take_no_place_in_a_block():
+    """Also where an own arbiter ranks the alive as low as can be."""
+    model, scores = build({"a": {0: [1.0] * 4}}, [4])
+    prune.custom_from_mask(model[0], "weight", torch.tensor([[1.0, 1.0, 0.0, 0.0]]))
+    (mask,) = scores.masks(arbiter=lambda percentiles: 0 * percentiles.amax(0), pattern="2:4").values()
+    assert mask.tolist() == [[True, True, False, False]]

@@ -117,3 +117,24 @@ def test_fold_leaves_a_plain_model(pruned):
     assert not prune.is_pruned(pruned)
     assert set(pruned.state_dict()) == set(TwoHeads().state_dict())
     assert torch.equal(outputs(pruned), before)
+
+
+def test_masks_that_cannot_all_be_attached_leave_those_that_were_there():
+    """The second layer has something else of that name, which torch finds out when the first is done."""
+    net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False))
+    attach_masks(net[0], {"weight": torch.tensor([[True, False]])})
+    net[1].weight_mask = "mine"
+    before = net[0].weight.clone()
+    new = torch.tensor([[False, True]])
+    with pytest.raises(KeyError, match="weight_mask"):
+        attach_masks(net, {"0.weight": new, "1.weight": new})
+    assert net[0].weight_mask.tolist() == [[1.0, 0.0]]
+    assert torch.equal(net[0].weight, before)
+    assert [name for name, _ in net[1].named_parameters()] == ["weight"]
+
+
+def test_applied_masks_show_at_once_in_a_model_that_carries_masks():
+    layer = nn.Linear(3, 1, bias=False)
+    attach_masks(layer, {"weight": torch.tensor([[True, True, False]])})
+    apply_masks(layer, {"weight": torch.tensor([[False, True, True]])})
+    assert (layer.weight != 0).tolist() == [[False, True, False]]

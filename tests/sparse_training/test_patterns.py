@@ -299,3 +299,15 @@ def test_more_than_the_pattern_removes_is_refused():
 def test_an_amount_is_needed_without_blocks():
     with pytest.raises(TypeError, match=r"amount: must be a float \(fraction\) or an int \(count\), found NoneType"):
         Gradual()
+
+
+def test_no_block_falls_below_n_where_a_stage_reaches_too_little():
+    """The batch has no labels for one task, so what its head should lose is not there to be taken."""
+    weights = [[float(i) for i in range(1, 9)], [float(i) for i in range(1, 9)]]
+    model = masked_model(weights, [[True] * 8, [True] * 8])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = given_losses({"a": {0: [1.0] * 8}})
+    pruning = GradualPruning(model, optimizer, losses, pattern="2:4", criterion="taylor", update_every=1, stop_at=2)
+    with pytest.warns(UserWarning, match="reached by no task"):
+        frozen_steps(pruning, optimizer)  # 7 of 16 are due; of the layer that is reached, 4 can go
+    assert alive_places(model) == [{2, 3, 6, 7}, set(range(8))]
