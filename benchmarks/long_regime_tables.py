@@ -1,4 +1,4 @@
-"""Write the page on networks that were trained longer, from the runs of ``benchmarks/accuracy.py --regime long``.
+"""Write the page on networks that were trained longer, from the runs of ``many_runs.py`` (or ``accuracy.py``).
 
     python benchmarks/long_regime_tables.py
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from accuracy_tables import setting_in_words
 from multitask.problem.relative import Interval, holm
 from multitask.pruning.methods import EXPONENTS
-from multitask.report import tables
+from multitask.report import long_overview, tables
 from multitask.report.names import title
 from multitask.report.results import Result, load
 from multitask.report.summary import Summary
@@ -25,8 +25,9 @@ ROOT = Path(__file__).parent.parent
 LEVEL = 0.05
 OLD_DEFAULT = "DiSparse Taylor"
 RULES = ("DiSparse damped", "shares, damped")  # each with an exponent, which validation chooses
-CHOSEN_ON = ("yeast",)  # where exponents are chosen; other settings confirm
-BASELINES = ("magnitude", "LAMP", "LAMP with reach", "Taylor, joint", "adaptive Taylor, joint", "SNIP")
+CHOSEN_ON = ("fashion+mnist", "fashion+mnist-adam-1-20", "yeast")  # exponents; other settings confirm
+BASELINES = ("magnitude", "LAMP", "LAMP with reach", "adaptive Taylor, joint", "SNIP")
+SHOWN_AT = (0.9, 0.95, 0.98)  # what averages are over, so that every setting has the same
 
 HEAD = """# Trained longer
 
@@ -37,9 +38,9 @@ under [Accuracy](accuracy.md), and how to run it under [Compare methods](guides/
 
 Rules, fixed before the test split was looked at: the learning rate of each method, and the exponent of the damped
 saliency, are those that did best on the *validation* split of a seed that is not reported, at 98 %; the exponent on
-yeast for all settings. A comparison *wins* or *loses* where its p-value (paired, Student's t), after Holm's correction
-over all comparisons of its table, is below 0.05; the intervals are not corrected. With few seeds that is a high bar,
-and an interval that leaves out zero is a hint.
+{chosen_on}, for all settings. A comparison *wins* or *loses* where its p-value (paired, Student's t), after
+Holm's correction over all comparisons of its table, is below 0.05; the intervals are not corrected. With few seeds that
+is a high bar, and an interval that leaves out zero is a hint.
 
 * *DiSparse Taylor*: `criterion="taylor"`, the paper's rule. *DiSparse adaptive*: `"layer_adaptive(taylor)"`.
 * *DiSparse damped e*: `"layer_adaptive(damped(taylor, e))"`, still the paper's rule.
@@ -138,29 +139,31 @@ def setting_page(result: Result, candidates: Sequence[str], joint: Sequence[str]
     for heading, what in (("Mean over the tasks", "mean"), ("Task that lost most", "worst")):
         yield f"### {heading}, {title(result.name)}"
         yield tables.by_amount(summary, what)
-    yield f"### Against plain Taylor per task, {title(result.name)}"
+    yield "<details><summary>All comparisons, and the learning rates tried</summary>"
+    yield "Against plain Taylor per task."
     yield from comparison(paired(summary, [(name, OLD_DEFAULT) for name in candidates]))
-    yield f"### Against the summed loss, {title(result.name)}"
+    yield "Against the summed loss."
     yield from comparison(paired(summary, [(m.name, m.twin) for m in summary.methods if m.twin]))
-    yield f"### Against what is simple, {title(result.name)}"
+    yield "Against what is simple."
     others = [*BASELINES, *joint]
-    yield from comparison(paired(summary, [(name, other) for name in candidates for other in others]))
-    yield "<details><summary>The learning rates tried</summary>"
+    yield from comparison(paired(summary, [(a, b) for a in candidates for b in others if a != b]))
     yield tables.learning_rates(result.rates)
     yield "</details>"
 
 
 def page(results: Sequence[Result]) -> Iterator[str]:
     """The whole page, in paragraphs."""
-    yield HEAD.rstrip()
-    yield f"Run so far: {'; '.join(title(result.name) for result in results)}."
+    yield HEAD.rstrip().replace("{chosen_on}", " and ".join(title(name) for name in CHOSEN_ON))
+    machines = sorted({f"{result.facts.get('device', 'cpu')} (torch {result.facts['torch']})" for result in results})
+    yield f"Run so far: {'; '.join(title(result.name) for result in results)}; on {' and '.join(machines)}."
+    damped = [chosen(results, rule) for rule in RULES]
+    yield from long_overview.paragraphs(results, [OLD_DEFAULT, "DiSparse adaptive", *damped], BASELINES, SHOWN_AT)
     yield "## The exponent"
     yield "Mean change over the tasks on validation, at 98 %, in % of the dense network; the chosen one in bold."
     yield choice(results)
-    damped = [chosen(results, rule) for rule in RULES]
     joint = sorted({f"damped {name.split()[-1]}, joint" for name in damped})
     for result in results:
-        yield from setting_page(result, ["DiSparse adaptive", *damped], joint)
+        yield from setting_page(result, ["DiSparse adaptive", *damped, "LAMP with reach"], joint)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from disparse_plugin.masks import masks_of
 from multitask import settings
 from multitask.problem.relative import Interval, holm
 from multitask.pruning.methods import METHODS
+from multitask.report import long_overview
 from multitask.report.results import load
 from multitask.settings import SETTINGS, prolonged
 from multitask.training.bench import Bench
@@ -123,3 +124,27 @@ def test_the_exponent_is_chosen_on_the_seed_that_is_not_reported(
 def test_a_folder_without_runs_is_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="results: needs finished runs"):
         long_regime_tables.main(["--results", str(tmp_path)])
+
+
+def test_averages_over_amounts_and_settings_are_paired_by_seed(tmp_path: Path, known: None) -> None:
+    accuracy.main(command(tmp_path, "--methods", "magnitude", "DiSparse adaptive", "--quick"))
+    result = load(tmp_path)[0]
+    for run in result.runs:  # the adaptive one is ahead by 10 points in one task, at one amount, in seed 0 by 20
+        value = 0.5
+        if run.method == "DiSparse adaptive" and run.amount == 0.9:
+            value += 0.1 if run.seed else 0.2
+        run.test.update(left={"accuracy": value}, right={"accuracy": 0.5})
+    found = long_overview.averaged(result.summary, "DiSparse adaptive", "magnitude", [0.9, 0.98], "mean")
+    assert found == pytest.approx({0: 10.0, 1: 5.0})  # 20 % and 40 % of one task of two, at one amount of two
+    assert set(long_overview.averaged(result.summary, "DiSparse adaptive", "magnitude", [0.9], "worst").values()) == {0}
+    lines = long_overview.against([result, result], "DiSparse adaptive", "magnitude", [0.9, 0.98])
+    assert [line.what for line in lines] == ["mean", "worst"] * 2
+    alone = lines[0].interval.p_value
+    assert lines[0].corrected == pytest.approx(min(1, 4 * alone))
+    every = long_overview.overall([result, result], "DiSparse adaptive", "magnitude", [0.9, 0.98], "mean")
+    assert every is not None
+    assert every.mean == pytest.approx(7.5)
+    assert long_overview.overall([result], "DiSparse adaptive", "LAMP", [0.9], "mean") is None
+    text = long_overview.matrix([result], ["DiSparse adaptive"], ["magnitude", "LAMP"], [0.9, 0.98])
+    assert f"| DiSparse adaptive | magnitude | {every} | 0 / 1 / 0 |" in text
+    assert "LAMP" not in text
