@@ -144,7 +144,7 @@ def sum_of_shares(shares: Tensor) -> Tensor:
 
 def _added(rows: Tensor) -> Tensor:
     """Add up from the smallest to the largest: the same to the last bit in any order of tasks and on any device."""
-    ordered = rows.sort(dim=0).values
+    ordered = rows if len(rows) < 3 else rows.sort(dim=0).values
     total = ordered[0].clone()
     for row in ordered[1:]:
         total += row
@@ -233,6 +233,16 @@ def scale_of(arbiter: Arbiter) -> Literal["percentile", "share"]:
 def ignores_absent_tasks(arbiter: Arbiter) -> bool:
     """Tell whether leaving out the rows of tasks that do not reach a weight gives the same result as NaN in them."""
     return is_order_statistic(arbiter) or arbiter is mean or arbiter is majority
+
+
+def stays_in_range(arbiter: Arbiter) -> bool:
+    """Tell whether an arbiter is known to turn percentiles into values in [0, 1].
+
+    Example:
+        >>> stays_in_range(unanimous), stays_in_range(lambda percentiles: percentiles.sum(0))
+        (True, False)
+    """
+    return ignores_absent_tasks(arbiter)
 
 
 def is_order_statistic(arbiter: Arbiter) -> bool:

@@ -14,7 +14,7 @@ from .band import lowest_by_agreement, lowest_of
 from .budgets import Quota
 from .candidates import Candidates, first_of
 from .percentiles import agreement
-from .ranking import count_true, highest
+from .ranking import counts_true, highest
 
 
 def lowest_in_budget(
@@ -51,7 +51,10 @@ def lowest_in_budget(
 
 def _protected_went(chosen: Sequence[Tensor], floors: Sequence[int]) -> bool:
     """Tell whether a cut that knew no protection took of it: where enough is left in a tensor, its highest are."""
-    return any(mark.numel() - count_true(mark) < floor for mark, floor in zip(chosen, floors, strict=True) if floor)
+    if not any(floors):
+        return False
+    gone = counts_true(chosen)
+    return any(mark.numel() - went < floor for mark, went, floor in zip(chosen, gone, floors, strict=True) if floor)
 
 
 def _lowest(

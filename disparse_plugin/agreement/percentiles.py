@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..arbiters import Arbiter, ignores_absent_tasks, scale_of
+from ..arbiters import Arbiter, ignores_absent_tasks, scale_of, stays_in_range
 from ..criteria import lamp_scores
 from .candidates import Candidates, first_of
 from .ranking import ranks
@@ -53,7 +53,8 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
         for axis, task in enumerate(wanted):
             if task in rows:
                 percentiles[axis] = fractions(ranked[task].pop(index), totals[task])
-        result.append(check_agreement(arbiter(percentiles), size))
+        value = arbiter(percentiles)
+        result.append(value if stays_in_range(arbiter) else check_agreement(value, size))
     return result
 
 
