@@ -27,6 +27,7 @@ extensions = [
 exclude_patterns = ["_build", "gallery/notes"]
 html_theme = "furo"
 html_title = "disparse-plugin"
+html_show_copyright = False
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True, "source_repository": reference.repository()}

@@ -1,7 +1,8 @@
 """Run the examples in full and write their pages: ``python docs/gallery.py [NAME ...]``; only the pages: ``--pages``.
 
-What an example printed, when and on what is kept in ``docs/gallery/runs``, its picture in ``docs/images/gallery``. The
-tests run every example with ``--quick``; the site shows these full runs.
+What an example printed, when, on what and for how long is kept in ``docs/gallery/runs``, its picture in
+``docs/images/gallery``. The tests run every example with ``--quick``; the site, the README and ``examples/README.md``
+show these full runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import datetime
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,23 +22,25 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 EXAMPLES = DOCS.parent / "examples"
 RUNS, PICTURES = DOCS / "gallery" / "runs", DOCS / "images" / "gallery"
-ORDER = (  # as a reader would want to see them
-    "quickstart",
-    "smp_two_task",
-    "detector",
-    "text_two_heads",
-    "trainer_six_lines",
-    "sparse_training",
-    "structured_timm",
-    "structured_smp",
-    "semi_structured",
-    "watershed",
-)
+ORDER = {  # as a reader would want to see them, and what each shows
+    "quickstart": "seven ways to prune two unequal tasks",
+    "smp_two_task": "an SMP Unet with a mask and a label",
+    "detector": "a torchvision detector, by its own losses",
+    "text_two_heads": "a Hugging Face text model",
+    "trainer_six_lines": "six lines in a training script",
+    "sparse_training": "sparse from the first step: DiSparse, RigL, SET",
+    "structured_timm": "a timm trunk loses channels and milliseconds",
+    "structured_smp": "a small SMP model, saved and rebuilt",
+    "semi_structured": "two of every four weights",
+    "watershed": "where tasks part ways, with controls",
+}
+COLUMNS = 5  # of the README's table
+BEGIN, END = "<!-- examples: begin, written by docs/gallery.py -->", "<!-- examples: end -->"
 INDEX = """# Examples
 
-Scripts with data that the packages bring along: nothing is downloaded, and a CPU is enough. Most take `--quick` (a few
-steps, to see that it runs), `--seed`, `--device` and `--out` (where the picture goes), and all explain themselves with
-`--help`. They need `pip install -e '.[examples]'`. What is shown was printed by full runs; each page says when.
+Scripts with data that the packages bring along: nothing is downloaded, and a CPU is enough. All take `--quick` (a few
+steps, to see that it runs), `--seed`, `--device` and `--out` (where the picture goes), and explain themselves with `--help`.
+They need `pip install -e '.[examples]'`. What is shown was printed by full runs; each page says when.
 
 ::::{{grid}} 1 2 2 3
 :gutter: 3
@@ -75,6 +79,7 @@ PAGE = """# {title}
 
 ```{{literalinclude}} ../../examples/{name}.py
 :language: python
+:lines: {first}-
 ```
 """
 
@@ -87,6 +92,11 @@ def describe(name: str) -> tuple[str, str]:
     return title, re.sub(r"\n\n((?:    .*\n?)+)", lambda found: f"\n\n```sh\n{dedent(found[1])}\n```\n", text)
 
 
+def first_line(name: str) -> int:
+    """Return the number of the first line of code: the docstring is the text of the page."""
+    return ast.parse((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")).body[1].lineno
+
+
 def dedent(block: str) -> str:
     """Take the four spaces off every line."""
     return "\n".join(line[4:] for line in block.rstrip().splitlines())
@@ -95,6 +105,7 @@ def dedent(block: str) -> str:
 def run(name: str) -> None:
     """Run an example as a reader would, keep what it prints and draws."""
     with tempfile.TemporaryDirectory() as folder:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         done = subprocess.run(
             [sys.executable, EXAMPLES / f"{name}.py", "--out", folder],
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(DOCS.parent), os.environ.get("PYTHONPATH", "")])},
@@ -102,11 +113,12 @@ def run(name: str) -> None:
             text=True,
             check=True,
         )
-        keep(name, done.stdout, Path(folder))
+        seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        keep(name, done.stdout, Path(folder), seconds)
 
 
-def keep(name: str, printed: str, folder: Path) -> None:
-    """Write down what was printed, when and on what; take over the picture."""
+def keep(name: str, printed: str, folder: Path, seconds: float) -> None:
+    """Write down what was printed, when, on what, and the seconds that one core worked; take over the picture."""
     import torch
 
     where = (
@@ -114,7 +126,8 @@ def keep(name: str, printed: str, folder: Path) -> None:
     )
     RUNS.mkdir(parents=True, exist_ok=True)
     printed = printed.replace(f"{folder}{os.sep}", "").strip("\n")
-    (RUNS / f"{name}.txt").write_text(f"{datetime.date.today()}, {where}\n\n{printed}\n", encoding="utf-8")
+    when = f"{datetime.date.today()}, {where}, {seconds:.0f} s of one core"
+    (RUNS / f"{name}.txt").write_text(f"{when}\n\n{printed}\n", encoding="utf-8")
     for picture in folder.glob(f"{name}*.png"):
         PICTURES.mkdir(parents=True, exist_ok=True)
         (PICTURES / picture.name).write_bytes(picture.read_bytes())
@@ -141,13 +154,44 @@ def write_pages() -> None:
     cards = []
     for name in ORDER:
         title, text = describe(name)
-        picture = picture_of(name, title, "![{title}: what the run below gave]({path})\n\n")
-        page = PAGE.format(title=title, text=text.rstrip(), picture=picture, result=result_of(name), name=name)
+        picture = picture_of(name, title, ":::{{div}} wide\n![{title}: what the run below gave]({path})\n:::\n\n")
+        result, first = result_of(name), first_line(name)
+        page = PAGE.format(title=title, text=text.rstrip(), picture=picture, result=result, name=name, first=first)
         (DOCS / "gallery" / f"{name}.md").write_text(page, encoding="utf-8")
         top = picture_of(name, title, ":img-top: {path}\n:img-alt: {title}\n")
         cards.append(CARD.format(title=title, name=name, picture=top, sentence=" ".join(text.split("\n\n")[0].split())))
     index = INDEX.format(cards="\n".join(cards).rstrip(), names="\n".join(ORDER))
     (DOCS / "gallery" / "index.md").write_text(index, encoding="utf-8")
+
+
+def minutes(name: str) -> str:
+    """Return how long the run that was kept took one core, in words."""
+    seconds = int(re.search(r", (\d+) s of one core\n", (RUNS / f"{name}.txt").read_text(encoding="utf-8"))[1])
+    return f"{round(seconds / 60)} min" if seconds >= 90 else f"{seconds} s"
+
+
+def readme_table() -> str:
+    """Return the README's table: a row of pictures, a row of what they show, and so on."""
+    rows, names = [], list(ORDER)
+    for start in range(0, len(names), COLUMNS):
+        part = names[start : start + COLUMNS]
+        rows.append([f"![{name}](docs/images/gallery/{name}.png)" for name in part])
+        rows.append([f"[{ORDER[name]}](docs/gallery/{name}.md), {minutes(name)}" for name in part])
+    rows.insert(1, [":---:"] * COLUMNS)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def examples_table() -> str:
+    """Return the table of ``examples/README.md``."""
+    lines = [f"| [{name}.py]({name}.py) | {shows} | {minutes(name)} |" for name, shows in ORDER.items()]
+    return "\n".join(["| script | what it shows | one core |", "| --- | --- | ---: |", *lines])
+
+
+def write_tables() -> None:
+    """Put the tables where their marks are."""
+    for path, table in ((DOCS.parent / "README.md", readme_table()), (EXAMPLES / "README.md", examples_table())):
+        before, after = re.split(rf"{BEGIN}\n.*?{END}", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        path.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -160,6 +204,7 @@ def main() -> None:
         print(name, flush=True)
         run(name)
     write_pages()
+    write_tables()
 
 
 if __name__ == "__main__":

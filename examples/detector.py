@@ -5,7 +5,8 @@ A detector that returns its losses
 Torchvision's detectors return a dict of losses when they train, so ``return model(*batch)`` is all that pruning needs.
 
 A small RetinaNet finds coloured discs, squares and crosses on noise; *which* (classification) and *where* (boxes) are
-its two tasks. It is trained, pruned to 90 % by each task's own scores, by the summed loss and by magnitude, and tuned.
+its two tasks. It is trained, pruned to 90 % by each task's own scores, by those of the summed loss, by LAMP and by
+magnitude, and tuned.
 
 No download; about two minutes on two CPU cores:
 
@@ -28,8 +29,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import box_iou
 from tqdm import trange
 
-from disparse_plugin import disparse_pretrained, layer_adaptive
-from disparse_plugin.sparse_training import joint
+from disparse_plugin import disparse_pretrained, joint
 
 SIZE, KINDS, AMOUNT = 64, ("disc", "square", "cross"), 0.9
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -119,7 +119,7 @@ def draw(path: Path, data: Batch, found: dict[str, list[dict[str, Tensor]]], col
 
 
 def main() -> None:
-    """Train, prune in three ways, tune, compare."""
+    """Train, prune in four ways, tune, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda, ...")
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and batches (default: 0)")
@@ -134,11 +134,11 @@ def main() -> None:
     train(dense, training, steps, "dense")
 
     scored = [([image], [target]) for image, target in zip(training[0][:32], training[1][:32], strict=True)]
-    adaptive: Any = layer_adaptive("taylor")
-    ways: dict[str, tuple[Callable[..., Any], Any]] = {
-        "per task": (losses, adaptive),
-        "summed loss": (joint(losses), adaptive),
-        "magnitude": (losses, "magnitude"),
+    ways: dict[str, tuple[Callable[..., Any], dict[str, str]]] = {
+        "per task": (losses, {}),
+        "summed loss": (joint(losses), {}),
+        "LAMP": (losses, {"criterion": "lamp"}),
+        "magnitude": (losses, {"criterion": "magnitude"}),
     }
     found = {}
     print(f"{'':16}{'right kind':>12}{'box overlap':>14}")
@@ -146,7 +146,7 @@ def main() -> None:
         model = copy.deepcopy(dense)
         if name in ways:
             seen, criterion = ways[name]
-            disparse_pretrained(model.train(), seen, scored, AMOUNT, criterion=criterion)
+            disparse_pretrained(model.train(), seen, scored, AMOUNT, **criterion)
         train(model, training, tune, name)
         right, overlap, found[name] = test(model, testing)
         print(f"{name:16}{right:12.1%}{overlap:14.3f}", flush=True)

@@ -23,19 +23,15 @@ import copy
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from skimage import data, filters
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import prune
 from tqdm import tqdm
 
-from disparse_plugin import DiSparsePretrained, layer_adaptive, score_tasks
-from disparse_plugin.masks import sparsity_report
-from disparse_plugin.sparse_training import joint
+from disparse_plugin import disparse_pretrained, fold, joint, sparsity_report
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # SMP's imports announce deprecations of their own
@@ -131,14 +127,6 @@ def draw(path: Path, batch: Batch, predicted: dict[str, Tensor], columns: int = 
     figure.savefig(path)
 
 
-def prune_by(model: nn.Module, seen: Any, data: list[Batch], amount: float) -> Any:
-    """Prune in three lines; return the scores."""
-    scores = score_tasks(model.eval(), seen, data, criterion=layer_adaptive("taylor"))
-    importance = scores.importance()
-    prune.global_unstructured(scores.parameters, DiSparsePretrained, importance_scores=importance, amount=amount)
-    return scores
-
-
 def read_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,7 +164,7 @@ def main() -> None:
     print(f"{'':14}{'mask IoU':>10}{'label':>10}")
     for name, seen in {"dense": None, "summed loss": joint(losses), "DiSparse": losses}.items():
         model = copy.deepcopy(dense)
-        scores = prune_by(model, seen, data, options.amount) if seen else None
+        scores = disparse_pretrained(model.eval(), seen, data, options.amount) if seen else None
         train(model, more, 1e-3, name)
         iou, accuracy, predicted[name] = evaluate(model, test)
         print(f"{name:14}{iou:10.1%}{accuracy:10.1%}", flush=True)
@@ -184,8 +172,7 @@ def main() -> None:
     report = str(sparsity_report(model, scores)).splitlines()
     rule = next(number for number, line in enumerate(report) if line.startswith("---"))
     print("", report[0], *report[rule + 1 :], sep="\n")  # the parts; the layers are many
-    for module, name in scores.parameters:
-        prune.remove(module, name)  # a plain model again, with zeros
+    fold(model)  # a plain model again, with zeros
     print(f"\n{time.perf_counter() - start:.0f} s in all; picture: {options.out / 'smp_two_task.png'}")
 
 

@@ -27,9 +27,7 @@ from torch.nn import functional as F
 from tqdm import trange
 from transformers import BertConfig, BertModel
 
-from disparse_plugin import disparse_pretrained, layer_adaptive
-from disparse_plugin.masks import sparsity_report
-from disparse_plugin.sparse_training import joint
+from disparse_plugin import disparse_pretrained, joint, sparsity_report
 
 WORDS, LENGTH, AMOUNT = 60, 16, 0.8
 A, B = 0, 1
@@ -115,7 +113,7 @@ def draw(path: Path, found: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    """Train, prune in three ways, tune, compare."""
+    """Train, prune in four ways, tune, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda, ...")
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and batches (default: 0)")
@@ -131,16 +129,16 @@ def main() -> None:
     dense = TwoHeads().to(options.device)
     train(dense, steps, options.seed, options.device, "dense")
 
-    adaptive: Any = layer_adaptive("taylor")
-    ways = {
-        "per task": (losses, adaptive),
-        "summed loss": (joint(losses), adaptive),
-        "magnitude": (losses, "magnitude"),
+    ways: dict[str, tuple[Any, dict[str, str]]] = {
+        "per task": (losses, {}),
+        "summed loss": (joint(losses), {}),
+        "LAMP": (losses, {"criterion": "lamp"}),
+        "magnitude": (losses, {"criterion": "magnitude"}),
     }
     found = {"dense": test(dense, testing)}
     for name, (seen, criterion) in ways.items():
         model = copy.deepcopy(dense).eval()
-        scores = disparse_pretrained(model, seen, scored, AMOUNT, criterion=criterion)
+        scores = disparse_pretrained(model, seen, scored, AMOUNT, **criterion)
         train(model, tune, options.seed + 1, options.device, name)
         found[name] = test(model, testing)
         if name == "per task":

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import trange
 
-from disparse_plugin import layer_adaptive  # <-
-from disparse_plugin.masks import sparsity_report  # <-
+from disparse_plugin import sparsity_report  # <-
 from disparse_plugin.sparse_training import GradualPruning  # <-
 
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -65,8 +64,11 @@ def summed(_: nn.Module) -> Callable[[list[Tensor]], None]:
 
 def balanced(model: nn.Module) -> Callable[[list[Tensor]], None]:
     """Fill the gradients with TorchJD's aggregation, which takes out what conflicts."""
-    from torchjd import autojac
-    from torchjd.aggregation import PCGrad
+    try:
+        from torchjd import autojac
+        from torchjd.aggregation import PCGrad
+    except ImportError as error:
+        raise ImportError(f"{error}; --balance needs: pip install torchjd") from error
 
     aggregator = PCGrad()
 
@@ -134,9 +136,7 @@ def main() -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     plan = {"update_every": max(steps // 16, 1), "start_at": steps // 4, "stop_at": 3 * steps // 4}  # <-
-    pruning = GradualPruning(  # <-
-        model, optimizer, losses, amount=options.amount, criterion=layer_adaptive("taylor"), **plan
-    )
+    pruning = GradualPruning(model, optimizer, losses, amount=options.amount, **plan)  # <-
     history = []
     for step in trange(steps, desc="training", leave=False):
         chosen = torch.randint(len(data[0]), (64,))
@@ -148,7 +148,7 @@ def main() -> None:
         pruning.step(batch)  # <-
         if step % max(steps // 40, 1) == 0 or step == steps - 1:
             history.append((step, sparsity_report(model).sparsity, test_on(model, testing)))
-    print(sparsity_report(model))
+    print(sparsity_report(model))  # <-
     print(*(f"{task}: {right:.1%} right" for task, right in history[-1][2].items()), sep=", ")
     draw(options.out / "trainer_six_lines.png", history)
     print(f"\n{time.perf_counter() - start:.0f} s in all; picture: {options.out / 'trainer_six_lines.png'}")
