@@ -39,8 +39,8 @@ BEGIN, END = "<!-- examples: begin, written by docs/gallery.py -->", "<!-- examp
 INDEX = """# Examples
 
 Scripts with data that the packages bring along: nothing is downloaded, and a CPU is enough. All take `--quick` (a few
-steps, to see that it runs), `--seed`, `--device` and `--out` (where the picture goes), and explain themselves with `--help`.
-They need `pip install -e '.[examples]'`. What is shown was printed by full runs; each page says when.
+steps, to see that it runs), `--seed`, `--device` and `--out` (where the picture goes), and explain themselves with
+`--help`. They need `pip install -e '.[examples]'`. What is shown was printed by full runs; each page says when.
 
 ::::{{grid}} 1 2 2 3
 :gutter: 3
@@ -165,8 +165,12 @@ def write_pages() -> None:
 
 
 def minutes(name: str) -> str:
-    """Return how long the run that was kept took one core, in words."""
-    seconds = int(re.search(r", (\d+) s of one core\n", (RUNS / f"{name}.txt").read_text(encoding="utf-8"))[1])
+    """Return how long the run that was kept took one core, in words; nothing if that was not kept."""
+    path = RUNS / f"{name}.txt"
+    found = re.search(r", (\d+) s of one core\n", path.read_text(encoding="utf-8")) if path.exists() else None
+    if found is None:
+        return ""
+    seconds = int(found[1])
     return f"{round(seconds / 60)} min" if seconds >= 90 else f"{seconds} s"
 
 
@@ -175,8 +179,10 @@ def readme_table() -> str:
     rows, names = [], list(ORDER)
     for start in range(0, len(names), COLUMNS):
         part = names[start : start + COLUMNS]
-        rows.append([f"![{name}](docs/images/gallery/{name}.png)" for name in part])
-        rows.append([f"[{ORDER[name]}](docs/gallery/{name}.md), {minutes(name)}" for name in part])
+        rows.append([picture_of(name, name, "![{title}](docs/images/gallery/{title}.png)") for name in part])
+        rows.append(
+            [", ".join(filter(None, [f"[{ORDER[name]}](docs/gallery/{name}.md)", minutes(name)])) for name in part]
+        )
     rows.insert(1, [":---:"] * COLUMNS)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -191,7 +197,7 @@ def write_tables() -> None:
     """Put the tables where their marks are."""
     for path, table in ((DOCS.parent / "README.md", readme_table()), (EXAMPLES / "README.md", examples_table())):
         before, after = re.split(rf"{BEGIN}\n.*?{END}", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        path.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
+        path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:

@@ -101,13 +101,15 @@ def accuracy(model: nn.Module, data: Batch) -> tuple[float, float]:
 
 @torch.no_grad()
 def milliseconds(model: nn.Module, x: Tensor, repeats: int = 20) -> float:
-    """Return the median time of one forward."""
-    times = []
+    """Return the median time of one forward; on a CPU that of one core, whatever else the machine is doing."""
+    clock = time.process_time if x.device.type == "cpu" else time.perf_counter
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
     for _ in range(repeats + 3):
-        start = time.perf_counter()
-        worst = model(x)[0].max().item()  # waits for the device
-        times.append(time.perf_counter() - start)
-        assert worst == worst, "the model gives NaN"
+        start = clock()
+        model(x)[0].tolist()  # waits for the device
+        times.append(clock() - start)
+    torch.set_num_threads(threads)
     return 1000 * sorted(times[3:])[repeats // 2]
 
 
@@ -166,9 +168,12 @@ def draw(path: Path, rows: list[Row]) -> None:
         found = [row for row in rows if row.name == name]
         worst = [100 * min(row.tuned) for row in found]
         axes.plot([row.time for row in found], worst, style, color=color, label=name)
-    for row in rows[1 :: len(WAYS)]:
-        axes.annotate(f"-{row.amount:.0%}", (row.time, 100 * min(row.tuned)), (0, 7), textcoords="offset points")
-    axes.set(xlabel="milliseconds for 16 pictures", ylabel="right answers of the worst task, %", xlim=(0, None))
+    for row in rows[1:]:
+        place = (row.time, 100 * min(row.tuned))
+        axes.annotate(f"-{row.amount:.0%}", place, (5, 5), textcoords="offset points", fontsize=7)
+    axes.set(
+        xlabel="milliseconds of one core for 16 pictures", ylabel="right answers of the worst task, %", xlim=(0, None)
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,8 +188,8 @@ def read_options() -> argparse.Namespace:
         "--amounts",
         type=float,
         nargs="+",
-        default=(0.5, 0.7, 0.85),
-        help="of the multiply-adds (default: 0.5 0.7 0.85)",
+        default=(0.3, 0.5, 0.7),
+        help="of the multiply-adds (default: 0.3 0.5 0.7)",
     )
     parser.add_argument("--epochs", type=int, default=3, help="of training, and of fine-tuning (default: 3)")
     parser.add_argument("--device", type=torch.device, default="cpu", help="cpu (default), cuda, ...")
