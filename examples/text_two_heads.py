@@ -6,7 +6,7 @@ Prune a BERT with a head for the whole text and one for every word.
 
 The text is made up: sentences of 16 words out of 60. *Order* asks whether the first "a" comes before the first "b";
 *repeats* asks of every word whether it was there before. The model is a tiny BERT with random weights; nothing is
-downloaded. The embeddings stay whole; all linear layers are pruned to 80 %.
+downloaded. The embeddings stay whole; all linear layers are pruned to 95 %.
 
 Less than two minutes on two CPU cores; needs ``pip install -e '.[examples,transformers]'``:
 
@@ -29,7 +29,7 @@ from transformers import BertConfig, BertModel
 
 from disparse_plugin import disparse_pretrained, joint, sparsity_report
 
-WORDS, LENGTH, AMOUNT = 60, 16, 0.8
+WORDS, LENGTH, AMOUNT = 60, 16, 0.95
 A, B = 0, 1
 Batch = dict[str, Tensor]
 
@@ -105,9 +105,9 @@ def draw(path: Path, found: dict[str, dict[str, float]]) -> None:
         bars = axes.bar(places, [100 * each[task] for each in found.values()], 0.38, color=color, label=task)
         axes.bar_label(bars, fmt="%.1f", fontsize=8)
     axes.set_xticks(range(len(found)), list(found))
-    axes.set(ylim=(40, 105), ylabel="right answers, %", title=f"{AMOUNT:.0%} of the weights pruned")
+    axes.set(ylim=(40, 105), ylabel="right answers, %", xlabel=f"{AMOUNT:.0%} of the weights pruned")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=2, loc="lower right")
+    figure.legend(frameon=False, ncols=2, loc="outside upper center")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
