@@ -171,9 +171,9 @@ def draw(path: Path, rows: list[Row]) -> None:
     for row in rows[1:]:
         place = (row.time, 100 * min(row.tuned))
         axes.annotate(f"-{row.amount:.0%}", place, (5, 5), textcoords="offset points", fontsize=7)
-    axes.set(
-        xlabel="milliseconds of one core for 16 pictures", ylabel="right answers of the worst task, %", xlim=(0, None)
-    )
+    lowest = min(100 * min(row.tuned) for row in rows)
+    axes.set(xlim=(0, None), ylim=(min(80, lowest - 2), 100))
+    axes.set(xlabel="milliseconds of one core for 16 pictures", ylabel="right answers of the worst task, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
