@@ -5,14 +5,14 @@ import re
 
 import pytest
 import torch
-from torch import distributed, nn
-from torch.nn import functional as F
+from torch import distributed
 
 import disparse_plugin
 from places import ROOT
 
 DOCS = ROOT / "docs"
 GUIDES = sorted(DOCS.glob("guides/*.md"))
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = sorted([*GUIDES, *DOCS.glob("start/*.md")])
 WRITTEN = [path for path in [*DOCS.glob("*.md"), *PAGES, *ROOT.glob("*.md")] if path.name != "structured_coverage.md"]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -45,7 +45,7 @@ def one_rank(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 @pytest.mark.usefixtures("one_rank")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, CONTRIBUTING], ids=lambda page: page.stem)
 def test_a_page_runs_from_its_first_line_with_nothing_injected(page):
     blocks = blocks_of(page)
     assert blocks, "a page without code, or with a fence that this test does not know"
@@ -53,32 +53,8 @@ def test_a_page_runs_from_its_first_line_with_nothing_injected(page):
     run(blocks, page, {"__name__": "pasted"})
 
 
-class DepthAndLabel(nn.Module):
-    """The model that CONTRIBUTING.md takes for granted."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Conv2d(3, 8, 3, padding=1)
-        self.depth, self.label = nn.Conv2d(8, 1, 1), nn.Linear(8, 4)
-
-    def forward(self, x):
-        features = self.trunk(x).relu()
-        return self.depth(features), self.label(features.mean((2, 3)))
-
-
-def losses(model, batch):
-    depth, logits = model(batch["image"])
-    return {"depth": F.l1_loss(depth, batch["depth"]), "label": F.cross_entropy(logits, batch["label"])}
-
-
-def test_the_extensions_of_contributing_run():
-    page = ROOT / "CONTRIBUTING.md"
-    batch = {"image": torch.randn(4, 3, 8, 8), "depth": torch.rand(4, 1, 8, 8), "label": torch.arange(4)}
-    run(blocks_of(page), page, {"model": DepthAndLabel(), "losses": losses, "loader": [batch] * 4})
-
-
 def test_all_guides_have_the_same_model():
-    setups = {SETUP.search(page.read_text(encoding="utf-8"))[0] for page in GUIDES}
+    setups = {SETUP.search(page.read_text(encoding="utf-8"))[0] for page in [*GUIDES, CONTRIBUTING]}
     assert len(setups) == 1
 
 
@@ -99,7 +75,7 @@ def test_links_lead_to_files(page):
 
 
 def test_code_has_88_columns():
-    for page in PAGES:
+    for page in [*PAGES, CONTRIBUTING]:
         for block in blocks_of(page):
             assert max(map(len, block.splitlines())) <= 88, page.name
 
