@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from disparse_plugin import disparse_static
 from disparse_plugin.masks import sparsity_report
@@ -86,3 +87,8 @@ def test_what_was_left_out_of_scoring_is_listed():
     assert list(report.skipped) == list(report.to_dict()["skipped"]) == ["encoder.self_attn.out_proj.weight"]
     assert "left out: encoder.self_attn.out_proj.weight (a parent reads it directly" in " ".join(str(report).split())
     assert not sparsity_report(model).skipped
+
+
+def test_a_mask_that_only_scales_leaves_alive():
+    layer = prune.custom_from_mask(nn.Linear(3, 1, bias=False), "weight", torch.tensor([[0.25, 0.0, 1.0]]))
+    assert sparsity_report(layer).alive == 2

@@ -154,3 +154,31 @@ def test_a_built_in_name_is_replaced_only_when_asked_for():
 def test_unknown_choices(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_lamp_of_scores_whose_squares_are_no_floats():
+    scores = torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64)
+    for scale in (1e-200, 1e200):
+        torch.testing.assert_close(criteria.lamp_scores(scores * scale), criteria.lamp_scores(scores))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("snip", 6.0),
+        ("taylor", 6.0),
+        ("magnitude", 2.0),
+        ("fisher", 36.0),
+        ("gradient", 3.0),
+        ("authors_pretrained", 12.0),
+    ],
+)
+def test_the_formula_of_each_criterion(name, expected):
+    assert float(criteria.resolve(name).score(torch.tensor([-2.0]), torch.tensor([3.0]))) == expected
+
+
+def test_magnitudes_do_not_add_up_over_batches():
+    model = TwoHeads().eval()
+    scores = score_tasks(model, digit_losses, digit_batches(3), criterion="magnitude")
+    for task in scores:
+        assert all(torch.equal(score, module.weight.abs()) for (module, _), score in scores[task].items())

@@ -42,6 +42,7 @@ ANOTHER = {
     "in place": (lambda w: w.clone().sub_(0.1), "sub"),
     "binary": (Sign.apply, "ge"),
     "signs of itself": (lambda w: w * w.sign(), "sign"),
+    "times its transpose": (lambda w: w * w.t(), "mul"),
 }
 ITSELF = {
     "plain": lambda w: w,
@@ -53,6 +54,16 @@ ITSELF = {
     "dropped": lambda w: F.dropout(w, 0.2),
     "in parts": lambda w: torch.cat(w.chunk(2)),
 }
+
+
+def test_a_layer_that_multiplies_with_both():
+    """With zeros where the mask has them, and with something that it computes: the mask does what it can."""
+
+    class Both(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, self.weight) + F.linear(x, self.weight - self.weight.mean())
+
+    assert score_tasks(Around(Both(5, 5)), square_losses, vectors()).skipped == {}
 
 
 @pytest.mark.parametrize("pruned", [False, True])
