@@ -59,3 +59,12 @@ def test_a_failed_write_leaves_the_old_file(path, monkeypatch):
         score_tasks(TwoHeads(), digit_losses, digit_batches()).save(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_whether_scores_are_shares_is_kept_whatever_the_criterion_is_called(tmp_path):
+    layer = nn.Linear(2, 1)
+    table = {"a": {(layer, "weight"): torch.tensor([[0.25, 1.0]])}}
+    for shares in (True, False):
+        for name in ("mine", "lamp"):
+            TaskScores(layer, table, criterion=name, shares=shares).save(tmp_path / "scores.safetensors")
+            assert TaskScores.load(tmp_path / "scores.safetensors", layer).shares is shares
