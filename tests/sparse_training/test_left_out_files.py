@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, load_checkpoint, save_checkpoint
@@ -125,3 +126,31 @@ def test_a_file_that_does_not_fit_leaves_the_run_as_it_was(scheduler, tmp_path, 
     with pytest.warns(UserWarning, match="1 of 4 cannot be masked"):
         again.train(vectors(4))
     assert again.scheduler.completed == 4
+
+
+def after_pruning(scheduler, *layers):
+    """A run on a model of which some layers came with masks of torch."""
+    torch.manual_seed(0)
+    run = object.__new__(Run)
+    run.model = Net()
+    for name in layers:
+        prune.random_unstructured(getattr(run.model, name), "weight", 0.5)
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1, momentum=0.9)
+    amount = {"distribution": "existing"} if scheduler is DiSparseScheduler else {"amount": 0.5}
+    run.scheduler = scheduler(run.model, run.optimizer, square_losses, update_every=3, stop_at=9, **amount)
+    return run
+
+
+def test_masks_that_were_there_stay_when_something_else_is_left_out(scheduler):
+    run = after_pruning(scheduler, "trunk")
+    before = run.model.trunk.weight_mask.clone()
+    with pytest.warns(UserWarning, match=r"1 of 4 cannot be masked"):
+        run.train(vectors(1))
+    assert torch.equal(run.model.trunk.weight_mask, before)
+    assert [name for name, _ in run.model.std.named_parameters()] == ["weight", "bias"]
+
+
+def test_a_mask_that_was_there_and_does_nothing_is_refused(scheduler):
+    run = after_pruning(scheduler, "std", "trunk")
+    with pytest.raises(ValueError, match=r"std\.weight must be what its layer multiplies .*exclude=\['std\.weight'\]"):
+        run.train(vectors(1))
