@@ -26,6 +26,26 @@ def several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def ranks_in_all() -> int:
+    """Return the number of ranks; 1 without a process group.
+
+    Example:
+        >>> ranks_in_all()
+        1
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def this_rank() -> int:
+    """Return the number of this rank; 0 in one process.
+
+    Example:
+        >>> this_rank()
+        0
+    """
+    return dist.get_rank() if several_ranks() else 0
+
+
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
     """Run a block that may fail on some ranks, and then fail on all.
@@ -148,6 +168,64 @@ def add_up(sums: MutableMapping[str, dict[int, Tensor]], zeros: Callable[[int], 
                 rows[index] = zeros(index) if summed else zeros(index).fill_(-torch.inf)
             if summed or not everywhere:
                 dist.all_reduce(rows[index], op=dist.ReduceOp.SUM if summed else dist.ReduceOp.MAX)
+
+
+def added_counts(counts: Tensor) -> Tensor:
+    """Add up counts over all ranks; int64, on the CPU.
+
+    Example:
+        >>> added_counts(torch.tensor([1, 2]))
+        tensor([1, 2])
+    """
+    if several_ranks():
+        counts = counts.clone()
+        dist.all_reduce(counts, group=_cpu_group())
+    return counts
+
+
+def averaged(values: Tensor) -> Tensor:
+    """Return the mean over all ranks of a tensor that all of them have.
+
+    Example:
+        >>> averaged(torch.ones(2))
+        tensor([1., 1.])
+    """
+    if several_ranks():
+        values = values.contiguous().clone()
+        dist.all_reduce(values, group=_group_for(values))
+        values /= dist.get_world_size()
+    return values
+
+
+def handed_out(
+    values: Tensor, sizes: Sequence[int], received: Sequence[int] | None = None
+) -> tuple[Tensor, Sequence[int]]:
+    """Give each rank its range of the values here, and take what the others give.
+
+    Args:
+        values: 1-D.
+        sizes: How many of them, from the first on, go to each rank.
+        received: How many come from each rank, if that is known.
+
+    Returns:
+        What came, in the order of the ranks, and how many came from each.
+
+    Example:
+        >>> handed_out(torch.tensor([1.0, 2.0]), [2])
+        (tensor([1., 2.]), [2])
+    """
+    if not several_ranks():
+        return values, sizes
+    if received is None:
+        rank = dist.get_rank()
+        received = [of_rank[rank] for of_rank in _gather(list(sizes))]
+    result = values.new_empty(sum(received))
+    dist.all_to_all_single(result, values.contiguous(), list(received), list(sizes), group=_group_for(values))
+    return result, received
+
+
+def _group_for(values: Tensor) -> Any:
+    return _cpu_group() if values.device.type == "cpu" else None
 
 
 _GROUPS: dict[Any, Any] = {}

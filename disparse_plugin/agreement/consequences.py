@@ -32,9 +32,20 @@ def warn_of_ties_at_zero(candidates: Candidates, gone: Sequence[Tensor]) -> None
     zero = [functools.reduce(torch.logical_and, [row == 0 for row in rows.values()]) for rows in candidates.scores]
     total = sum(counts_true(zero))
     going = sum(counts_true([marks & mark for marks, mark in zip(zero, gone, strict=True)])) if total else 0
-    if 0 < going < total:
+    tell_of_ties_at_zero(total, going, sum(candidates.sizes))
+
+
+def tell_of_ties_at_zero(zeros: int, going: int, units: int) -> None:
+    """Warn as :func:`warn_of_ties_at_zero` does, of what has been counted.
+
+    Args:
+        zeros: How many units score zero for every task.
+        going: How many of these go.
+        units: How many there are in all.
+    """
+    if 0 < going < zeros:
         warn_user(
-            f"scores: the cut falls among the {total:,} of {sum(candidates.sizes):,} that score exactly zero for every "
+            f"scores: the cut falls among the {zeros:,} of {units:,} that score exactly zero for every "
             f"task that reaches them; of these the smaller magnitudes go. {LIKELY_CAUSES_OF_ZEROS}",
             TiesWarning,
         )
@@ -51,8 +62,28 @@ def warn_of_empty_tensors(
         gone: What goes: bool, 1-D, one for each parameter.
         unit: What ``min_keep`` counts.
     """
-    emptied = [mark.numel() > 0 and count == mark.numel() for mark, count in zip(gone, counts_true(gone), strict=True)]
-    left = any(mark.numel() > 0 and not empty for mark, empty in zip(gone, emptied, strict=True))
+    tell_of_empty_tensors(names, scores, counts_true(gone), [mark.numel() for mark in gone], unit=unit)
+
+
+def tell_of_empty_tensors(
+    names: Sequence[str],
+    scores: Sequence[Mapping[str, Tensor]],
+    gone: Sequence[int],
+    sizes: Sequence[int],
+    *,
+    unit: str = "weights",
+) -> None:
+    """Warn as :func:`warn_of_empty_tensors` does, of what has been counted.
+
+    Args:
+        names: As there.
+        scores: As there.
+        gone: How many units of each parameter go.
+        sizes: How many units each parameter has.
+        unit: As there.
+    """
+    emptied = [size > 0 and count == size for size, count in zip(sizes, gone, strict=True)]
+    left = any(size > 0 and not empty for size, empty in zip(sizes, emptied, strict=True))
     if not any(emptied) or not left:
         return
     found = [
