@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ._support.distributed import ranks_in_all
 from ._support.user_warning import warn_user
-from .parameters import Exclude, ParameterKey, is_masked, left_in, prunable_parameters, qualified_names
+from .parameters import (
+    Exclude,
+    ParameterKey,
+    is_masked,
+    is_masked_in_place,
+    left_in,
+    prunable_parameters,
+    qualified_names,
+)
+from .shards import is_sharded
 
 _SHOWN = 8
 
@@ -69,8 +80,8 @@ def select(model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude:
 
     Raises:
         TypeError: If ``parameters`` is not a list of ``(module, str)`` pairs.
-        ValueError: If there is none, one is repeated or not of the model; or one cannot be masked and was listed, or
-            could be after a step that its message names (lazy, meta, sharded).
+        ValueError: If the model is one of FSDP1 or a pipeline; if there is no parameter, one is repeated or not of the
+            model; or one cannot be masked and was listed, or could be after a step that its message names (lazy, meta).
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
@@ -78,6 +89,7 @@ def select(model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude:
         >>> selection.names, selection.skipped
         (('0.weight',), {'1.weight': 'one computed by a parametrization (weight_norm, spectral_norm, ...)'})
     """
+    _check_engine(model)
     listed = parameters is not None
     pairs = prunable_parameters(model) if parameters is None else checked_pairs(parameters)
     pairs = left_in(model, pairs, () if exclude is None else exclude)
@@ -92,6 +104,25 @@ def select(model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude:
         raise ValueError(_nothing(obstacles))
     skipped = {name: obstacle.reason for name, obstacle in obstacles.items()}
     return Selection(tuple(key for key, _ in left), tuple(name for _, name in left), skipped, listed)
+
+
+def _check_engine(model: nn.Module) -> None:
+    """Refuse what spreads a model over ranks in another way than DTensors do.
+
+    Raises:
+        ValueError: If the model is, or holds, such a wrapper.
+    """
+    for kind in {base for module in model.modules() for base in type(module).__mro__}:
+        if kind.__name__ == "FullyShardedDataParallel" and kind.__module__.startswith("torch."):
+            raise ValueError(
+                "model: must be sharded by torch.distributed.fsdp.fully_shard (FSDP2) if it is, found "
+                "FullyShardedDataParallel (FSDP1), which joins weights to flat ones; use fully_shard, or prune before"
+            )
+        if kind.__module__.startswith("torch.distributed.pipelining"):
+            raise ValueError(
+                f"model: must run on every rank, found {kind.__name__} of torch.distributed.pipelining; no rank has a "
+                "gradient of one loss for all layers then: prune before the model is split"
+            )
 
 
 def check_parameters(
@@ -260,7 +291,8 @@ def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
             "one computed by a parametrization (weight_norm, spectral_norm, ...)",
             "torch's pruning hook cannot mask it; call torch.nn.utils.parametrize.remove_parametrizations first",
         )
-    tensor = module._parameters.get(f"{name}_orig" if is_masked(module, name) else name)
+    renamed = is_masked(module, name) and not is_masked_in_place(module, name)
+    tensor = module._parameters.get(f"{name}_orig" if renamed else name)
     if tensor is None:
         known = sorted(k for k, v in module._parameters.items() if v is not None)
         found = type(getattr(module, name, None)).__name__
@@ -270,9 +302,12 @@ def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
     if is_lazy(tensor):
         cure = "run one batch through the model first"
         return Obstacle("have a shape", "a lazy parameter", cure, passing=True)
-    if hasattr(tensor, "__tensor_flatten__"):  # torch's protocol of tensors that wrap other tensors
-        cure = "score and prune before the weights are sharded (fully_shard) or quantised"
-        return Obstacle("be a plain tensor", type(tensor.data).__name__, cure, passing=hasattr(tensor, "device_mesh"))
+    if is_sharded(tensor):
+        if (obstacle := _of_layout(tensor, masked_before=renamed)) is not None:
+            return obstacle
+    elif hasattr(tensor, "__tensor_flatten__"):  # torch's protocol of tensors that wrap other tensors
+        cure = "score and prune before the weights are quantised"
+        return Obstacle("be a plain tensor", type(tensor.data).__name__, cure)
     if tensor.is_meta:
         return Obstacle("hold values", "the meta device", "materialise the model first", passing=True)
     if not tensor.is_floating_point():
@@ -282,13 +317,31 @@ def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
     return None
 
 
+def _of_layout(tensor: Any, *, masked_before: bool) -> Obstacle | None:
+    """Return what is in the way of a DTensor; all of it concerns the model as a whole."""
+    if masked_before:
+        cure = "save_masks and fold the model before fully_shard, load_masks after it"
+        return Obstacle("be sharded without a mask", "a mask that was there before fully_shard", cure, passing=True)
+    if any(placement.is_partial() for placement in tensor.placements):
+        return Obstacle("be sharded or replicated", "a DTensor of partial sums", "redistribute it", passing=True)
+    if tensor.device_mesh.size() != ranks_in_all():
+        found = f"a mesh of {tensor.device_mesh.size()} ranks with {ranks_in_all()} in the process group"
+        cure = "shard over a mesh of all ranks, e.g. tensor parallel inside fully_shard; pipelines are not supported"
+        return Obstacle("be spread over all ranks", found, cure, passing=True)
+    if not tensor.requires_grad:
+        cure = "call requires_grad_(True) on it before scoring"
+        return Obstacle("require a gradient where weights are sharded", "that it is frozen", cure)
+    return None
+
+
 def _tied(model: nn.Module) -> dict[ParameterKey, tuple[ParameterKey, ParameterKey]]:
     """Find the parameters whose memory another one shares: masking one would leave the other unmasked."""
     spans = []
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and not is_lazy(parameter) and not parameter.is_meta and parameter.numel():
-                spans.append((str(parameter.device), *_span(parameter), (module, name.removesuffix("_orig"))))
+                where = "DTensor" if is_sharded(parameter) else str(parameter.device)
+                spans.append((where, *_span(parameter), (module, name.removesuffix("_orig"))))
     spans.sort(key=lambda span: span[:3])
     found: dict[ParameterKey, tuple[ParameterKey, ParameterKey]] = {}
     longest = None  # of those so far on the device, the one that ends last
@@ -303,6 +356,8 @@ def _tied(model: nn.Module) -> dict[ParameterKey, tuple[ParameterKey, ParameterK
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
+    if is_sharded(tensor):  # on some ranks there may be nothing of it: two are tied only if they are one
+        return id(tensor), id(tensor) + 1
     extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     start = tensor.data_ptr()
     return start, start + extent * tensor.element_size()

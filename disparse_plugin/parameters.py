@@ -229,9 +229,17 @@ def stored(module: nn.Module, name: str) -> nn.Parameter:
 
 
 def is_masked(module: nn.Module, name: str) -> bool:
-    """Tell whether ``module.name`` carries a mask of ``torch.nn.utils.prune``."""
+    """Tell whether ``module.name`` carries a mask of ``torch.nn.utils.prune``, or one in the weight itself."""
+    if module._buffers.get(f"{name}_mask") is None:
+        return False
     # spectral_norm of old also keeps a Parameter called weight_orig, but no mask.
-    return module._parameters.get(f"{name}_orig") is not None and module._buffers.get(f"{name}_mask") is not None
+    return module._parameters.get(f"{name}_orig") is not None or is_masked_in_place(module, name)
+
+
+def is_masked_in_place(module: nn.Module, name: str) -> bool:
+    """Tell whether the mask of ``module.name`` is kept as zeros of the weight itself, as in a sharded model."""
+    hooks = module._forward_pre_hooks.values()
+    return any(getattr(hook, "in_weight", False) and getattr(hook, "_tensor_name", None) == name for hook in hooks)
 
 
 def alive_mask(module: nn.Module, name: str) -> Tensor | None:

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
+from ..in_weight import attach_in_weights, masks_in_weights
 from ..parameters import ParameterKey, alive_mask, keys_by_name, stored
+from ..shards import local, part_here, reshard
 
 Masks: TypeAlias = Mapping[ParameterKey, Tensor] | Mapping[str, Tensor]
 
@@ -39,6 +41,7 @@ def masks_of(model: nn.Module) -> dict[str, Tensor]:
         {'0.weight': [[True, False], [False, True]]}
     """
     found = {}
+    reshard(model)
     for name, key in keys_by_name(model).items():
         alive = alive_mask(*key)
         if alive is not None:
@@ -86,6 +89,9 @@ def attach_masks(model: nn.Module, masks: Masks) -> None:
     model loads strictly. A parameter that carries a mask already gets the new one in its place: same hook, same buffer,
     written in place; entries that the new mask keeps come back with the value they have in ``weight_orig``.
 
+    In a sharded model (``fully_shard``, DTensor) the mask is kept as zeros of the weight, whose gradient is masked: the
+    parameter keeps its name, and what the mask leaves out is lost.
+
     Args:
         model: The model; changed in place, after all checks.
         masks: A bool tensor of the weight's shape for each parameter, by pair or by qualified name.
@@ -101,6 +107,9 @@ def attach_masks(model: nn.Module, masks: Masks) -> None:
         ['0.bias', '0.weight_mask', '0.weight_orig']
     """
     checked = checked_masks(model, masks)
+    if masks_in_weights(model):
+        attach_in_weights(checked)
+        return
     with all_or_nothing(checked):
         for (module, name), mask in checked.items():
             if alive_mask(module, name) is None:
@@ -163,7 +172,8 @@ def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
     for (module, name), mask in checked_masks(model, table).items():
         parameter = stored(module, name)
         with torch.no_grad():
-            parameter.masked_fill_(~mask.to(parameter.device), 0)
+            here = local(parameter)
+            here.masked_fill_(~part_here(mask, parameter).to(here.device), 0)
         if alive_mask(module, name) is not None:
             _refresh(module, name)
 
@@ -195,6 +205,7 @@ def checked_masks(model: nn.Module, masks: Masks) -> dict[ParameterKey, Tensor]:
         TypeError: If a mask is not a bool tensor.
         ValueError: If a name or pair is not in the model, or a shape differs.
     """
+    reshard(model)
     keys = keys_by_name(model)
     names = {key: name for name, key in keys.items()}
     checked = {}

@@ -30,8 +30,8 @@ def keep_tasks(model: nn.Module, scores: TaskScores, tasks: Collection[str]) -> 
         bool tensors for each pair of ``scores.parameters``, for :func:`attach_masks`.
 
     Raises:
-        ValueError: If ``tasks`` is empty or holds an unknown name, or the masks of the model were not cut from these
-            scores by the unanimous rule.
+        ValueError: If ``tasks`` is empty or holds an unknown name, the weights are sharded, or the masks of the model
+            were not cut from these scores by the unanimous rule.
 
     Example:
         >>> from disparse_plugin import score_tasks
@@ -50,6 +50,7 @@ def keep_tasks(model: nn.Module, scores: TaskScores, tasks: Collection[str]) -> 
     if unknown or not tasks:
         raise ValueError(f"tasks: must be some of {', '.join(scores.tasks)}, found {', '.join(unknown) or 'none'}")
     qualified_names(model, scores.parameters)
+    scores.check_whole()
     chosen = [scores.tasks.index(task) for task in tasks]
     flat = [{task: score.reshape(-1) for task, score in rows.items()} for rows in scores.by_parameter()]
     alive = [

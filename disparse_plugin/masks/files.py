@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._support.distributed import failing_together, this_rank
 from .._support.files import packed_bits, read_tensors, understood, unpacked_bits, write_tensors
 from ..parameters import qualified_names
+from ..shards import is_sharded, whole
 from .attach import Masks, attach_masks, checked_masks, masks_of
 
 _KIND = "disparse_plugin.masks"
@@ -25,7 +27,8 @@ def save_masks(
     """Write the masks of a model to a safetensors file; an existing file is replaced atomically.
 
     Each mask takes one bit per weight (``numpy.packbits``). The file also holds a schema version, the shapes, and
-    ``facts``.
+    ``facts``. Of a sharded model all ranks must call it, and the first writes; it loads into a model sharded otherwise,
+    or not at all.
 
     Args:
         model: The pruned model.
@@ -59,14 +62,21 @@ def save_masks(
         checked = checked_masks(model, masks)
         groups.append(dict(zip(qualified_names(model, checked), checked.values(), strict=True)))
     tensors = {
-        f"{number}/{name}": packed_bits(mask) for number, group in enumerate(groups) for name, mask in group.items()
+        f"{number}/{name}": packed_bits(whole(mask))
+        for number, group in enumerate(groups)
+        for name, mask in group.items()
     }
     layout = {
         "tasks": list(tasks or {}),
         "shapes": [{name: list(mask.shape) for name, mask in group.items()} for group in groups],
         "facts": dict(facts or {}),
     }
-    write_tensors(path, tensors, kind=_KIND, facts=layout)
+    if not any(is_sharded(mask) for group in groups for mask in group.values()):
+        write_tensors(path, tensors, kind=_KIND, facts=layout)
+        return
+    with failing_together():
+        if this_rank() == 0:
+            write_tensors(path, tensors, kind=_KIND, facts=layout)
 
 
 def load_masks(model: nn.Module, path: str | Path, *, task: str | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from .._support.distributed import added_counts, this_rank
 from .._support.text_table import Table, Tabular
 from .._support.undisturbed import undisturbed
 from ..agreement.ranking import count_true
-from ..parameters import alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
+from ..parameters import ParameterKey, alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
 from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
+from ..shards import is_sharded, local, owns, reshard
 
 _LONGEST_PART = 24  # letters of the joined names of tasks
 
@@ -161,7 +163,7 @@ class SparsityReport(Tabular):
 def sparsity_report(
     model: nn.Module, scores: TaskScores | None = None, *, example_inputs: tuple[Any, ...] | None = None
 ) -> SparsityReport:
-    """Count, from the masks, how sparse a model is.
+    """Count, from the masks, how sparse a model is; where its weights are sharded, on all ranks together.
 
     Args:
         model: The model, pruned or not.
@@ -191,6 +193,7 @@ def sparsity_report(
     if scores is not None:
         check_scores(scores)
     root = unwrap(model)
+    reshard(root)
     prunable = set(prunable_parameters(root))
     keys = [key for key in keys_by_name(root).values() if key in prunable or alive_mask(*key) is not None]
     if not keys:
@@ -198,14 +201,27 @@ def sparsity_report(
     _check_sizes(root)
     flops = {} if example_inputs is None else _flops(root, example_inputs)
     layers = []
-    for key, name in zip(keys, qualified_names(root, keys), strict=True):
-        weight, mask = stored(*key), alive_mask(*key)
-        alive = weight.numel() if mask is None else count_true(mask)
+    for key, name, alive in zip(keys, qualified_names(root, keys), _alive(keys), strict=True):
+        weight = stored(*key)
         tasks = None if scores is None else scores.tasks_reaching(*key)
         count = None if example_inputs is None else flops.get(key[0], 0)
         layers.append(LayerSparsity(name, tuple(weight.shape), weight.numel(), alive, tasks, count))
     skipped = {} if scores is None else dict(scores.skipped)
     return SparsityReport(tuple(layers), sum(parameter.numel() for parameter in root.parameters()), skipped)
+
+
+def _alive(keys: Sequence[ParameterKey]) -> list[int]:
+    """Count what no mask removes, on all ranks together where weights are sharded."""
+    weights = [stored(*key) for key in keys]
+    masks = [alive_mask(*key) for key in keys]
+    if not any(is_sharded(weight) for weight in weights):
+        return [w.numel() if mask is None else count_true(mask) for w, mask in zip(weights, masks, strict=True)]
+    own = [
+        owns(weight, this_rank()) * (local(weight).numel() if mask is None else count_true(local(mask)))
+        for weight, mask in zip(weights, masks, strict=True)
+    ]
+    counts: list[int] = added_counts(torch.tensor(own, dtype=torch.int64, device="cpu")).tolist()
+    return counts
 
 
 def _check_sizes(model: nn.Module) -> None:

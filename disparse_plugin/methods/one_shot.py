@@ -14,7 +14,8 @@ from ..agreement.budgets import Amount, Budget
 from ..agreement.patterns import Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
-from ..parameters import Exclude, ParameterKey
+from ..in_weight import attach_in_weights, masks_in_weights
+from ..parameters import Exclude, ParameterKey, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from ..scoring.task_scores import TaskScores
@@ -88,7 +89,11 @@ def disparse_static(
         cycle=cycle,
         progress=progress,
     )
-    _prune(scores.masks(amount, rule, min_keep=min_keep, pattern=form))
+    masks = scores.masks(amount, rule, min_keep=min_keep, pattern=form)
+    if masks_in_weights(unwrap(model)):
+        attach_in_weights(masks)
+    else:
+        _prune(masks)
     return scores
 
 

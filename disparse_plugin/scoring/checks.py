@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..errors import wrong
 from ..parameters import ParameterKey, stored
+from ..shards import local
 from .finite import finite_tensors
 
 
@@ -54,7 +55,9 @@ def check_tables(scores: Mapping[str, Mapping[ParameterKey, Tensor]], names: Map
                 )
             _check_score(score, stored(*key), _called(task, names[key]))
     entries = [(task, key) for task, table in scores.items() for key in table]
-    for (task, key), good in zip(entries, finite_tensors([scores[task][key] for task, key in entries]), strict=True):
+    for (task, key), good in zip(
+        entries, finite_tensors([local(scores[task][key]) for task, key in entries]), strict=True
+    ):
         if not good:
             raise ValueError(
                 f"{_called(task, names[key])}: must be finite, found NaN or infinity; check the task's loss and the "

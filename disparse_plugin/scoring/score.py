@@ -10,9 +10,11 @@ from .._support.distributed import check_same, check_same_values, failing_togeth
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select
 from ..parameters import Exclude, ParameterKey, stored, unwrap
+from ..shards import is_sharded, reshard
 from .batches import Data
 from .losses import Batch, TaskLosses, check_callable_losses
-from .sums import GradientObserver, ScoreSums
+from .sharded_sums import sums_for
+from .sums import GradientObserver
 from .task_scores import TaskScores
 
 
@@ -137,19 +139,28 @@ def _score(
     to_mask: bool = True,
 ) -> TaskScores:
     root = unwrap(model)
+    reshard(root)
     with failing_together():
         check_callable_losses(losses)
         _check_observer(observe)
         rule = resolve(criterion)
         selection = select(root, parameters, exclude)
-        sums = ScoreSums(
+        sums = sums_for(
             selection.keys, selection.names, rule, skipped=selection.skipped, listed=selection.listed, to_mask=to_mask
         )
-        sums.add_batches(model, losses, data.batches(), observe=observe)
+        batches = data.batches()
     names = selection.names
     check_same("criterion", rule.name, "give all ranks the same arguments")
-    check_same("parameters", names, "give all ranks the same model and arguments")
-    weights = {name: stored(*key) for name, key in zip(names, selection.keys, strict=True)}
+    check_same(
+        "parameters",
+        names,
+        "give all ranks the same model and arguments; a model whose layers lie on different ranks (pipeline "
+        "parallelism) has no gradient of one loss on all of them, and is not supported",
+    )
+    with sums.together():
+        sums.add_batches(model, losses, batches, observe=observe)
+    every = {name: stored(*key) for name, key in zip(names, selection.keys, strict=True)}
+    weights = {name: weight for name, weight in every.items() if not is_sharded(weight)}
     check_same_values("model", weights, "scores of different weights do not add up: load or seed all ranks alike")
     sums.add_ranks()
     return sums.finish(root)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .._support.distributed import add_up, check_same, gathered
+from .._support.distributed import add_up, check_same, failing_together, gathered
 from .._support.undisturbed import undisturbed
 from .._support.user_warning import warn_user
 from ..agreement.consequences import LIKELY_CAUSES_OF_ZEROS
@@ -69,6 +70,10 @@ class ScoreSums:
         # For each batch and task, on each device: which parameters, and the peaks of their scores.
         self._peaks: list[dict[str, list[tuple[tuple[int, ...], Tensor]]]] = []
 
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Return what :meth:`add_batches` is to be called in, so that all ranks fail if one does."""
+        return failing_together()
+
     def add_batches(
         self,
         model: nn.Module,
@@ -92,7 +97,7 @@ class ScoreSums:
         with undisturbed(model, self._keys), used.recording(), refusing_wrappers(root):
             for number, batch in enumerate(batches):
                 used.begin()
-                by_task = check_losses(_run(losses, root, batch, number), tasks, number)
+                by_task = check_losses(run(losses, root, batch, number), tasks, number)
                 tasks = tuple(by_task) if same_tasks else None
                 self._add_losses(by_task)
                 if observe is not None:
@@ -174,10 +179,13 @@ class ScoreSums:
         total = sum(score.numel() for score in table.values())
         masks = [mask for key in table if (mask := alive_mask(*key)) is not None]
         dead = sum(counts_true([~mask for mask in masks]))
-        zeros = count_zeros(table.values())
-        if 10 * (zeros - dead) > 9 * (total - dead):
+        self._tell_of_zeros(task, count_zeros(table.values()) - dead, total - dead)
+
+    @staticmethod
+    def _tell_of_zeros(task: str, zeros: int, alive: int) -> None:
+        if 10 * zeros > 9 * alive:
             warn_user(
-                f"scores: {zeros - dead:,} of {total - dead:,} alive weights of task {task!r} score exactly zero; "
+                f"scores: {zeros:,} of {alive:,} alive weights of task {task!r} score exactly zero; "
                 f"where they do for every task, the smaller magnitudes go first. {LIKELY_CAUSES_OF_ZEROS}",
                 TiesWarning,
             )
@@ -247,7 +255,7 @@ def _reaches_nothing(task: str, skipped: Iterable[str]) -> str:
     )
 
 
-def _run(losses: TaskLosses, model: nn.Module, batch: Batch, number: int) -> object:
+def run(losses: TaskLosses, model: nn.Module, batch: Batch, number: int) -> object:
     """Call a user's losses; an error of theirs says on what."""
     try:
         return losses(model, batch)

@@ -23,8 +23,11 @@ from ..agreement.ranking import distinct
 from ..arbiters import Arbiter
 from ..maskable import check_parameters, checked_pairs
 from ..parameters import ParameterKey, alive_mask, qualified_names, stored, unwrap
+from ..shards import reshard
 from .checks import check_tables, check_tasks
 from .files import read_scores, write_scores
+from .shards import any_sharded
+from .shared_out_scores import SharedOutScores
 
 
 class TaskScores(Tabular):
@@ -98,6 +101,7 @@ class TaskScores(Tabular):
         keys = check_parameters(root, parameters)
         names = dict(zip(keys, qualified_names(root, keys), strict=True))
         check_tables(scores, names)
+        self._root = root
         self.tasks: tuple[str, ...] = tuple(scores)
         self.parameters: tuple[ParameterKey, ...] = tuple(key for key in keys if key in reached)
         self.names: tuple[str, ...] = tuple(names[key] for key in self.parameters)
@@ -209,6 +213,10 @@ class TaskScores(Tabular):
             ValueError: If the arbiter is unknown or returns values outside [0, 1], or ``min_keep`` is out of range.
         """
         budget, rule = Budget(min_keep=min_keep), arbiters.resolve(arbiter)
+        if self._is_sharded:
+            sharded = self._shared_out()
+            found = sharded.importance(sharded.candidates(shares=self.shares), self.tasks, rule, budget)
+            return dict(zip(self.parameters, found, strict=True))
         places = self.places()
         candidates = self.candidates(places=places)
         floors = [
@@ -280,6 +288,8 @@ class TaskScores(Tabular):
         """
         budget, rule, form = Budget.of(amount, min_keep), arbiters.resolve(arbiter), patterns.resolve(pattern)
         form.check_budget(budget)
+        if self._is_sharded:
+            return self._sharded_masks(amount, rule, budget, form)
         places = self.places()
         form.check(places)
         candidates = self.candidates(form, places)
@@ -287,6 +297,35 @@ class TaskScores(Tabular):
             warn_of_percentage(amount, sum(candidates.sizes))
         gone = form.removed(candidates, self.tasks, rule, budget, places)
         return {key: form.mask(~mark, place) for key, mark, place in zip(self.parameters, gone, places, strict=True)}
+
+    def check_whole(self) -> None:
+        """Refuse scores of sharded weights, of which no rank has all.
+
+        Raises:
+            ValueError: If these are such.
+        """
+        if self._is_sharded:
+            raise ValueError(
+                "scores: must be of whole weights here, found some of sharded ones; masks() and importance() take them"
+            )
+
+    @property
+    def _is_sharded(self) -> bool:
+        reshard(self._root)
+        return any_sharded(self.parameters)
+
+    def _shared_out(self) -> SharedOutScores:
+        return SharedOutScores(self.parameters, self.names, self.by_parameter())
+
+    def _sharded_masks(
+        self, amount: Amount | Budget | None, rule: Arbiter, budget: Budget, form: Pattern
+    ) -> dict[ParameterKey, Tensor]:
+        sharded = self._shared_out()
+        candidates = sharded.candidates(shares=self.shares)
+        if not isinstance(amount, Budget):
+            warn_of_percentage(amount, sum(candidates.sizes))
+        masks = sharded.masks(candidates, self.tasks, rule, budget, form)
+        return dict(zip(self.parameters, masks, strict=True))
 
     def by_parameter(self) -> list[dict[str, Tensor]]:
         """Return, for each of ``parameters``, the scores of the tasks that reach it, each of the weight's shape."""
@@ -305,7 +344,11 @@ class TaskScores(Tabular):
         Args:
             pattern: What one unit is.
             places: As :meth:`places` returned them; by default those of now.
+
+        Raises:
+            ValueError: If the scores are of sharded weights, of which no rank has all.
         """
+        self.check_whole()
         places = self.places() if places is None else places
         rows = [
             {task: pattern.units(score, place) for task, score in row.items()}
@@ -321,7 +364,15 @@ class TaskScores(Tabular):
 
         Args:
             path: The file.
+
+        Raises:
+            ValueError: If the scores are of sharded weights, of which no rank has all.
         """
+        if self._is_sharded:
+            raise ValueError(
+                "scores: must be of whole weights to be written to one file, found some of sharded ones; write the "
+                "masks with save_masks, or the scores, which are DTensors, with torch.distributed.checkpoint"
+            )
         names = dict(zip(self.parameters, self.names, strict=True))
         tables = {task: {names[key]: score for key, score in table.items()} for task, table in self._tables.items()}
         facts = {

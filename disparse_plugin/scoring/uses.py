@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from .._support.undisturbed import undisturbed
 from ..maskable import Obstacle
 from ..parameters import ParameterKey, unwrap
+from ..shards import reshard
 from .hidden import refusing_wrappers
 from .losses import Batch, TaskLosses
 
@@ -220,6 +221,7 @@ def computed_instead(
             losses(root, batch)
         finally:
             uses.stop()
+            reshard(root)
     return {names[index]: obstacle for index, obstacle in sorted(uses.unfit.items())}
 
 

@@ -1,0 +1,120 @@
+"""What is asked of scores that are spread over ranks: answers lie beside the weights, and all ranks ask together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .._support.distributed import check_same_tensors, failing_together, this_rank
+from ..agreement import shared_out
+from ..agreement.budgets import Budget
+from ..agreement.consequences import tell_of_empty_tensors, tell_of_ties_at_zero
+from ..agreement.patterns import Pattern, Place, Weights, spread
+from ..agreement.shared_out import SharedOut
+from ..arbiters import Arbiter
+from ..parameters import ParameterKey, alive_mask, stored
+from ..shards import beside, is_sharded, local, owns, places
+
+
+class SharedOutScores:
+    """The scores of a model of which each rank has its share, ready to be cut."""
+
+    def __init__(
+        self, keys: Sequence[ParameterKey], names: Sequence[str], rows: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """Take what there is.
+
+        Args:
+            keys: The ``(module, name)`` pairs.
+            names: Their qualified names.
+            rows: For each, the scores of the tasks that reach it, spread as the weight is.
+        """
+        self._parameters = [stored(*key) for key in keys]
+        alive = [alive_mask(*key) for key in keys]
+        self._places = [
+            Place(name, local(parameter).shape, None if mask is None else local(mask))
+            for name, parameter, mask in zip(names, self._parameters, alive, strict=True)
+        ]
+        self._rows = rows
+
+    def candidates(self, *, shares: bool) -> SharedOut:
+        """Return the weights alive now that lie here.
+
+        Args:
+            shares: Whether the scores are shares of their parameter already.
+        """
+        unit, first, where = Weights(), 0, []
+        for parameter, place in zip(self._parameters, self._places, strict=True):
+            where.append(first + unit.units(places(parameter), place))
+            first += parameter.numel()
+        return SharedOut(
+            [
+                {task: unit.units(local(score), place) for task, score in row.items()}
+                for row, place in zip(self._rows, self._places, strict=True)
+            ],
+            [
+                unit.units(local(parameter), place)
+                for parameter, place in zip(self._parameters, self._places, strict=True)
+            ],
+            shares,
+            where,
+            [owns(parameter, this_rank()) for parameter in self._parameters],
+        )
+
+    def masks(
+        self, candidates: SharedOut, tasks: Sequence[str], arbiter: Arbiter, budget: Budget, pattern: Pattern
+    ) -> list[Tensor]:
+        """Return the keep masks, each spread as its weight is.
+
+        Args:
+            candidates: As :meth:`candidates` returned them.
+            tasks: All task names.
+            arbiter: The reduction over tasks.
+            budget: How much goes.
+            pattern: Single weights.
+
+        Raises:
+            ValueError: If the pattern is another, or the budget cannot be met.
+        """
+        if not isinstance(pattern, Weights) or type(pattern) is not Weights:
+            raise ValueError(
+                f"pattern: must be 'weights' where weights are sharded, found {pattern.name!r}; prune to it before "
+                "fully_shard"
+            )
+        with failing_together():
+            floors = self.floors(candidates, budget)
+            quotas = budget.quotas(candidates, tasks, floors)
+        gone = shared_out.lowest_in_budget(candidates, tasks, arbiter, quotas, floors)
+        self._warn(candidates, gone)
+        masks = [spread(~mark, place) for mark, place in zip(gone, self._places, strict=True)]
+        plain = [mask for mask, weight in zip(masks, self._parameters, strict=True) if not is_sharded(weight)]
+        if plain:
+            check_same_tensors("masks", plain, "keep the weights that are not sharded equal on all ranks")
+        return self._beside(masks)
+
+    def importance(self, candidates: SharedOut, tasks: Sequence[str], arbiter: Arbiter, budget: Budget) -> list[Tensor]:
+        """Return the agreement scores, no two equal, each spread as its weight is."""
+        values = shared_out.agreement(candidates, tasks, arbiter)
+        lifted = shared_out.lift(candidates, values, self.floors(candidates, budget))
+        parted = shared_out.distinct(candidates, lifted)
+        return self._beside([spread(part, place) for part, place in zip(parted, self._places, strict=True)])
+
+    def floors(self, candidates: SharedOut, budget: Budget) -> list[int]:
+        """Return how many units of each parameter stay at least, on all ranks together."""
+        return [
+            budget.kept_of(parameter.numel(), alive)
+            for parameter, alive in zip(self._parameters, candidates.sizes, strict=True)
+        ]
+
+    def _beside(self, values: Sequence[Tensor]) -> list[Tensor]:
+        return [beside(value, parameter) for value, parameter in zip(values, self._parameters, strict=True)]
+
+    def _warn(self, candidates: SharedOut, gone: Sequence[Tensor]) -> None:
+        zero = [torch.stack([row == 0 for row in rows.values()]).all(0) for rows in candidates.scores]
+        total = sum(candidates.counts(zero))
+        going = sum(candidates.counts([mark & mask for mark, mask in zip(gone, zero, strict=True)]))
+        tell_of_ties_at_zero(total, going, sum(candidates.sizes))
+        names = [place.name for place in self._places]
+        tell_of_empty_tensors(names, candidates.scores, candidates.counts(gone), candidates.sizes)
