@@ -12,6 +12,7 @@ from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
 from ..agreement.ranking import counts_true, highest, lowest, positions, ranks
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
+from ..shards import part_here
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,23 +203,26 @@ def wanted_by_any(scores: Mapping[str, Tensor], count: int) -> Tensor:
     return marked.reshape(like.shape)
 
 
-def random_scores(masks: Sequence[Tensor], generator: torch.Generator) -> list[dict[str, Tensor]]:
+def random_scores(layers: Sequence[Tensor], generator: torch.Generator) -> list[dict[str, Tensor]]:
     """Draw a score for every entry, as the growth of SET (Mocanu et al., 2018); the same on any device.
 
     Args:
-        masks: One tensor for every layer, for its shape and device.
+        layers: One tensor for every layer, for its shape and device; of a sharded one, the scores here are returned.
         generator: A CPU generator.
 
     Returns:
         One task, ``"random"``, for each layer; values in (0, 1].
     """
     return [
-        {"random": (1 - torch.rand(mask.shape, generator=generator, device="cpu")).to(mask.device)} for mask in masks
+        {"random": part_here(1 - torch.rand(layer.shape, generator=generator, device="cpu"), layer).to(layer.device)}
+        for layer in layers
     ]
 
 
 def random_mask(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw a mask with ``count`` True, uniformly; bool, of the shape and on the device of ``like``.
+
+    Of a sharded tensor it is what of the mask lies on this rank.
 
     Example:
         >>> int(random_mask(torch.zeros(4, 5), 7, torch.Generator().manual_seed(0)).sum())
@@ -227,4 +231,4 @@ def random_mask(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
     order = torch.randperm(like.numel(), generator=generator, device="cpu")
     mask = torch.zeros(like.numel(), dtype=torch.bool, device="cpu")
     mask[order[:count]] = True
-    return mask.reshape(like.shape).to(like.device)
+    return part_here(mask.reshape(like.shape), like).to(like.device)

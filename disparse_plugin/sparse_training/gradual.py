@@ -11,7 +11,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from .. import arbiters
-from .._support.distributed import check_same, check_same_tensors, failing_together
+from .._support.distributed import check_same, failing_together
 from ..agreement import patterns
 from ..agreement.amounts import count_to_prune
 from ..agreement.budgets import Budget
@@ -22,9 +22,10 @@ from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select, warn_of_skipped
 from ..parameters import Exclude, ParameterKey, present_mask, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
+from ..shards import local
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
-from .live_masks import LiveMasks
+from .live_masks import LiveMasks, check_goes_with_shards
 from .mask_scheduler import MaskScheduler
 from .schedules import (
     STOP_AFTER,
@@ -150,7 +151,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             check_grad_scaler(grad_scaler)
             self._min_keep = min_keep
             selection = select(root, parameters, exclude)
-            first = {key: present_mask(key) for key in selection.keys}
+            first = {key: local(present_mask(key)) for key in selection.keys}
+            check_goes_with_shards(selection.keys, form, grad_scaler)
             places = places_of(selection.keys, selection.names)
             self._pattern.check(places)
             self._total = sum(self._pattern.sizes(place) for place in places)
@@ -205,28 +207,31 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if not batches:
                 raise TypeError("batches: at least one is needed to score on, found none")
             alive = self.masks.current()
-            count = self._missing(count_to_prune(amount, self._total), alive)
+            target = count_to_prune(amount, self._total)
+        units = self._alive(alive)
+        with failing_together():
+            count = self._missing(target, alive, units)
         check_same("amount", count, "give all ranks the same amount, or the same function of the step")
         new: Sequence[Tensor] = alive
         if count > 0:
             sums = self._scores.on(batches)
             if sums is None:
                 return None
-            with failing_together():
+            with sums.together():
                 budget = Budget(count, self._min_keep)
                 keep = sums.scores(self._root, strict=False).masks(budget, self._arbiter, pattern=self._pattern)
-                new = [keep.get(key, mask) for key, mask in zip(self.masks.keys, alive, strict=True)]
-            check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
+                new = [local(keep.get(key, mask)) for key, mask in zip(self.masks.keys, alive, strict=True)]
+            self.masks.check_alike(new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
-        pruned = [int((before & ~after).sum()) for before, after in zip(alive, new, strict=True)]
-        weights = sum(mask.numel() for mask in new)
-        sparsity = (weights - sum(count_true(mask) for mask in new)) / weights
+        pruned = self.masks.counts([before & ~after for before, after in zip(alive, new, strict=True)])
+        weights = sum(parameter.numel() for parameter in self.masks.parameters())
+        sparsity = (weights - sum(self.masks.counts(new))) / weights
         return PruningStage(self.completed, sparsity, dict(zip(self.masks.names, pruned, strict=True)))
 
     def unfinished(self) -> str | None:
         """Say how much is still to be masked if the training ends now, and how to get it done."""
         final = count_at(self._amount, self._stop, self._total)
-        masked = self._total - self._alive([present_mask(key) for key in self.masks.keys])
+        masked = self._total - self._alive([local(present_mask(key)) for key in self.masks.keys])
         if self._next is None or masked >= final:
             return None
         units = "channels" if isinstance(self._pattern, Channels) else "weights"
@@ -250,8 +255,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
         assert amount is not None  # the pattern has seen to it
         return cubic(amount, self._total, self._start, self._stop)
 
-    def _missing(self, target: int, alive: Sequence[Tensor]) -> int:
-        """Return how many more units are to be masked such that ``target`` are."""
+    def _missing(self, target: int, alive: Sequence[Tensor], units: int) -> int:
+        """Return how many more units are to be masked such that ``target`` are, with ``units`` of them alive."""
         form = self._pattern
         if isinstance(form, NofM):
             final = count_at(self._amount, self._stop, self._total)
@@ -261,12 +266,13 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 )
             if target == final:  # also where a block had fewer than n at first
                 return sum(above(mask, form.n, form.m) for mask in alive)
-        return target - (self._total - self._alive(alive))
+        return target - (self._total - units)
 
     def _alive(self, masks: Sequence[Tensor]) -> int:
         """Count the units alive."""
-        whole = isinstance(self._pattern, Channels)
-        return sum(count_true(mask.flatten(1).any(1) if whole else mask) for mask in masks)
+        if isinstance(self._pattern, Channels):
+            return sum(count_true(mask.flatten(1).any(1)) for mask in masks)
+        return sum(self.masks.counts(masks))
 
     def _change(self, batches: Sequence[Batch]) -> PruningStage | None:
         with failing_together():

@@ -11,6 +11,7 @@ from ..agreement.amounts import count_to_prune
 from ..agreement.patterns import WEIGHTS, NofM, Pattern, Place
 from ..errors import wrong
 from ..parameters import ParameterKey, alive_mask, is_masked, present_mask, stored
+from ..shards import is_sharded, local
 from .blocks import blocks_with_other_counts, check_amount_of, random_blocks
 from .densities import layer_counts
 from .exchange import random_mask
@@ -41,7 +42,7 @@ def initial_masks(
         pattern: Single weights, or n of every m.
 
     Returns:
-        bool masks by index.
+        bool masks by index; of a sharded parameter what of it lies on this rank.
 
     Raises:
         TypeError: As :func:`.layer_counts`.
@@ -59,7 +60,11 @@ def initial_masks(
     dense = _exempt_indices(keys, names, exempt)
     total = sum(stored(*key).numel() for key in keys)
     if distribution == EXISTING:
-        masks = {index: present_mask(key) for index, key in enumerate(keys) if index not in dense}
+        masks = {index: local(present_mask(key)) for index, key in enumerate(keys) if index not in dense}
+        if any(is_sharded(stored(*key)) for key in keys):
+            if amount is not None:
+                raise ValueError("amount: must be left out with distribution='existing' in a sharded model, found one")
+            return masks
         pruned = sum(mask.numel() - int(mask.sum()) for mask in masks.values())
         if amount is not None and count_to_prune(amount, total) != pruned:
             raise ValueError(

@@ -6,15 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import prune
 from torch.optim import Optimizer
 
-from .._support.distributed import check_same_tensors, failing_together
+from .._support.distributed import added_counts, check_same_tensors, failing_together, this_rank
 from .._support.files import packed_bits, unpacked_bits
+from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.ranking import counts_true
+from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
 from ..maskable import Obstacle, read_by_parent
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
+from ..shards import beside, is_sharded, local, owns, part_here
 from .optimizer_state import check_optimizer, forget
 
 
@@ -40,7 +44,7 @@ class LiveMasks:
         Args:
             model: The model, unwrapped.
             optimizer: What trains it.
-            masks: The first masks, bool.
+            masks: The first masks, bool; of a sharded parameter what of it lies on this rank.
             revocable: Whether :meth:`let_go` may be called before the first change: until then the weights are kept as
                 they were found.
 
@@ -54,15 +58,39 @@ class LiveMasks:
         with failing_together():
             self.names = qualified_names(model, self.keys)
             check_optimizer(optimizer, dict(zip(self.names, self.parameters(), strict=True)))
-        check_same_tensors("masks", list(masks.values()), "give all ranks the same seed and the same model")
-        self._found = [parameter.detach().clone() for parameter in self.parameters()] if revocable else None
+        self.check_alike(list(masks.values()), "give all ranks the same seed and the same model")
+        self._found = [local(parameter.detach()).clone() for parameter in self.parameters()] if revocable else None
         self._had = frozenset(name for name, key in zip(self.names, self.keys, strict=True) if is_masked(*key))
-        for (module, name), mask in masks.items():
-            DiSparseDynamic.apply(module, name, mask)
+        self._in_weights = masks_in_weights(model)
+        if self._in_weights:
+            attach_in_weights(masks)
+        else:
+            for (module, name), mask in masks.items():
+                DiSparseDynamic.apply(module, name, mask)
         self.rewrite(list(masks.values()))
         self.kept = counts_true(self._read())
-        # Leaves that are read until the modules run, so that only what a parent reads directly gets a gradient.
-        self._copies: list[Tensor] = [module.__dict__[name] for module, name in self.keys]
+        # Leaves that are read until the modules run, so that only what a parent reads directly gets a gradient. A mask
+        # in the weight itself counts wherever that is read.
+        self._copies: list[Tensor] = [] if self._in_weights else [module.__dict__[name] for module, name in self.keys]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether masks, and what is asked of them, are what of them lies on this rank."""
+        return any(is_sharded(parameter) for parameter in self.parameters())
+
+    def check_alike(self, masks: Sequence[Tensor], advice: str) -> None:
+        """Check that all ranks have the same masks of the parameters that each has whole.
+
+        Raises:
+            ValueError: On all ranks, if they have not.
+        """
+        plain = [mask for mask, parameter in zip(masks, self.parameters(), strict=True) if not is_sharded(parameter)]
+        if plain:
+            check_same_tensors("masks", plain, advice)
+
+    def counts(self, masks: Sequence[Tensor]) -> list[int]:
+        """Count the True entries of masks of all parameters, on all ranks together where these are sharded."""
+        return counts_of(self.parameters(), masks)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trained parameters behind the masks."""
@@ -87,6 +115,8 @@ class LiveMasks:
 
     def misread(self) -> dict[str, Obstacle]:
         """Return, after the first backward, the weights that a parent read without the mask that counts."""
+        if not self._copies:
+            return {}
         return {
             name: read_by_parent(module, ran=module.__dict__.get(own) is not copy)
             for (module, own), name, copy in zip(self.keys, self.names, self._copies, strict=True)
@@ -110,8 +140,9 @@ class LiveMasks:
         for key, name, mask, dense in zip(self.keys, self.names, self._read(), self._found, strict=True):
             if name not in self._had:
                 prune.remove(*key)
+                here = local(stored(*key))
                 with torch.no_grad():
-                    stored(*key).copy_(torch.where(mask, stored(*key), dense))
+                    here.copy_(torch.where(mask, here, dense))
         self.settle()
 
     def rewrite(self, masks: Sequence[Tensor]) -> None:
@@ -136,12 +167,15 @@ class LiveMasks:
         """
         with torch.no_grad():
             for key, mask in zip(self.keys, masks, strict=True):
-                self._buffer(key).copy_(mask)
+                local(self._buffer(key)).copy_(mask)
         self.rewrite(masks)
 
     def packed(self) -> dict[str, Tensor]:
-        """Return the masks as bits by qualified name, uint8, on the CPU."""
-        return {name: packed_bits(mask) for name, mask in zip(self.names, self._read(), strict=True)}
+        """Return the masks by qualified name: as bits, uint8, on the CPU; sharded ones as they are, for other ranks."""
+        return {
+            name: beside(mask, parameter) if is_sharded(parameter) else packed_bits(mask)
+            for name, mask, parameter in zip(self.names, self._read(), self.parameters(), strict=True)
+        }
 
     def unpacked(self, packed: Mapping[str, Tensor]) -> list[Tensor]:
         """Turn what :meth:`packed` returned into bool masks of the parameters' shapes.
@@ -156,22 +190,68 @@ class LiveMasks:
             )
         masks = []
         for name, parameter in zip(self.names, self.parameters(), strict=True):
+            if is_sharded(packed[name]):
+                masks.append(local(packed[name]).clone())
+                continue
             if packed[name].numel() != -(-parameter.numel() // 8):
                 raise ValueError(
                     f"state_dict: the mask of {name} must be for shape {tuple(parameter.shape)}, found "
                     f"{packed[name].numel()} bytes"
                 )
-            masks.append(unpacked_bits(packed[name], parameter.shape).to(parameter.device))
+            masks.append(part_here(unpacked_bits(packed[name], parameter.shape), parameter).to(parameter.device))
         return masks
 
-    def _hooks(self) -> list[DiSparseDynamic]:
+    def _hooks(self) -> list[DiSparseDynamic | MaskInWeight]:
+        if self._in_weights:
+            return [MaskInWeight.find(*key) for key in self.keys]
         return [DiSparseDynamic.find(*key) for key in self.keys]
 
     def _read(self) -> list[Tensor]:
-        return [self._buffer(key) != 0 for key in self.keys]
+        return [local(self._buffer(key)) != 0 for key in self.keys]
 
     @staticmethod
     def _buffer(key: ParameterKey) -> Tensor:
         mask = key[0]._buffers[f"{key[1]}_mask"]
         assert mask is not None
         return mask
+
+
+def counts_of(parameters: Sequence[Tensor], masks: Sequence[Tensor]) -> list[int]:
+    """Count the True entries of masks, on all ranks together where the parameters are sharded.
+
+    Args:
+        parameters: The parameters, whole or spread.
+        masks: bool, for each what of its mask lies here.
+
+    Example:
+        >>> counts_of([torch.ones(2)], [torch.tensor([True, False])])
+        [1]
+    """
+    own = counts_true(masks)
+    if not any(is_sharded(parameter) for parameter in parameters):
+        return own
+    counted = [count * owns(parameter, this_rank()) for count, parameter in zip(own, parameters, strict=True)]
+    found: list[int] = added_counts(torch.tensor(counted, dtype=torch.int64, device="cpu")).tolist()
+    return found
+
+
+def check_goes_with_shards(keys: Sequence[ParameterKey], pattern: Pattern, grad_scaler: GradScaler | None) -> None:
+    """Refuse what works on whole weights only, before anything is changed.
+
+    Args:
+        keys: The ``(module, name)`` pairs.
+        pattern: The shape of what is removed.
+        grad_scaler: What scales the losses.
+
+    Raises:
+        ValueError: If one of the parameters is sharded, and there is a scaler or a pattern of more than one weight.
+    """
+    if not any(is_sharded(stored(*key)) for key in keys):
+        return
+    if pattern is not WEIGHTS:
+        raise ValueError(f"pattern: must be 'weights' where weights are sharded, found {pattern.name!r}")
+    if grad_scaler is not None and grad_scaler.is_enabled():
+        raise ValueError(
+            "grad_scaler: must be None or disabled where weights are sharded, found one; train in bfloat16, which "
+            "needs none"
+        )

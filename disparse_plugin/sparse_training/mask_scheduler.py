@@ -135,7 +135,9 @@ class MaskScheduler(ABC, Generic[_Report]):
         if self.completed:  # the run that it goes on from has found them out
             return {}
         found = self.masks.misread()
-        if batches and self._needs_batches():
+        # A forward of sharded weights takes all ranks, and whether all are here is not known yet: the first update
+        # finds out.
+        if batches and self._needs_batches() and not self.masks.sharded:
             found |= computed_instead(self._model, self._losses, batches[0], self.masks.keys, self.masks.names)
         if found and (self._begin_again is None or self.masks.came_masked(found)):
             raise refusal(found, pasteable=True)

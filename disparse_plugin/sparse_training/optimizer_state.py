@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
+from ..shards import local
+
 # What a state has for a weight that has never been updated: a number, or a function of the parameter group.
 Fresh: TypeAlias = float | Callable[[Mapping[str, Any]], float]
 
@@ -105,7 +107,7 @@ def forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
     Args:
         optimizer: An optimizer that :func:`check_optimizer` has accepted.
         parameter: One of its parameters.
-        where: bool, of its shape; the entries to forget.
+        where: bool, of its shape; the entries to forget. Of a sharded parameter what of it lies on this rank.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -120,7 +122,7 @@ def forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
         for state, value in optimizer.state.get(parameter, {}).items():
             if state in known and isinstance(value, Tensor):
                 fresh = known[state]
-                value.masked_fill_(where, fresh(group) if callable(fresh) else fresh)
+                local(value).masked_fill_(where, fresh(group) if callable(fresh) else fresh)
 
 
 def _group_of(groups: Iterable[Mapping[str, Any]], parameter: Tensor) -> Mapping[str, Any]:

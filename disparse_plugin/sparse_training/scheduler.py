@@ -12,21 +12,20 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from .. import arbiters
-from .._support.distributed import check_same, check_same_tensors, failing_together
+from .._support.distributed import check_same, failing_together
 from .._support.user_warning import warn_user
 from ..agreement import patterns
 from ..agreement.patterns import NofM, Pattern
-from ..agreement.ranking import counts_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select, warn_of_skipped
-from ..parameters import Exclude, ParameterKey, unwrap
+from ..parameters import Exclude, ParameterKey, stored, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..whole_numbers import whole_number
 from .blocks import BlockExchange
 from .exchange import Exchange, random_scores
 from .initial_masks import initial_masks
-from .live_masks import LiveMasks
+from .live_masks import LiveMasks, check_goes_with_shards, counts_of
 from .mask_scheduler import MaskScheduler
 from .schedules import (
     STOP_AFTER,
@@ -39,6 +38,7 @@ from .schedules import (
     describe_arbiter,
     step_of,
 )
+from .shared_out_exchange import SharedOutExchange
 from .step_scores import StepScores, check_grad_scaler, check_growth_criterion
 
 RANDOM = "random"
@@ -183,9 +183,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             selection = select(root, parameters, exclude)
             keys, names = selection.keys, selection.names
             self._pattern = patterns.resolve(pattern)
+            check_goes_with_shards(keys, self._pattern, grad_scaler)
             first = initial_masks(keys, names, amount, distribution, exempt, self._generator, self._pattern)
-            settings = {
-                "alive": [int(mask.sum()) for mask in first.values()],
+            options = {
                 "update_every": update_every,
                 "stop_at": self._stop,
                 "drop_fraction": describe(drop_fraction),
@@ -194,7 +194,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
                 "regrow_dropped": regrow_dropped,
             }
             if self._pattern is not patterns.WEIGHTS:
-                settings["pattern"] = self._pattern.name  # states saved before there was such an option still load
+                options["pattern"] = self._pattern.name  # states saved before there was such an option still load
+        alive = counts_of([stored(*keys[index]) for index in first], list(first.values()))
+        settings: dict[str, Any] = {"alive": alive, **options}
         check_same("settings", settings, "give all ranks the same options")
         warn_of_skipped(selection.skipped, len(keys))
         revocable = not selection.listed
@@ -221,28 +223,36 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         check_same("drop_fraction", fraction, "give all ranks the same function of the step")
         new = alive
         exchange = self._exchange(fraction)
-        if any(exchange.count(kept, mask.numel()) for kept, mask in zip(self.masks.kept, alive, strict=True)):
+        if any(exchange.count(*layer) for layer in self._sizes()):
             chosen = self._exchanged(batches, alive, fraction)
             if chosen is None:
                 return None
             new = chosen
-            check_same_tensors("masks", new, "keep the weights of all ranks equal (DistributedDataParallel does)")
+            self.masks.check_alike(new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
-        exchanged = counts_true([after & ~before for before, after in zip(alive, new, strict=True)])
+        exchanged = self.masks.counts([after & ~before for before, after in zip(alive, new, strict=True)])
         return MaskUpdate(self.completed, fraction, dict(zip(self.masks.names, exchanged, strict=True)))
 
     def _exchanged(self, batches: Sequence[Batch], alive: Sequence[Tensor], fraction: float) -> list[Tensor] | None:
         tasks: tuple[str, ...]
         if self._scores is None:
-            rows, tasks = random_scores(alive, self._generator), (RANDOM,)
+            rows, tasks = random_scores(self.masks.parameters(), self._generator), (RANDOM,)
         else:
             sums = self._scores.on(batches)
             if sums is None:
                 return None
             rows, tasks = sums.by_parameter(), self._scores.tasks
+        if self.masks.sharded:
+            spread = SharedOutExchange(fraction, self._arbiter, tasks, self._regrow)
+            return [spread.new_mask(*layer) for layer in zip(self.masks.parameters(), alive, rows, strict=True)]
         exchange = self._exchange(fraction, tasks)
         with failing_together():
             return exchange.new_masks(self.masks.parameters(), alive, rows, self.masks.kept)
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Return, for each layer, how many weights are alive (always the same), and how many there are."""
+        sizes = [parameter.numel() for parameter in self.masks.parameters()]
+        return list(zip(self._settings["alive"], sizes, strict=True))
 
     def _exchange(self, fraction: float, tasks: Sequence[str] = ()) -> Exchange:
         if isinstance(self._pattern, NofM):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from .._support.distributed import failing_together, on_any_rank
+from .._support.distributed import on_any_rank
 from .._support.user_warning import warn_user
 from ..criteria import Criterion
 from ..errors import NonFiniteError
 from ..scoring.losses import Batch, TaskLosses
+from ..scoring.sharded_sums import sums_for
 from ..scoring.sums import ScoreSums
 from .live_masks import LiveMasks
 
@@ -78,9 +79,9 @@ class StepScores:
         Warns:
             UserWarning: If no task reaches a parameter; once for each.
         """
-        sums = ScoreSums(self._masks.keys, self._masks.names, self._rule)
+        sums = sums_for(self._masks.keys, self._masks.names, self._rule)
         overflow = False
-        with failing_together():
+        with sums.together():
             try:
                 sums.add_batches(self._model, self._scaled, batches, same_tasks=False)
             except NonFiniteError:
