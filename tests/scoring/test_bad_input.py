@@ -4,9 +4,7 @@ import warnings
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.utils import parametrizations, prune
 from torch.utils.data import DataLoader
 
@@ -256,20 +254,6 @@ def test_weights_that_torch_cannot_mask():
         lazy = nn.Sequential(nn.LazyLinear(5))
     with pytest.raises(ValueError, match=r"0\.weight must have a shape, found a lazy parameter; run one batch"):
         score_tasks(lazy, lambda m, x: {"a": m(x).sum()}, vectors())
-
-
-@pytest.mark.skipif(not dist.is_available(), reason="torch is built without torch.distributed")
-def test_sharded_weights_are_refused():
-    from torch.distributed.fsdp import fully_shard
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        net = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
-        fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
-        with pytest.raises(ValueError, match=r"0\.weight must be a plain tensor, found DTensor"):
-            score_tasks(net, square_losses, vectors())
-    finally:
-        dist.destroy_process_group()
 
 
 def test_a_weight_that_was_parametrized_after_scoring():
