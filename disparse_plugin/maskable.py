@@ -324,9 +324,9 @@ def _of_layout(tensor: Any, *, masked_before: bool) -> Obstacle | None:
         return Obstacle("be sharded without a mask", "a mask that was there before fully_shard", cure, passing=True)
     if any(placement.is_partial() for placement in tensor.placements):
         return Obstacle("be sharded or replicated", "a DTensor of partial sums", "redistribute it", passing=True)
-    if tensor.device_mesh.size() != ranks_in_all():
+    if tensor.device_mesh.get_coordinate() is None or ranks_in_all() % tensor.device_mesh.size():
         found = f"a mesh of {tensor.device_mesh.size()} ranks with {ranks_in_all()} in the process group"
-        cure = "shard over a mesh of all ranks, e.g. tensor parallel inside fully_shard; pipelines are not supported"
+        cure = "every rank must hold a part of it; pipelines are not supported"
         return Obstacle("be spread over all ranks", found, cure, passing=True)
     if not tensor.requires_grad:
         cure = "call requires_grad_(True) on it before scoring"

@@ -85,9 +85,24 @@ def owns(tensor: Tensor, rank: int) -> bool:
     if not is_sharded(tensor):
         return rank == 0
     spread: Any = tensor
+    if int(spread.device_mesh.mesh.min()) != 0:  # of several meshes that hold the same, the first rank's counts
+        return False
     place = spread.device_mesh.get_coordinate()
-    assert place is not None  # every rank is in the mesh: obstacle_of has seen to it
     return all(at == 0 for at, placement in zip(place, spread.placements, strict=True) if placement.is_replicate())
+
+
+def block(tensor: Tensor) -> tuple[int, ...]:
+    """Name the part of a tensor that lies on this rank: ranks with the same name hold copies.
+
+    Example:
+        >>> block(torch.ones(2))
+        ()
+    """
+    if not is_sharded(tensor):
+        return ()
+    spread: Any = tensor
+    pairs = zip(spread.device_mesh.get_coordinate(), spread.placements, strict=True)
+    return tuple(at for at, placement in pairs if not placement.is_replicate())
 
 
 def coordinates(tensor: Tensor) -> list[Tensor]:

@@ -121,6 +121,26 @@ def check_same_tensors(argument: str, tensors: Sequence[Tensor], advice: str) ->
         check_same(argument, digest.hexdigest()[:16], advice)
 
 
+def check_same_copies(argument: str, parts: Mapping[Any, Tensor], advice: str) -> None:
+    """Check by digests that ranks which hold copies of a part of something hold the same.
+
+    Args:
+        argument: What it is, for the message.
+        parts: bool tensors, by what names the part; names that a rank lacks are not compared.
+        advice: What to do about a difference.
+
+    Raises:
+        ValueError: On all ranks, if copies differ.
+    """
+    if several_ranks():
+        own = {name: hashlib.sha256(part.cpu().contiguous().numpy().tobytes()).digest() for name, part in parts.items()}
+        first: dict[Any, bytes] = {}
+        for of_rank in _gather(own):
+            for name, digest in of_rank.items():
+                if first.setdefault(name, digest) != digest:
+                    raise ValueError(f"{argument}: must be the same on all ranks that hold {name[0]}; {advice}")
+
+
 def check_same_values(argument: str, tensors: Mapping[str, Tensor], advice: str) -> None:
     """Check that all ranks hold the same floating point tensors, by the sums of their bits: exact, in any order.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .._support.distributed import check_same_tensors, failing_together, this_rank
+from .._support.distributed import check_same_copies, failing_together, this_rank
 from ..agreement import shared_out
 from ..agreement.budgets import Budget
 from ..agreement.consequences import tell_of_empty_tensors, tell_of_ties_at_zero
@@ -15,7 +15,7 @@ from ..agreement.patterns import Pattern, Place, Weights, spread
 from ..agreement.shared_out import SharedOut
 from ..arbiters import Arbiter
 from ..parameters import ParameterKey, alive_mask, stored
-from ..shards import beside, is_sharded, local, owns, places
+from ..shards import beside, block, local, owns, places
 
 
 class SharedOutScores:
@@ -89,9 +89,11 @@ class SharedOutScores:
         gone = shared_out.lowest_in_budget(candidates, tasks, arbiter, quotas, floors)
         self._warn(candidates, gone)
         masks = [spread(~mark, place) for mark, place in zip(gone, self._places, strict=True)]
-        plain = [mask for mask, weight in zip(masks, self._parameters, strict=True) if not is_sharded(weight)]
-        if plain:
-            check_same_tensors("masks", plain, "keep the weights that are not sharded equal on all ranks")
+        parts = {
+            (place.name, *block(weight)): mask
+            for place, weight, mask in zip(self._places, self._parameters, masks, strict=True)
+        }
+        check_same_copies("masks", parts, "give ranks that hold copies of weights the same gradients of them")
         return self._beside(masks)
 
     def importance(self, candidates: SharedOut, tasks: Sequence[str], arbiter: Arbiter, budget: Budget) -> list[Tensor]:

@@ -10,7 +10,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import prune
 from torch.optim import Optimizer
 
-from .._support.distributed import added_counts, check_same_tensors, failing_together, this_rank
+from .._support.distributed import added_counts, check_same_copies, check_same_tensors, failing_together, this_rank
 from .._support.files import packed_bits, unpacked_bits
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.ranking import counts_true
@@ -18,7 +18,7 @@ from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
 from ..maskable import Obstacle, read_by_parent
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
-from ..shards import beside, is_sharded, local, owns, part_here
+from ..shards import beside, block, is_sharded, local, owns, part_here
 from .optimizer_state import check_optimizer, forget
 
 
@@ -79,14 +79,16 @@ class LiveMasks:
         return any(is_sharded(parameter) for parameter in self.parameters())
 
     def check_alike(self, masks: Sequence[Tensor], advice: str) -> None:
-        """Check that all ranks have the same masks of the parameters that each has whole.
+        """Check that ranks which hold the same parameters, or parts of them, have the same masks.
 
         Raises:
             ValueError: On all ranks, if they have not.
         """
-        plain = [mask for mask, parameter in zip(masks, self.parameters(), strict=True) if not is_sharded(parameter)]
-        if plain:
-            check_same_tensors("masks", plain, advice)
+        if not self.sharded:
+            check_same_tensors("masks", masks, advice)
+            return
+        layers = zip(self.names, self.parameters(), masks, strict=True)
+        check_same_copies("masks", {(name, *block(parameter)): mask for name, parameter, mask in layers}, advice)
 
     def counts(self, masks: Sequence[Tensor]) -> list[int]:
         """Count the True entries of masks of all parameters, on all ranks together where these are sharded."""

@@ -1,5 +1,6 @@
 """What every rank runs under torchrun: ``torchrun sharded_worker.py SCENARIOS FOLDER``; one result file each."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -340,14 +341,17 @@ def channels(rank, ranks):
 
 
 def failing_before_the_forward(rank, ranks):
-    """Nothing can be told to ranks that gather weights: this one raises, and its end is theirs."""
+    """Nothing can be told to ranks that gather weights: this one raises at once, and its end is theirs."""
 
     def losses(model, batch):
         if rank == 1:
             raise KeyError("labels")
         return square_losses(model, batch)
 
-    score_tasks(sharded(ranks), losses, batches_of(rank, ranks))
+    try:
+        score_tasks(sharded(ranks), losses, batches_of(rank, ranks))
+    except KeyError as error:
+        os._exit(3 if "before the model had finished its forward" in error.__notes__[-1] else 4)
 
 
 def main(scenarios, folder):

@@ -306,3 +306,4 @@ def test_what_four_ranks_have_written_two_can_load(tmp_path):
 def test_a_rank_that_fails_in_the_middle_of_a_forward_ends_the_run(tmp_path):
     process = torchrun(2, ["failing_before_the_forward"], tmp_path, timeout=60)
     assert process.returncode != 0
+    assert "exitcode  : 3" in process.stderr
