@@ -208,18 +208,14 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         """Format the line."""
         shares = [f"{100 * share:.1f}" for share in self.sparsities]
-        cells = (
-            f"{self.amount:.0%}",
-            str(self.pruned),
-            *shares,
-            f"{self.quality.digit:.1f}",
-            f"{self.quality.turn:.2f}",
-        )
-        padded = [f"{cell:>{len(name)}}" for cell, name in zip((*cells, f"{self.seconds:.1f}"), COLUMNS, strict=True)]
+        found = (f"{self.quality.digit:.1f}", f"{self.quality.turn:.2f}")
+        cells = (f"{self.amount:.0%}", *found, *shares, str(self.pruned), f"{self.seconds:.1f}")
+        padded = [f"{cell:>{len(name)}}" for cell, name in zip(cells, COLUMNS, strict=True)]
         return f"| {self.method:<21} | {' | '.join(padded)} |"
 
 
-COLUMNS = ("asked", "pruned", "trunk", "digit head", "turn head", "digit, % right", "turn, degrees off", "seconds")
+# Right answers in %, degrees off; then what was pruned of the trunk and the heads in %, and how many weights in all.
+COLUMNS = ("asked", "digit, %", "turn, °", "trunk", "head 1", "head 2", "pruned", "seconds")
 HEADER = f"| {'method':<21} | {' | '.join(COLUMNS)} |"
 
 

@@ -10,9 +10,9 @@ for the 33 convolutions of the trunk (shortcuts left out). The network has the p
 What the paper did not draw is drawn too: what chance gives at the same densities, permuted labels, and how much each
 task agrees with itself on other pictures.
 
-Without --data the pictures are photographs that ship inside the scikit-image and scikit-learn wheels, with labels
+Without ``--data`` the pictures are photographs that ship inside the scikit-image and scikit-learn wheels, with labels
 computed from the pictures themselves (pseudo-labels: brightness classes, slopes of the brightness, edges, corners).
-With --data they come from a .npz file that holds rgb (n, h, w, 3), seg (n, h, w) and any of normal (n, h, w, 3), depth,
+With ``--data`` they come from a .npz file that holds rgb (n, h, w, 3), seg (n, h, w) and any of normal (n, h, w, 3), depth,
 edge, kp (n, h, w). The published numbers printed next to ours are of other pictures and of a wider network: the
 procedure is compared, not the numbers.
 

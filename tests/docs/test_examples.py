@@ -76,9 +76,9 @@ def test_every_method_prunes_exactly_the_asked_share_of_all_weights(quickstart, 
 
 def test_the_table_says_how_each_task_and_part_fares(quick_run):
     for row in quick_run[0]:
-        for column in ("trunk", "digit head", "turn head", "digit, % right"):
+        for column in ("trunk", "head 1", "head 2", "digit, %"):
             assert 0 <= float(row[column]) <= 100, row
-        assert 0 < float(row["turn, degrees off"]) < 60, row
+        assert 0 < float(row["turn, °"]) < 60, row
         assert float(row["seconds"]) >= 0  # a quick run may round to nothing
 
 
