@@ -12,8 +12,8 @@ task agrees with itself on other pictures.
 
 Without ``--data`` the pictures are photographs that ship inside the scikit-image and scikit-learn wheels, with labels
 computed from the pictures themselves (pseudo-labels: brightness classes, slopes of the brightness, edges, corners).
-With ``--data`` they come from a .npz file that holds rgb (n, h, w, 3), seg (n, h, w) and any of normal (n, h, w, 3), depth,
-edge, kp (n, h, w). The published numbers printed next to ours are of other pictures and of a wider network: the
+With ``--data`` they come from a .npz file that holds rgb (n, h, w, 3), seg (n, h, w) and any of normal (n, h, w, 3),
+depth, edge, kp (n, h, w). The published numbers printed next to ours are of other pictures and of a wider network: the
 procedure is compared, not the numbers.
 
     python examples/watershed.py [--data rooms64_train.npz] [--report watershed.html]
