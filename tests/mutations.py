@@ -1,6 +1,6 @@
 """Plant one small fault at a time in a copy of the package, and see whether the room's tests notice.
 
-    python tests/mutations.py                 # all, half an hour on one core
+    python tests/mutations.py                 # all, an hour on one core
     python tests/mutations.py ranking band    # those in files whose path holds one of these words
 
 The faults are in ``mutations.txt``. One that survives stands for a behaviour that no test states: write the test, or

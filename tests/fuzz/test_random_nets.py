@@ -25,7 +25,7 @@ from disparse_plugin.masks import fold
 from networks import Snapshot
 from random_nets import WIDTH, recipes
 
-LENGTHS = [pytest.param(60, id="short"), pytest.param(2000, id="long", marks=pytest.mark.slow)]
+LENGTHS = [pytest.param(60, id="short"), pytest.param(1000, id="long", marks=pytest.mark.slow)]
 ARBITERS = st.sampled_from(["unanimous", "majority", "mean", "any", "at_least(2)", at_least(3)])
 CRITERIA = ("snip", "taylor", "gradient", "fisher", "magnitude", "layer_adaptive(taylor)")
 
@@ -225,9 +225,7 @@ FAULTS = {
 ARGUMENTS = list(inspect.signature(disparse_static).parameters)
 
 
-@pytest.mark.parametrize(
-    "examples", [pytest.param(3, id="short"), pytest.param(100, id="long", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("examples", [pytest.param(3, id="short"), pytest.param(50, id="long", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_error_names_its_argument_and_leaves_the_model_alone(fault, examples):
     def holds(recipe):
