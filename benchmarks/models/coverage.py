@@ -1,4 +1,4 @@
-"""The models of ``structured_coverage.py``: timm backbones with three heads, SMP models with two."""
+"""The rows of ``structured_coverage.py`` from timm and SMP, and where the others come from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Families of timm, a small member of each, and the image size it runs at.
+from . import hugging_face, modules, vision
+from .case import Case, plain, randomize
+
+# Families of timm, a small member of each, and the image size it runs at; the first block is that of version 0.1.0.
 TIMM = """
 resnet18 64|resnet26d 64|seresnet18 64|legacy_seresnet18 64|skresnet18 64|resnext50_32x4d 64|res2net50_14w_8s 64
 |densenet121 64|mobilenetv2_050 64|mobilenetv3_small_050 64|mobilenetv4_conv_small_050 64|efficientnet_b0 64
@@ -21,19 +24,24 @@ resnet18 64|resnet26d 64|seresnet18 64|legacy_seresnet18 64|skresnet18 64|resnex
 |eva02_tiny_patch14_224 224|hiera_tiny_224 224|beit_base_patch16_224 224|cait_xxs24_224 224|xcit_nano_12_p16_224 64
 |inception_v3 96|dpn48b 64
 """
-SMP = [
-    "Unet",
-    "UnetPlusPlus",
-    "FPN",
-    "DeepLabV3",
-    "DeepLabV3Plus",
-    "PSPNet",
-    "PAN",
-    "MAnet",
-    "Linknet",
-    "UPerNet",
-    "Segformer",
-    "DPT",
+MORE_TIMM = """
+resnetv2_18 64|resnest14d 64|res2next50 64|eca_resnet33ts 64|gernet_s 64|tresnet_m 64|semnasnet_075 64|fbnetc_100 64
+|hardcorenas_a 64|mixnet_s 64|tinynet_e 64|efficientvit_b0 64|efficientvit_m0 224|mobilevitv2_050 64|fasternet_t0 64
+|shvit_s1 224|swiftformer_xs 224|repvit_m0_9 64|efficientformerv2_s0 224|convmixer_768_32 64|cs3darknet_focus_s 64
+|hgnetv2_b0 64|pit_ti_224 224|visformer_tiny 224|convit_tiny 224|twins_svt_small 224|resmlp_12_224 224
+|gmlp_ti16_224 224|davit_tiny 64|gcvit_xxtiny 224|mambaout_femto 64|rdnet_tiny 64|regnetz_005 64|gcresnext26ts 64
+|ghostnetv2_100 64|mvitv2_tiny 224|convformer_s18 64
+"""
+SIZES = {name: int(size) for name, size in (e.split() for e in (TIMM + "|" + MORE_TIMM).replace("\n", "").split("|"))}
+OLD_ROWS = 84  # the rows of version 0.1.0, which come first
+
+DECODERS = [
+    *("Unet", "UnetPlusPlus", "FPN", "DeepLabV3", "DeepLabV3Plus", "PSPNet"),
+    *("PAN", "MAnet", "Linknet", "UPerNet", "Segformer", "DPT"),
+]
+ENCODERS = [
+    *("mobilenet_v2", "efficientnet-b0", "densenet121", "vgg11_bn", "resnext50_32x4d", "se_resnet50"),
+    *("xception", "mit_b0", "timm-regnetx_002", "mobileone_s0", "dpn68", "tu-convnext_atto"),
 ]
 
 
@@ -70,24 +78,35 @@ class TwoDecoders(nn.Module):
 
 
 def rows() -> list[str]:
-    """Name all rows."""
-    timm = [f"timm/{entry.split()[0]}" for entry in TIMM.replace("\n", "").split("|")]
-    return timm + [f"smp/{name}{kind}" for name in SMP for kind in ("", "+2")]
+    """Name all rows, those of version 0.1.0 first."""
+    old = [f"timm/{entry.split()[0]}" for entry in TIMM.replace("\n", "").split("|")]
+    old += [f"smp/{name}{kind}" for name in DECODERS for kind in ("", "+2")]
+    assert len(old) == OLD_ROWS
+    others = [f"timm/{entry.split()[0]}" for entry in MORE_TIMM.replace("\n", "").split("|")]
+    others += [f"smp/Unet/{encoder}" for encoder in ENCODERS]
+    for library, source in _OTHERS.items():
+        others += [f"{library}/{name}" for name in source.NAMES]
+    return old + others
 
 
-def build(row: str) -> tuple[nn.Module, Tensor]:
-    """Build the model of a row, and an input."""
+def build(row: str) -> Case:
+    """Build the case of a row."""
     torch.manual_seed(0)
     library, _, name = row.partition("/")
+    if library in _OTHERS:
+        case: Case = _OTHERS[library].build(name)
+        return case
     model, size = _build_timm(name) if library == "timm" else _build_smp(name)
-    _randomize(model)
-    return model.eval(), torch.randn(2, 3, size, size)
+    return plain(randomize(model), torch.randn(2, 3, size, size))
+
+
+_OTHERS: dict[str, Any] = {"torchvision": vision, "transformers": hugging_face, "modules": modules}
 
 
 def _build_timm(name: str) -> tuple[nn.Module, int]:
     import timm
 
-    size = int(dict(entry.split() for entry in TIMM.replace("\n", "").split("|"))[name])
+    size = SIZES[name]
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     try:
         backbone = timm.create_model(name, img_size=size, **options)
@@ -103,26 +122,12 @@ def _build_timm(name: str) -> tuple[nn.Module, int]:
 def _build_smp(name: str) -> tuple[nn.Module, int]:
     import segmentation_models_pytorch as smp
 
+    name, _, encoder = name.partition("/")
     name, _, two = name.partition("+")
-    encoder = "tu-vit_tiny_patch16_224" if name == "DPT" else "resnet18"
-    options: dict[str, Any] = {"encoder_name": encoder, "encoder_weights": None, "classes": 3}
+    options: dict[str, Any] = {"encoder_name": encoder or "resnet18", "encoder_weights": None, "classes": 3}
     size = 128 if name == "PAN" else 64
     if name == "DPT":
-        options |= {"dynamic_img_size": True}
+        options |= {"encoder_name": "tu-vit_tiny_patch16_224", "dynamic_img_size": True}
     if two:
         return TwoDecoders(getattr(smp, name)(**options), getattr(smp, name)(**options)), size
     return getattr(smp, name)(aux_params={"classes": 4}, **options), size
-
-
-def _randomize(model: nn.Module) -> None:
-    with torch.no_grad():
-        for module in model.modules():
-            for name in ("weight", "bias", "running_mean"):
-                tensor = getattr(module, name, None)
-                if isinstance(tensor, Tensor) and tensor.dim() == 1:
-                    tensor.uniform_(-0.5, 0.5).add_(name == "weight")
-            for name, parameter in module.named_parameters(recurse=False):
-                if name not in ("weight", "bias") and parameter.numel() == max(parameter.shape, default=0):
-                    parameter.uniform_(0.5, 1.5)  # layer scales start near zero and would hide errors
-            if isinstance(getattr(module, "running_var", None), Tensor):
-                module.running_var.uniform_(0.5, 2)

@@ -1,4 +1,4 @@
-"""The models of ``structured_transformers.py``: architectures of Hugging Face, tiny, with two heads."""
+"""The rows of ``structured_coverage.py`` from Hugging Face: tiny configurations with two heads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import transformers as t
 from torch import Tensor, nn
+
+from .case import Case, plain
 
 _WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 _TEXT = {**_WIDTH, "vocab_size": 99}
@@ -137,13 +139,12 @@ _BY_NAME: dict[str, _Row] = {
 NAMES = (*_DIRECT, *_BY_NAME)
 
 
-def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """Build a model in evaluation mode, and inputs for it."""
-    torch.manual_seed(0)
+def build(name: str) -> Case:
+    """Build a model, and inputs for it."""
     if name in _DIRECT:
         stem, options, pool, inputs = _DIRECT[name]
         body = getattr(t, f"{stem}Model")(getattr(t, f"{stem}Config")(**options))
     else:
         maker, pool, inputs = _BY_NAME[name]
         body = maker()
-    return TwoHeads(body, pool).eval(), dict(inputs)
+    return plain(TwoHeads(body, pool), dict(inputs))

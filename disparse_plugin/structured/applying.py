@@ -83,10 +83,13 @@ def apply_cuts(root: nn.Module, cuts: Sequence[Cut], attributes: Attributes, pru
             setattr(modules[name], attribute, value)
 
 
-def _layer(cut: Cut, modules: Mapping[str, nn.Module]) -> nn.Module | nn.Parameter:
+def _layer(cut: Cut, modules: Mapping[str, nn.Module]) -> nn.Module | Tensor:
     path, _, last = cut.target.rpartition(".")
     owner = modules.get(path)
-    layer = modules.get(cut.target) if cut.side != "parameter" else owner._parameters.get(last) if owner else None
+    if cut.side != "parameter":
+        layer: nn.Module | Tensor | None = modules.get(cut.target)
+    else:
+        layer = owner._parameters.get(last, owner._buffers.get(last)) if owner else None
     if layer is None:
         raise ValueError(f"model: must have the layer {cut.target!r}, found none; replay on the same architecture")
     return layer
@@ -107,8 +110,8 @@ def _foreign(layer: nn.Module, pruners: Pruners | None) -> Any:
     return pruner
 
 
-def _places(cut: Cut, layer: nn.Module | nn.Parameter, modules: Mapping[str, nn.Module]) -> Iterator[_Place]:
-    if isinstance(layer, nn.Parameter):
+def _places(cut: Cut, layer: nn.Module | Tensor, modules: Mapping[str, nn.Module]) -> Iterator[_Place]:
+    if isinstance(layer, Tensor):
         path, _, last = cut.target.rpartition(".")
         _check_count(cut, layer.shape[cut.dim] if -layer.dim() <= cut.dim < layer.dim() else 0)
         yield _Place(cut, modules[path], last, Axis(last, cut.dim))
@@ -184,7 +187,8 @@ def _check_attributes(attributes: Attributes, modules: Mapping[str, nn.Module], 
             raise ValueError(
                 f"model: {name!r} must have {', '.join(sorted(missing))}, found none; replay on the same architecture"
             )
-        if not any(name == "" or cut.target.startswith(f"{name}.") for cut in cuts):
+        around = any(name == "" or cut.target.startswith(f"{name}.") for cut in cuts)
+        if not around and next(modules[name].parameters(), None) is not None:  # nn.Unflatten holds numbers alone
             raise ValueError(f"plan: only modules around a cut layer may change numbers, found {name!r}, which is none")
         for attribute, value in values.items():
             if not _may_become(plain[attribute], value):

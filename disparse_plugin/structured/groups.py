@@ -22,6 +22,16 @@ from .shrinking import tensors_of
 # Element scores by qualified parameter name, then by task; only what the task reaches.
 ScoresByName: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 
+FIXED = "meets a size that is fixed"
+# Why a layer keeps its channels where it has none to lose, or nobody knows what they are worth.
+SETTLED = (
+    "makes an output of the model",
+    "excluded",
+    "runs but reaches no output",
+    "does not run",
+    "has one channel",
+    FIXED,
+)
 REDUCTIONS = ("mean", "sum", "max")
 NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "max": torch.max, "sum": torch.sum}
 
@@ -32,7 +42,7 @@ class Follower:
 
     Attributes:
         target: Qualified name of the module, or of the parameter if ``side`` is ``"parameter"``.
-        layer: That module or parameter.
+        layer: That module, parameter or buffer.
         side: Whether the layer loses outputs or inputs. Layers that have as many outputs as inputs by construction
             (norms, depthwise convolutions) are ``"out"``.
         dim: Dimension of a bare parameter; -1 elsewhere.
@@ -42,7 +52,7 @@ class Follower:
     """
 
     target: str
-    layer: nn.Module | nn.Parameter
+    layer: nn.Module | Tensor
     side: Side
     dim: int
     count: int
@@ -71,6 +81,25 @@ class ParameterSlice:
     channels: Tensor
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredSize:
+    """A size that a tensor has while a module runs, which the module may hold as a number.
+
+    Attributes:
+        module: Name of the module.
+        number: Sizes that were met earlier have a lower one.
+        cut: Whether the module made it, by cutting a dimension of another size.
+        size: The size.
+        channels: int64, the channel of the group that each position follows; -1 for none.
+    """
+
+    module: str
+    number: int
+    cut: bool
+    size: int
+    channels: Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class ChannelGroup:
     """Channels of one layer and all that follows them.
@@ -81,12 +110,14 @@ class ChannelGroup:
         units: int64 of length ``size``: which channels can only go together (those in the same place of each group of
             a grouped convolution, GroupNorm or attention head; those that a concatenation ties). Values ``0..n-1``.
         followers: All that loses positions, the counting layer first.
+        sizes: Sizes inside modules that shrink with it, where they are known.
     """
 
     name: str
     size: int
     units: Tensor
     followers: tuple[Follower, ...]
+    sizes: tuple[StoredSize, ...] = ()
 
     @property
     def num_units(self) -> int:
@@ -121,6 +152,8 @@ def parameter_slices(follower: Follower) -> Iterator[ParameterSlice]:
     Layers of a type that is not in the table yield nothing: they may be pruned, but give no score.
     """
     layer, places, channels = follower.layer, follower.positions, follower.channels
+    if isinstance(layer, Tensor) and not isinstance(layer, nn.Parameter):
+        return  # a buffer is cut, and gives no score
     if isinstance(layer, nn.Parameter):
         yield ParameterSlice(follower.target, layer.shape, follower.dim % layer.dim(), 1, places, channels)
         return

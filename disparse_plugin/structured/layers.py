@@ -93,7 +93,7 @@ def _convolution_axes(layer: _ConvNd, side: Side) -> list[Axis]:
 
 
 def _resize_convolution(layer: _ConvNd, side: Side, count: int) -> None:
-    if is_depthwise(layer):
+    if layer.in_channels == layer.out_channels == layer.groups > 1:  # not one that just lost all but one per group
         layer.in_channels = layer.out_channels = layer.groups = count
     elif side == "out":
         layer.out_channels = count

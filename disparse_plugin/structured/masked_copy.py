@@ -47,6 +47,9 @@ def mask(model: nn.Module, cuts: list[Cut], customized_pruners: Pruners | None =
     full = {name: copy.deepcopy(modules[name]) for name in {_owner(cut) for cut in cuts}}
     with torch.no_grad():
         for cut in cuts:
+            if cut.side == "parameter" and cut.target not in parameters:
+                model.get_buffer(cut.target).index_fill_(cut.dim, cut.positions, 0.0)
+                continue
             layer = parameters[cut.target] if cut.side == "parameter" else modules[cut.target]
             assert layer is not None
             follower = Follower(cut.target, layer, cut.side, cut.dim, cut.count, cut.positions, cut.positions)

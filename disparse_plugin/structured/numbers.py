@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..parameters import module_names, plain_attributes
 from .cuts import Attributes, Cut
-from .groups import ChannelGroup
+from .groups import ChannelGroup, StoredSize
 from .layers import makes_channels, rule_of
 
 
@@ -48,6 +48,36 @@ def stored_widths(root: nn.Module, cuts: Iterable[Cut]) -> Attributes:
         new = {old: next(iter(values)) for old, values in by_count.items() if len(values) == 1 and old > 1}
         for name, value in plain_attributes(modules[path]).items() if rule_of(modules[path]) is None else ():
             changed = _replaced(value, new)
+            if changed != value and not name.startswith("_"):
+                found.setdefault(path, {})[name] = changed
+    return found
+
+
+def shrunk_sizes(root: nn.Module, changes: Iterable[tuple[ChannelGroup, Tensor]]) -> Attributes:
+    """Propose new values for the whole numbers that equal a size which their module meets, and which shrinks.
+
+    Of several sizes that were equal before, the one that the module made itself counts (heads, pieces), or else the
+    one that it met first.
+
+    Args:
+        root: The model before the removal.
+        changes: Groups, and which of their channels go (bool).
+    """
+    modules = {name: module for module, name in module_names(root).items()}
+    gone: dict[int, int] = {}
+    met: dict[int, StoredSize] = {}
+    for group, lost in changes:
+        for entry in group.sizes:
+            met[entry.number] = entry
+            gone[entry.number] = gone.get(entry.number, 0) + int(lost[entry.channels[entry.channels >= 0]].sum())
+    new: dict[str, dict[int, int]] = {}
+    for entry in sorted(met.values(), key=lambda entry: (entry.cut, -entry.number)):  # the last that is set counts
+        if gone[entry.number]:
+            new.setdefault(entry.module, {})[entry.size] = entry.size - gone[entry.number]
+    found: dict[str, dict[str, Any]] = {}
+    for path, by_size in new.items():
+        for name, value in plain_attributes(modules[path]).items():
+            changed = _replaced(value, by_size)
             if changed != value and not name.startswith("_"):
                 found.setdefault(path, {})[name] = changed
     return found

@@ -26,11 +26,13 @@ from .adapter.groups import find_groups
 from .adapter.observation import Inputs, as_inputs
 from .alike import check_counted, check_same_plan, check_same_steps
 from .budget import QUANTITIES, Quantity
+from .contest import Options, contest_of
 from .groups import NORMALIZERS, REDUCTIONS, channel_parameters
 from .latency import latency_of
 from .order import ChannelRule
 from .report import RemovalReport, joined, tally
-from .search import Options, Removal, contest_of, search
+from .search import Removal, search_wider
+from .spare import Spares
 from .trial import prepare
 from .witnesses import Witnesses, peeked
 
@@ -213,25 +215,25 @@ def _found(root: nn.Module, source: _Source, options: Options) -> Removal:
     """Find what to remove from a model, which stays as it is."""
     with failing_together():
         data, watched = peeked(source.data), Witnesses(source.losses)
-        groups, seen = find_groups(
-            root, source.inputs, _first_losses(root, source.losses, data.first), _kept(root, source.exclude),
-            options.customized_pruners,
-        )  # fmt: skip
+        first, kept = _first_losses(root, source.losses, data.first), _kept(root, source.exclude)
+        groups, seen = find_groups(root, source.inputs, first, kept, options.customized_pruners)
         keys = _scored_parameters(root, groups.idle) if source.parameters is None else tuple(source.parameters)
     scores = score_for_removal(
         root, watched, data, criterion=source.criterion, parameters=keys, num_batches=source.num_batches
     )
     with failing_together():
         names = module_names(root)
-        ran = {names[layer] for layer in watched.ran}
-        untraced = dict.fromkeys(ran & groups.idle, "runs in some batches only, which were not traced")
+        late = {names[layer] for layer in watched.ran} & groups.idle
+        untraced = dict.fromkeys(late, "runs in some batches only, which were not traced")
         contest = contest_of(root, options, scores, groups.usable, seen.uses, {**groups.skipped, **untraced})
+        own = {name for layer, name in names.items() if type(layer) in (options.customized_pruners or {})}
+        spares = Spares(root, source.inputs, first if seen.only_in_losses else None, groups.kept | own)
         trial = prepare(
             root, source.inputs, source.losses, watched.batches, groups.last,
             compare=source.compare, customized_pruners=options.customized_pruners, exact=source.exact,
         )  # fmt: skip
         measure = latency_of(root, source.inputs, options.customized_pruners) if options.of == "latency" else None
-        removal = search(contest, trial, measure)
+        removal = search_wider(contest, trial, spares, measure)
     check_same_plan(removal.plan)
     return removal
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from .._support.text_table import Table, Tabular
+from .contest import parts
 from .plan import RemovalPlan
-from .search import Removal, parts
+from .search import Removal
 
 
 @dataclasses.dataclass(frozen=True)

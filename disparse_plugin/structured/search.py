@@ -4,88 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..agreement.ranking import ranks
 from ..parameters import keys_by_name, stored
-from ..scoring.task_scores import TaskScores
-from .applying import Pruners
-from .budget import Budget, Quantity, choose, multiples, units_to_keep
+from .budget import choose, multiples, units_to_keep
+from .contest import Contest, parts
 from .cuts import Attributes, Cut, merge_cuts
-from .groups import ChannelGroup, channel_magnitudes, channel_scores, normalized
-from .numbers import WholeHeads, heads_left, stored_widths, whole_heads
-from .order import ChannelRule, removal_order
+from .groups import ChannelGroup, channel_magnitudes
+from .numbers import heads_left, shrunk_sizes, stored_widths
+from .order import removal_order
 from .plan import RemovalPlan
+from .spare import Spares, apart
+from .tracing import How
 from .trial import Trial, culprits, verdict
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How much of what goes, and by which rule; checked once by :func:`remove_channels`."""
-
-    amount: float | Mapping[str, float]
-    of: Quantity
-    rule: ChannelRule
-    reduction: str
-    normalizer: str | None
-    max_pruning_ratio: float
-    round_to: int | Literal["auto"] | None
-    customized_pruners: Pruners | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Contest:
-    """The groups that compete, and what the tasks say of them.
-
-    Attributes:
-        root: The model, not yet changed.
-        options: What was asked.
-        sizes: Number of entries of every Parameter, once, by the name that comes first.
-        names: Every name of a parameter to that name.
-        uses: Multiplications per entry, by that name.
-        tasks: All tasks.
-        named: Element scores by parameter name and task.
-        unreached: Names of the parameters that no task reaches.
-        groups: The groups.
-        scores: For each group, each reaching task's scores of its units.
-        heads: For each group, whether its units are whole heads.
-        numbered: Names of groups for which numbers that modules hold of their width change too.
-        skipped: Layer name to the reason why its channels are left alone.
-    """
-
-    root: nn.Module
-    options: Options
-    sizes: Mapping[str, int]
-    names: Mapping[str, str]
-    uses: Mapping[str, int]
-    tasks: tuple[str, ...]
-    named: Mapping[str, Mapping[str, Tensor]]
-    unreached: frozenset[str]
-    groups: tuple[ChannelGroup, ...]
-    scores: tuple[Mapping[str, Tensor], ...]
-    heads: tuple[WholeHeads | None, ...]
-    numbered: frozenset[str]
-    skipped: Mapping[str, str]
-
-    def budget(self) -> Budget:
-        """Return the counts of what is left after some units are gone."""
-        return Budget(self.groups, self.sizes, self.uses, self.names)
-
-    def without(self, reasons: Mapping[int, str], numbered: frozenset[str]) -> Contest:
-        """Return the contest without some groups, given by number with the reason."""
-        stay = [number for number in range(len(self.groups)) if number not in reasons]
-        left = {self.groups[number].name: f"a removal breaks the model: {why}" for number, why in reasons.items()}
-        return dataclasses.replace(
-            self,
-            groups=tuple(self.groups[n] for n in stay),
-            scores=tuple(self.scores[n] for n in stay),
-            heads=tuple(self.heads[n] for n in stay),
-            numbered=numbered,
-            skipped={**self.skipped, **left},
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,56 +33,6 @@ class Removal:
     seconds: tuple[float, float] | None = None
 
 
-def contest_of(
-    root: nn.Module,
-    options: Options,
-    scores: TaskScores,
-    groups: Sequence[ChannelGroup],
-    uses: Mapping[str, int],
-    skipped: Mapping[str, str],
-) -> Contest:
-    """Score all groups, or note why they are left alone."""
-    sizes, names = parameter_sizes(root)
-    named = {
-        name: {task: scores[task][key] for task in scores.tasks_reaching(*key)}
-        for key, name in zip(scores.parameters, scores.names, strict=True)
-    }
-    admitted: list[tuple[ChannelGroup, dict[str, Tensor], WholeHeads | None]] = []
-    reasons = dict(skipped)
-    for group in groups:
-        heads = whole_heads(root, group)
-        if heads is not None:
-            group = dataclasses.replace(group, units=torch.arange(group.size) // heads.width)
-        by_task = channel_scores(group, named, options.reduction)
-        if group.num_units < 2:
-            reasons[group.name] = "all its channels go together"
-        elif not by_task:
-            reasons[group.name] = "reached by no task"
-        else:
-            per_unit = {task: group.per_unit(normalized(v, options.normalizer)) for task, v in by_task.items()}
-            admitted.append((group, per_unit, heads))
-    joint_uses: dict[str, int] = {}
-    for name, count in uses.items():
-        joint_uses[names[name]] = joint_uses.get(names[name], 0) + count
-    first, second, third = zip(*admitted, strict=True) if admitted else ((), (), ())
-    return Contest(
-        root, options, sizes, names, joint_uses, scores.tasks, named, frozenset(scores.unreached), first, second, third,
-        frozenset(), reasons,
-    )  # fmt: skip
-
-
-def parameter_sizes(root: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
-    """Count every Parameter once, by the first of its names; return the counts, and every name to that name."""
-    first: dict[int, str] = {}
-    sizes, names = {}, {}
-    for name, (module, key) in keys_by_name(root).items():
-        parameter = module._parameters[key]
-        assert parameter is not None
-        names[name] = first.setdefault(id(parameter), name)
-        sizes[names[name]] = parameter.numel()
-    return sizes, names
-
-
 def search(contest: Contest, trial: Trial, measure: Callable[[RemovalPlan], float] | None = None) -> Removal:
     """Choose the units, try the removal on a copy, and choose again without the groups that break it.
 
@@ -160,12 +44,7 @@ def search(contest: Contest, trial: Trial, measure: Callable[[RemovalPlan], floa
     Raises:
         ValueError: If no group is left, or the amount cannot be reached with those that are.
     """
-    while True:
-        if not contest.groups:
-            raise ValueError(
-                "model: at least one group of channels must be removable, found none; left alone: "
-                f"{dict(contest.skipped)}"
-            )
+    while (removal := attempt(contest, trial, measure)) is None:
         choice = chosen_units(contest, measure)
         losing = [number for number, gone in enumerate(choice) if bool(gone.any())]
         numbered = frozenset(n for n, group in enumerate(contest.groups) if group.name in contest.numbered)
@@ -178,17 +57,73 @@ def search(contest: Contest, trial: Trial, measure: Callable[[RemovalPlan], floa
         ) -> RemovalPlan:
             return removal_plan(contest, choice, groups, numbered)
 
-        plan = plan_of(losing, numbered)
-        found = verdict(trial, plan)
-        if found.failure is None:
-            seconds = None if measure is None else (measure(RemovalPlan(())), measure(plan))
-            return Removal(contest, tuple(choice), plan, found.deviation, seconds)
         reasons, changed = culprits(trial, plan_of, losing, numbered)
         names = frozenset(contest.groups[number].name for number in changed)
         if not reasons and names == contest.numbered:
             # Each alone is right, and all together are not: the last that was admitted is the one to leave.
-            reasons = {losing[-1]: found.failure}
-        contest = contest.without(reasons, contest.numbered | names)
+            reasons = {losing[-1]: "it goes wrong together with the others"}
+        contest = contest.without(reasons, names)
+    return removal
+
+
+def attempt(contest: Contest, trial: Trial, measure: Callable[[RemovalPlan], float] | None = None) -> Removal | None:
+    """Choose the units, and try the removal on a copy; return None if it breaks the model.
+
+    Raises:
+        ValueError: As :func:`search`.
+    """
+    if not contest.groups:
+        raise ValueError(
+            f"model: at least one group of channels must be removable, found none; left alone: {dict(contest.skipped)}"
+        )
+    choice = chosen_units(contest, measure)
+    plan = _plan(contest, choice)
+    found = verdict(trial, plan)
+    if found.failure is not None:
+        return None
+    seconds = None if measure is None else (measure(RemovalPlan(())), measure(plan))
+    return Removal(contest, tuple(choice), plan, found.deviation, seconds)
+
+
+def _units_of(group: ChannelGroup) -> tuple[str, tuple[int, ...]]:
+    return group.name, tuple(group.units.tolist())
+
+
+def search_wider(
+    contest: Contest,
+    trial: Trial,
+    spares: Spares,
+    measure: Callable[[RemovalPlan], float] | None = None,
+) -> Removal:
+    """Search; where layers that could lose channels would be left alone, let groups found otherwise take part.
+
+    Args:
+        contest: The groups of torch-pruning's graph.
+        trial: What to try on.
+        spares: Gives those of our own tracing.
+        measure: As in :func:`search`.
+    """
+    if contest.is_whole and (removal := attempt(contest, trial, measure)) is not None:
+        return removal
+    ways: tuple[How, ...] = ("width", "tied", "whole heads")
+    contests = [contest.instead(*found) if (found := spares.groups(how))[0] else contest for how in ways]
+    for other in contests:
+        if other.groups and other.is_whole and (removal := attempt(other, trial, measure)) is not None:
+            return removal
+    try:
+        removal = search(contests[0], trial, measure)
+    except ValueError:
+        removal = search(contest, trial, measure)
+    refused = {_units_of(group) for group in contests[0].groups}
+    for other in (*contests[1:], contest):
+        if removal.contest.is_whole:
+            break
+        fresh = [group for group in other.groups if _units_of(group) not in refused]
+        refused |= {_units_of(group) for group in fresh}
+        left = apart(fresh, removal.contest.groups)
+        if left and (wider := removal.contest.joined_by(left)).groups != removal.contest.groups:
+            removal = search(wider, trial, measure)
+    return removal
 
 
 def _magnitudes(contest: Contest) -> list[Tensor]:
@@ -281,7 +216,8 @@ def removal_plan(
 ) -> RemovalPlan:
     """Make the plan that removes the chosen units of some groups."""
     cuts: list[Cut] = []
-    attributes: dict[str, dict[str, object]] = {}
+    known = [(contest.groups[n], choice[n][contest.groups[n].units]) for n in groups if n in numbered]
+    attributes = {name: dict(values) for name, values in shrunk_sizes(contest.root, known).items()}
     for number in groups:
         group, heads = contest.groups[number], contest.heads[number]
         gone = choice[number][group.units]
@@ -294,30 +230,9 @@ def removal_plan(
         found: list[Attributes] = []
         if heads is not None:
             found.append(heads_left(contest.root, heads, group.size, group.size - int(gone.sum())))
-        if number in numbered:
+        if number in numbered and not group.sizes:
             found.append(stored_widths(contest.root, merge_cuts(own)))
         for change in found:
             for name, values in change.items():
                 attributes.setdefault(name, {}).update(values)
     return RemovalPlan(merge_cuts(cuts), attributes)
-
-
-def parts(contest: Contest) -> dict[str, str]:
-    """Name the part of every parameter by the tasks that reach its layer, or else the channels that it follows."""
-    by_layer: dict[str, set[str]] = {}
-    for name, table in contest.named.items():
-        by_layer.setdefault(name.rpartition(".")[0], set()).update(table)
-    following: dict[str, set[str]] = {}
-    for group, scores in zip(contest.groups, contest.scores, strict=True):
-        for piece in group.slices():
-            following.setdefault(piece.name, set()).update(scores)
-    found = {}
-    for name in contest.sizes:
-        tasks = by_layer.get(name.rpartition(".")[0], set())
-        if not tasks and name not in contest.unreached:
-            tasks = following.get(name, set())
-        if len(tasks) == 1:
-            found[name] = next(iter(tasks))
-        else:
-            found[name] = "shared" if tasks else "unreached" if name in contest.unreached else "not scored"
-    return found

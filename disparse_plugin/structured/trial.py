@@ -256,6 +256,10 @@ def _compared(trial: Trial, entry: Run, expected: _Found, found: _Found) -> tupl
     return None, largest
 
 
+def _differ(one: RemovalPlan, other: RemovalPlan) -> bool:
+    return one.attributes != other.attributes
+
+
 def culprits(
     trial: Trial,
     plan_of: Callable[[Sequence[int], frozenset[int]], RemovalPlan],
@@ -280,11 +284,11 @@ def culprits(
     def admit(part: Sequence[int]) -> None:
         nonlocal numbered
         failure = verdict(trial, plan_of([*accepted, *part], numbered)).failure
-        if failure is not None and len(part) == 1 and part[0] not in numbered:
-            with_numbers = numbered | {part[0]}
-            plan = plan_of([*accepted, *part], with_numbers)
-            if plan.attributes and verdict(trial, plan).failure is None:
-                numbered, failure = with_numbers, None
+        if failure is not None and len(part) == 1:
+            otherwise = numbered ^ {part[0]}
+            plan = plan_of([*accepted, *part], otherwise)
+            if _differ(plan, plan_of([*accepted, *part], numbered)) and verdict(trial, plan).failure is None:
+                numbered, failure = otherwise, None
         if failure is None:
             accepted.extend(part)
         elif len(part) == 1:

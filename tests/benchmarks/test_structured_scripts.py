@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
+import time
 from typing import Any
 
 import pytest
@@ -12,61 +11,65 @@ import torch
 pytest.importorskip("timm", reason="needs timm")
 pytest.importorskip("segmentation_models_pytorch", reason="needs segmentation-models-pytorch")
 coverage: Any = pytest.importorskip("structured_coverage", reason="needs torch-pruning")
+page: Any = pytest.importorskip("coverage_page")
 normalizer: Any = pytest.importorskip("structured_normalizer", reason="needs scikit-learn")
 
 
-def answer(**changes: Any) -> dict[str, Any]:
+def entry(row: str, **changes: Any) -> dict[str, Any]:
     whole = {
-        "achieved": 0.5,
-        "of_all": 0.48,
         "parameters": 0.7,
         "macs": 0.6,
-        "deviation": 1e-7,
-        "groups": 8,
-        "alone": {},
+        "outside": 0.1,
+        "outputs": 2e-15,
+        "losses": 0.0,
+        "deviation": 1e-9,
+        "replay": True,
+        "trains": True,
+        "skipped": {"head": "makes an output of the model"},
+        "seconds": 3.0,
     }
-    return {**whole, "seconds": 3.0, **changes}
+    return {"row": row, **whole, **changes}
 
 
-def test_the_coverage_table_says_how_much_of_what_was_asked() -> None:
-    partly = answer(of_all=0.012, alone={"conv1": "a removal breaks the model: the forward fails"})
-    results = [
-        {"row": "timm/a", "ours": answer(), "bare": {"error": coverage.OUT_OF_MEMORY}},
-        {"row": "timm/b", "ours": partly, "bare": {"achieved": 0.5}},
-        {
-            "row": "timm/c",
-            "ours": {"error": "ValueError: no", "seconds": 1.0},
-            "bare": {"error": "no end within 120 s"},
-        },
-    ]
-    text = coverage.table(results, {"ours": 300, "bare": 120})
-    assert "300 s for `remove_channels` and 120 s for torch-pruning alone" in text
-    assert "| timm/a | works | 0.500 | 0.480 | 0.700 | 0.600 | 1e-07 | 8 / 0 |  | 3 | out of memory (8 GB) |" in text
-    assert "| timm/b | works, partly (1% of 50%) |" in text
-    assert "Of 3 rows, 2 work with `remove_channels` (2 of them equal" in text
+def test_the_coverage_page_says_what_lost_what_was_asked() -> None:
+    partly = entry("timm/resnet26d", skipped={"conv1": "a removal breaks the model: the forward fails"})
+    wrong = entry("modules/GLU", outputs=1e-2)
+    cannot = {"row": "timm/dla34", "error": "ValueError: no | way"}
+    text = page.page([entry("timm/resnet18"), partly, cannot, wrong])
+    assert (
+        "All: 4 rows: 2 lose all that was asked, 1 partly, 1 cannot; 2 equal masking, are replayed and train." in text
+    )
+    assert "of which 49 lost all: 3 rows: 1 lose all" in text
+    assert "| resnet18 | all | 0.70 | 0.60 | 0.10 | 2e-15 | 0e+00 | yes | yes | 3 |  |" in text
+    assert "| resnet26d | **partly** |" in text
+    assert "1: a removal breaks the model: the forward fails |" in text
+    assert "| dla34 | cannot | | | | | | | | | ValueError: no / way |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
 
 
-@pytest.mark.parametrize(
-    ("stderr", "words"), [("Traceback\nMemoryError\n", "out of memory (8 GB)"), ("", "died (-9)"), ("oh\n", "oh\n")]
-)
-def test_a_row_that_dies_says_why(stderr: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = subprocess.CompletedProcess([], -9, stdout="", stderr=stderr)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    assert coverage._run_side("timm/a", "bare", 1.0)["error"] == words
+def test_every_row_has_a_name_of_its_own_and_those_of_before_come_first() -> None:
+    names = coverage.rows()
+    assert len(set(names)) == len(names) > 200
+    assert names[:2] == ["timm/resnet18", "timm/resnet26d"]
+    assert names[page.OLD_ROWS - 1] == "smp/DPT+2"
 
 
-def test_a_row_that_wants_too_much_memory_is_reported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def greedy(row: str) -> dict[str, Any]:
+def test_a_row_runs_in_a_process_of_its_own() -> None:
+    found = coverage.guarded("transformers/DistilBERT", 120)
+    assert found["parameters"] > 0.4
+    assert page.is_right(found)
+    assert not page.left_alone(found)
+
+
+def test_a_row_that_does_not_end_or_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(_: str) -> dict[str, Any]:
         raise MemoryError
 
-    monkeypatch.setattr(coverage, "bare", greedy)
-    monkeypatch.setattr(coverage.resource, "setrlimit", lambda *_: None)
-    coverage._one_row("timm/a", "bare")
-    assert json.loads(capsys.readouterr().out) == {"error": "out of memory (8 GB)"}
+    monkeypatch.setattr(coverage, "row", greedy)
+    assert coverage.guarded("modules/GLU", 60)["error"] == "out of memory (8 GB)"
+    monkeypatch.setattr(coverage, "row", lambda _: time.sleep(60))
+    assert coverage.guarded("modules/GLU", 0.5)["error"] == "no end within 0 s"
 
 
 def test_the_data_of_the_normalizer_benchmark() -> None:
@@ -83,18 +86,6 @@ def test_the_data_of_the_normalizer_benchmark() -> None:
 def test_the_normalizer_table_shows_the_worst_task() -> None:
     runs = [({"a": 90.0, "b": 80.0}, {(0.5, "mean"): {"a": 88.0, "b": 70.0, "MACs left": 50.0, "narrowest": 25.0}})]
     assert "| 50% | mean | 50.0 | 25.0 | 88.0 ± 0.0 | 70.0 ± 0.0 | 10.0 ± 0.0 |" in normalizer.table("x", runs)
-
-
-def test_the_table_of_transformers_says_what_was_removed_and_checked() -> None:
-    pytest.importorskip("transformers", reason="needs transformers")
-    transformers: Any = pytest.importorskip("structured_transformers")
-    torch.set_num_threads(1)
-    cells = transformers.row("DistilBERT")
-    assert float(cells[1]) > 0.4
-    assert float(cells[4]) < transformers.TOLERANCE
-    assert cells[5:7] == ["yes", "yes"]
-    text = transformers.table([cells, ["Other", "cannot", *[""] * 7]])
-    assert "Of 2 models, 1 lose channels, and 1 of them at least 40 %" in text
 
 
 def test_the_table_of_times_compares_with_the_dense_network() -> None:

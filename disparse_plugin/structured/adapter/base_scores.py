@@ -85,8 +85,10 @@ def _called(base: Any, group: Any, size: int) -> Tensor | None:
     return normalized
 
 
-def _parameters(layer: nn.Module | nn.Parameter) -> list[nn.Parameter]:
-    return [layer] if isinstance(layer, nn.Parameter) else list(layer.parameters())
+def _parameters(layer: nn.Module | Tensor) -> list[nn.Parameter]:
+    if isinstance(layer, nn.Module):
+        return list(layer.parameters())
+    return [layer] if isinstance(layer, nn.Parameter) else []
 
 
 def _collect(

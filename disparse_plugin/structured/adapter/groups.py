@@ -33,6 +33,7 @@ class Groups:
         clashing: Bare parameters that do not fit the groups they are in; ignoring them may make more usable.
         idle: Names of convolutions and linear layers that do not run.
         last: Names of those that make the outputs of the forward.
+        kept: Names of layers that keep their outputs whatever the groups, and of bare parameters.
     """
 
     usable: list[ChannelGroup]
@@ -40,6 +41,7 @@ class Groups:
     clashing: list[nn.Parameter]
     idle: set[str] = dataclasses.field(default_factory=set)
     last: tuple[str, ...] = ()
+    kept: frozenset[str] = frozenset()
 
 
 def find_groups(
@@ -92,6 +94,8 @@ def find_groups(
         unfit += fresh
     names = module_names(model)
     found.last = tuple(names[layer] for layer in names if layer in seen.outputs - seen.only_in_losses)
+    named: dict[Any, str] = {**names, **{parameter: name for name, parameter in model.named_parameters()}}
+    found.kept = frozenset(named[layer] for layer in own | seen.outputs | seen.side_branches | seen.idle)
     found.idle = {names[layer] for layer in seen.idle}
     found.skipped |= {name: "does not run" for name in found.idle if name not in found.skipped}
     back = {twin: layer for layer, twin in twins.items()}
