@@ -277,24 +277,39 @@ def two_of_four(bench: Bench) -> Figures:
 
 
 def channels(bench: Bench) -> Figures:
-    """Channels removed, and what that saves at three batch sizes."""
+    """Channels removed, in multiples of what the kernels are made for and as they come, and what that saves."""
     from disparse_plugin.structured import remove_channels
 
-    model = bench.network(2).eval()
-    batches = bench.batches(2, 2, 129, 2)
-    dense = copy.deepcopy(model)
-    start = time.perf_counter()
-    report = remove_channels(model, task_losses, batches, batches[0][0], 0.5, of="channels")
-    found: Figures = {
-        "channels: removal, s": time.perf_counter() - start,
-        "channels: MACs left": 1 - report.macs.removed,
-    }
-    for size in (1, 16, 64):
-        x = torch.randn(size, 3, *batches[0][0].shape[2:], device=bench.device)
-        with torch.inference_mode():
-            before, after = bench.seconds(partial(dense, x), 10, 3), bench.seconds(partial(model, x), 10, 3)
-        found[f"channels: time left at batch {size}"] = after / before
+    dense = bench.network(2).eval()
+    batches, found = bench.batches(2, 2, 129, 2), Figures()
+    for name, round_to in (("channels", "auto"), ("channels, not rounded", None)):
+        model = copy.deepcopy(dense)
+        start = time.perf_counter()
+        report = remove_channels(model, task_losses, batches, batches[0][0], 0.5, round_to=round_to)
+        found[f"{name}: removal, s"] = time.perf_counter() - start
+        found[f"{name}: MACs left"] = 1 - report.macs.removed
+        for size in (1, 16, 64):
+            x = torch.randn(size, 3, *batches[0][0].shape[2:], device=bench.device)
+            for way, made in (("time", partial), ("time in a CUDA graph", _graphed)):
+                if made is partial or bench.device.type == "cuda":
+                    with torch.inference_mode():
+                        before, after = (bench.seconds(made(net, x), 10, 3) for net in (dense, model))
+                    found[f"{name}: {way} left at batch {size}"] = after / before
     return found
+
+
+def _graphed(model: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Record a forward once, so that replaying it costs no launches."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            model(x)
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model(x)
+    return graph.replay
 
 
 def _sparse_training(bench: Bench, batch: Any) -> tuple[Callable[[], None], Callable[[], None]]:
