@@ -1,7 +1,7 @@
 """Which architectures lose channels correctly: every row in a process of its own, with limits of time and memory.
 
     python benchmarks/structured_coverage.py                       # runs what is missing, and writes the page
-    python benchmarks/structured_coverage.py --only timm/resnet18,smp/Unet
+    python benchmarks/structured_coverage.py --only 'smp/*'        # of these
     python benchmarks/structured_coverage.py --again 'timm/swin*'  # these once more
     python benchmarks/structured_coverage.py --at-most 20          # some now, the others in the next call
     python benchmarks/structured_coverage.py --page                # nothing but the page
@@ -18,6 +18,7 @@ import contextlib
 import copy
 import fnmatch
 import json
+import math
 import multiprocessing
 import resource
 import tempfile
@@ -132,10 +133,11 @@ def replays(name: str, case: Case, report: RemovalReport) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def _answer(name: str, pipe: Connection) -> None:
+def _answer(name: str, limit: float, pipe: Connection) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY << 30, MEMORY << 30))
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 1))  # whatever else runs
     try:
         pipe.send(row(name))
     except MemoryError:
@@ -145,16 +147,15 @@ def _answer(name: str, pipe: Connection) -> None:
 
 
 def guarded(name: str, limit: float) -> dict[str, Any]:
-    """Run a row in a process of its own, for so many seconds at most."""
+    """Run a row in a process of its own, for so many seconds of a core at most."""
     fork = multiprocessing.get_context("fork")  # the libraries are imported already
     mine, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=_answer, args=(name, theirs))
+    process = fork.Process(target=_answer, args=(name, limit, theirs))
     process.start()
     theirs.close()
     answer = {"error": f"no end within {limit:.0f} s"}
-    if mine.poll(limit):
+    if mine.poll(20 * limit):
         with contextlib.suppress(EOFError):
-            answer = {"error": "the process died"}
             answer = mine.recv()
     process.kill()
     process.join()
@@ -170,15 +171,15 @@ def known() -> dict[str, dict[str, Any]]:
 def main() -> None:
     """Run the rows that are missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="comma-separated rows")
+    parser.add_argument("--only", default="*", help="a pattern of rows")
     parser.add_argument("--again", help="a pattern of rows to run once more")
     parser.add_argument("--at-most", type=int, default=10**6, help="how many rows to run in this call")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for each row")
+    parser.add_argument("--limit", type=float, default=300, help="seconds of a core for each row")
     parser.add_argument("--page", action="store_true", help="run nothing")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else rows()
+    wanted = fnmatch.filter(rows(), options.only)
     finished = known()
-    todo = [name for name in wanted if options.only or name not in finished]
+    todo = [name for name in wanted if name not in finished]
     if options.again:
         todo = fnmatch.filter(wanted, options.again)
     for name in [] if options.page else todo[: options.at_most]:

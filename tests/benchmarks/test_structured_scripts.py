@@ -69,7 +69,7 @@ def test_a_row_that_does_not_end_or_fails_is_reported(monkeypatch: pytest.Monkey
     monkeypatch.setattr(coverage, "row", greedy)
     assert coverage.guarded("modules/GLU", 60)["error"] == "out of memory (8 GB)"
     monkeypatch.setattr(coverage, "row", lambda _: time.sleep(60))
-    assert coverage.guarded("modules/GLU", 0.5)["error"] == "no end within 0 s"
+    assert coverage.guarded("modules/GLU", 0.05)["error"] == "no end within 0 s"
 
 
 def test_the_data_of_the_normalizer_benchmark() -> None:
