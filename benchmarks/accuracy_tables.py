@@ -1,4 +1,4 @@
-"""Write the result pages, the plots and the README's table and picture from the runs that benchmarks/accuracy.py made.
+"""Write the result pages, the plots and the README's table from the runs that benchmarks/accuracy.py made.
 
     python benchmarks/accuracy_tables.py
 
@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from multitask.report import curves, hero, overview, tables
+from multitask.report import curves, overview, tables
 from multitask.report.names import file_name, title
 from multitask.report.results import Result, load
 from multitask.report.summary import Summary
@@ -163,8 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (options.docs / "accuracy" / f"{file_name(result.name)}.md").write_text(text, encoding="utf-8")
     put(options.docs / "accuracy.md", section(results))
     put(options.readme, verdict(results))
-    for theme in hero.THEMES:
-        hero.draw(results, options.docs / "images" / f"hero-{theme}.png", theme)
     print(f"{len(results)} settings: {', '.join(result.name for result in results)}")
 
 

@@ -6,7 +6,7 @@ Worker processes take what is ready. It stops by itself after ``--seconds``; wha
 and a later call goes on from there.
 
     python benchmarks/many_runs.py --root data --device cuda --workers 12 --seconds 380 --packed "$OUT/long.tar.gz"
-    python benchmarks/many_runs.py --root data --device cpu --workers 1 --settings yeast
+    python benchmarks/many_runs.py --root data --settings yeast
 """
 
 from __future__ import annotations
@@ -248,10 +248,10 @@ class Foreman:
 
     def _message(self, pipe: Connection) -> tuple[str, Any]:
         try:
-            kind, content = pipe.recv()
+            message: tuple[str, Any] = pipe.recv()
         except EOFError:
             return "lost", "the process ended"
-        return kind, content
+        return message
 
     def _next(self) -> Unit | None:
         return next((unit for unit in self.waiting if self.done.issuperset(unit.needs)), None)

@@ -1,4 +1,4 @@
-"""The picture at the top of the README: what becomes of the task that lost most, in every setting."""
+"""The picture at the top of the README: what becomes of trained networks in every setting, rules beside simple ones."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import NamedTuple
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from .names import title
 from .results import Result
+from .tables import percent
 
-AMOUNT = 0.9
+AMOUNT = 0.98
+LEAST = 3  # seeds that an interval is drawn of: that of two is as wide as the picture
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#0d1117", "#e6edf3", "#3d444d")}  # paper, ink, lines
+PANELS = {"Mean over the tasks": "mean", "Task that lost most": "worst"}
 
 
 class Mark(NamedTuple):
@@ -24,27 +28,25 @@ class Mark(NamedTuple):
     label: str
     color: str  # of Okabe and Ito, which the colour-blind can tell apart; the shapes differ as well
     shape: str
-    shift: float  # of the row, so that marks at one place can be told apart
+    size: int
 
 
-BASELINES = (
-    Mark("LAMP", "LAMP", "#E69F00", "D", -0.24),
-    Mark("magnitude", "global magnitude", "#CC79A7", "v", 0.24),
+SIMPLE = (
+    Mark("magnitude", "global magnitude", "#CC79A7", "v", 6),
+    Mark("LAMP", "LAMP", "#E69F00", "D", 5),
+    Mark("adaptive Taylor, joint", "layer-adaptive |w·g|, summed loss", "#D55E00", "s", 6),
+    Mark("LAMP with reach", "LAMP with reach", "#009E73", "^", 6),
 )
-PANELS = {
-    "Trained, then pruned by |w·g|": (
-        Mark("Taylor, joint", "scores of the summed loss", "#D55E00", "s", 0.0),
-        Mark("DiSparse Taylor", "scores per task (DiSparse)", "#0072B2", "o", 0.0),
-    ),
-    "Pruned at the start by |w·g|": (
-        Mark("SNIP", "scores of the summed loss", "#D55E00", "s", 0.0),
-        Mark("DiSparse static", "scores per task (DiSparse)", "#0072B2", "o", 0.0),
-    ),
-}
 
 
-def draw(results: Sequence[Result], path: Path, theme: str) -> None:
-    """Draw one row per setting: summed loss and per task joined by a line, the baselines beside them."""
+def marks(default: str) -> tuple[Mark, ...]:
+    """Return what is drawn, the default last."""
+    others = tuple(mark for mark in SIMPLE if mark.method != default)
+    return (*others, Mark(default, "default of this package", "#0072B2", "o", 9))
+
+
+def draw(results: Sequence[Result], path: Path, theme: str, default: str) -> None:
+    """Draw one row per setting and one panel per view, every method with its 95 % interval where there are seeds enough."""
     paper, ink, lines = THEMES[theme]
     colours = {
         "text.color": ink,
@@ -53,50 +55,45 @@ def draw(results: Sequence[Result], path: Path, theme: str) -> None:
         "xtick.color": ink,
         "ytick.color": ink,
     }
-    ordered = sorted(results, key=lambda result: -_gain(result))
+    shown, ordered = marks(default), [result for result in results if result.summary.intervals(AMOUNT, "mean")]
     with mpl.rc_context({"font.size": 11, **colours}):
         figure, panels = plt.subplots(
-            1, len(PANELS), sharey=True, figsize=(10, 1.7 + 0.42 * len(ordered)), layout="constrained", facecolor=paper
+            1, len(PANELS), sharey=True, figsize=(10, 1.8 + 0.62 * len(ordered)), layout="constrained", facecolor=paper
         )
-        for axes, (heading, pair) in zip(panels, PANELS.items(), strict=True):
+        for axes, (heading, what) in zip(panels, PANELS.items(), strict=True):
             axes.set_facecolor(paper)
             for row, result in enumerate(ordered):
-                _row(axes, result, row, pair, lines)
+                _row(axes, result, row, shown, what)
             axes.axvline(0, color=ink, linewidth=0.8)
             axes.set_title(heading, fontsize=11.5)
             axes.set_xlabel("change to the dense network, %")
             axes.grid(axis="x", color=lines, linewidth=0.5, alpha=0.6)
             axes.spines[["top", "right", "left"]].set_visible(False)
             axes.tick_params(length=0)
-        panels[0].set_yticks(range(len(ordered)), [title(result.name) for result in ordered])
+        panels[0].set_yticks(range(len(ordered)), [_label(result) for result in ordered])
         panels[0].invert_yaxis()
-        handles = [_handle(mark) for mark in (*next(iter(PANELS.values())), *BASELINES)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, handletextpad=0.3)
-        figure.suptitle("The task that lost most, with 90 % of the weights pruned", fontsize=13, fontweight="bold")
+        handles = [
+            Line2D([], [], linestyle="", marker=m.shape, color=m.color, markersize=m.size, label=m.label) for m in shown
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, handletextpad=0.3)
+        figure.suptitle(
+            f"Trained, {percent(AMOUNT)} of the weights pruned in one cut, tuned", fontsize=13, fontweight="bold"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160)
         plt.close(figure)
 
 
-def _gain(result: Result) -> float:
-    """How much per-task scores help, over both panels: what the rows are ordered by."""
-    gains = [result.summary.paired(own.method, summed.method, AMOUNT, "worst") for summed, own in PANELS.values()]
-    return sum(gain.mean for gain in gains if gain is not None)
+def _label(result: Result) -> str:
+    few = len(result.summary.seeds) < LEAST
+    return title(result.name) + (f"\n({len(result.summary.seeds)} seeds)" if few else "")
 
 
-def _row(axes: Axes, result: Result, row: int, pair: Sequence[Mark], lines: str) -> None:
-    found = result.summary.intervals(AMOUNT, "worst")
-    ends = [found[mark.method].mean for mark in pair if mark.method in found]
-    axes.plot(ends, [row] * len(ends), color=lines, linewidth=4, solid_capstyle="round", zorder=1)
-    for mark in (*BASELINES, *pair):
+def _row(axes: Axes, result: Result, row: int, shown: Sequence[Mark], what: str) -> None:
+    found = result.summary.intervals(AMOUNT, what)
+    for place, mark in enumerate(shown):
         if mark.method in found:
-            interval, place = found[mark.method], row + mark.shift
-            axes.plot(
-                [interval.mean - interval.half, interval.mean + interval.half], [place] * 2, color=mark.color, lw=1
-            )
-            axes.plot(interval.mean, place, mark.shape, color=mark.color, markersize=8 if mark in pair else 5, zorder=3)
-
-
-def _handle(mark: Mark) -> plt.Line2D:
-    size = 5 if mark in BASELINES else 8
-    return plt.Line2D([], [], linestyle="", marker=mark.shape, color=mark.color, markersize=size, label=mark.label)
+            interval, height = found[mark.method], row + 0.6 * (place / (len(shown) - 1) - 0.5)
+            half = interval.half if interval.count >= LEAST else 0.0
+            axes.plot([interval.mean - half, interval.mean + half], [height] * 2, color=mark.color, lw=1)
+            axes.plot(interval.mean, height, mark.shape, color=mark.color, markersize=mark.size, zorder=3)

@@ -1,12 +1,15 @@
-"""All settings of the long regime together: averages over the amounts, and each rule against each simple one."""
+"""All settings of the long regime together: levels, each rule against each simple one, and what validation said."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
 from ..problem.relative import Interval, holm
+from ..runs import best_rate
 from .names import title
 from .results import Result
 from .summary import Summary
@@ -54,17 +57,8 @@ def against(results: Sequence[Result], method: str, other: str, amounts: Sequenc
     return [line._replace(corrected=p) for line, p in zip(found, corrected, strict=True)]
 
 
-def overall(results: Sequence[Result], method: str, other: str, amounts: Sequence[float], what: str) -> Interval | None:
-    """Return the difference averaged over all settings too, with an interval over the seeds that all have."""
-    found = [averaged(result.summary, method, other, amounts, what) for result in results]
-    found = [each for each in found if each]
-    if not found or not (seeds := set.intersection(*(set(each) for each in found))):
-        return None
-    return Interval([mean(each[seed] for each in found) for seed in sorted(seeds)])
-
-
 def matrix(results: Sequence[Result], methods: Sequence[str], others: Sequence[str], amounts: Sequence[float]) -> str:
-    """One line per rule and simple rule: the settings won, tied and lost, and the difference over all of them."""
+    """One line per rule and simple rule: the mean difference over the settings, and how many are won, tied and lost."""
     rows = []
     for method in methods:
         for other in others:
@@ -73,9 +67,10 @@ def matrix(results: Sequence[Result], methods: Sequence[str], others: Sequence[s
                 continue
             cells = []
             for what in ("mean", "worst"):
-                words = [line.word for line in found if line.what == what]
+                lines = [line for line in found if line.what == what]
+                words = [line.word for line in lines]
                 cells += [
-                    str(overall(results, method, other, amounts, what) or ""),
+                    f"{mean(line.interval.mean for line in lines):.1f}",
                     " / ".join(str(words.count(word)) for word in ("wins", "ties", "loses")),
                 ]
             rows.append([method, other, *cells])
@@ -101,18 +96,65 @@ def _level(summary: Summary, name: str, amounts: Sequence[float], what: str) -> 
     return [mean(getattr(each[seed], what) for each in found) for seed in sorted(complete)]
 
 
+def differences(results: Sequence[Result], method: str, others: Sequence[str], amounts: Sequence[float]) -> str:
+    """One line per setting: how much a method is ahead of each simple rule, mean over the tasks and worst task."""
+    rows = []
+    for result in results:
+        cells = []
+        for other in others:
+            found = [line for line in against(results, method, other, amounts) if line.setting == result.name]
+            cells.append(" / ".join(_marked(line) for line in found))
+        rows.append([title(result.name), str(len(result.summary.seeds)), *cells])
+    return markdown(["setting", "seeds", *others], rows, len(others) + 1)
+
+
+def _marked(line: Averaged) -> str:
+    return str(line.interval) if line.word == "ties" else f"**{line.interval}**"
+
+
+def validated(folder: Path, names: Sequence[str]) -> str:
+    """One line per method, one column per setting: what the best learning rate reached on validation, of one seed."""
+    tried = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/rates.json"))}
+    columns = {title(setting): scores for setting, scores in tried.items()}
+    rows = []
+    for name in names:
+        cells = [f"{max(scores[name].values()):.1f}" if name in scores else "" for scores in columns.values()]
+        if any(cells):
+            rows.append([name, *cells])
+    return markdown(["method", *columns], rows, len(columns))
+
+
+def trained_long_enough(folder: Path) -> str:
+    """One line per setting: the dense network's validation metrics on the way, as changes to those at the end."""
+    rows, header = [], ["setting", "learning rate"]
+    for path in sorted(folder.glob("*/curve.json")):
+        looks = json.loads(path.read_text())
+        rate = str(best_rate(json.loads((path.parent / "rates.json").read_text())["dense"]))
+        header = [*header[:2], *(f"{look['step']:g} steps" for look in looks)]
+        rows.append([title(path.parent.name), rate, *(f"{look[rate] - looks[-1][rate]:.1f}" for look in looks)])
+    return markdown(header, rows, len(header) - 2)
+
+
 def paragraphs(
-    results: Sequence[Result], methods: Sequence[str], others: Sequence[str], amounts: Sequence[float]
+    results: Sequence[Result], methods: Sequence[str], default: str, others: Sequence[str], amount: float
 ) -> Iterator[str]:
     """The part of the page on all settings."""
-    which = ", ".join(percent(amount) for amount in amounts)
-    yield "## All settings together"
-    yield f"Averages over {which} pruned. The mean over the tasks, in % of the dense network:"
-    yield by_setting(results, amounts, "mean")
-    yield "The task that lost most:"
-    yield by_setting(results, amounts, "worst")
+    which = percent(amount)
+    yield f"## All settings together, {which}"
     yield (
-        "Each rule against each simple one: the paired difference in points over all settings, then in how many "
-        "settings it wins, ties and loses (corrected over the settings, mean and worst task)."
+        f"At {which}, where the learning rates were chosen. At other amounts a rate chosen at {which} suits some "
+        "methods less than others; the numbers further down say what one rate for all amounts does, not which rule is "
+        "better there. The mean over the tasks, in % of the dense network:"
     )
-    yield matrix(results, [*methods, "LAMP with reach"], others, amounts)
+    yield by_setting(results, [amount], "mean")
+    yield "The task that lost most:"
+    yield by_setting(results, [amount], "worst")
+    yield f"### The default against what is simple, {which}"
+    yield (
+        f"How far `{default}`, what `disparse_pretrained` does by default, is ahead, in points: mean over the tasks / "
+        "worst task, with 95 % intervals; bold where significant after correction over the settings."
+    )
+    yield differences(results, default, others, [amount])
+    yield f"### Every rule against what is simple, {which}"
+    yield "The mean difference over the settings in points, and in how many of them it wins, ties and loses."
+    yield matrix(results, methods, others, [amount])
