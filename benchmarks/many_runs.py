@@ -33,15 +33,8 @@ from multitask.settings import SETTINGS, prolonged, weighted
 from multitask.together import Job, dense_networks, dense_rates, make_benches, on_device, runs_of, scores_of_rates
 from multitask.training.bench import Setting
 
-WANTED = (
-    "fashion+mnist",
-    "fashion+mnist-adam:1,20",
-    "yeast",
-    "multimnist",
-    "fashion+mnist-adam:1,100",
-    "questions",
-    "multifashion",
-)
+UNEQUAL = tuple(f"fashion+mnist-adam:1,{ratio}" for ratio in (20, 100))
+WANTED = ("fashion+mnist", UNEQUAL[0], "yeast", "multimnist", UNEQUAL[1], "questions", "multifashion")
 ONE_SHOT = (
     "magnitude",
     "LAMP",
@@ -133,10 +126,9 @@ class Shop:
 
         ``tried`` are the rates so far, ``done`` the keys of the runs that are there.
         """
-        setting = chosen_setting(unit.setting, quick=self.options.quick)
         if self._is_there(unit, tried):
             return
-        problem = self._problem(unit.setting)
+        setting, problem = chosen_setting(unit.setting, quick=self.options.quick), self._problem(unit.setting)
         if unit.kind == "rates of dense":
             scores, curve, by_rate = dense_rates(setting, problem, self.device)
             torch.save({TUNING_SEED: by_rate[str(best_rate(scores))]}, self._states(unit.setting, "tuning"))

@@ -46,7 +46,7 @@ def marks(default: str) -> tuple[Mark, ...]:
 
 
 def draw(results: Sequence[Result], path: Path, theme: str, default: str) -> None:
-    """Draw one row per setting and one panel per view, every method with its 95 % interval where there are seeds enough."""
+    """Draw one row per setting and one panel per view; with seeds enough, every method with its 95 % interval."""
     paper, ink, lines = THEMES[theme]
     colours = {
         "text.color": ink,
