@@ -72,3 +72,14 @@ def test_kth_over_the_whole_range(bits):
     keys = torch.tensor([-(2 ** (bits - 1)), -1, 0, 0, 2 ** (bits - 1) - 1])
     found = [select.kth(keys, count, bits) for count in range(1, 6)]
     assert found == [(int(key), below) for key, below in zip(keys, [0, 1, 2, 2, 4], strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zeros_of_both_signs_are_equal(dtype):
+    values = torch.tensor([0.0, -0.0, 0.0, -0.0], dtype=dtype)
+    assert select.lowest(values, 2, torch.arange(4), torch.ones(4, dtype=torch.bool)).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
