@@ -8,7 +8,7 @@ The text is made up: sentences of 16 words out of 60. *Order* asks whether the f
 *repeats* asks of every word whether it was there before. The model is a tiny BERT with random weights; nothing is
 downloaded. The embeddings stay whole; all linear layers are pruned to 95 %.
 
-Less than two minutes on two CPU cores; needs ``pip install -e '.[examples,transformers]'``:
+A minute of one CPU core; needs ``pip install -e '.[examples,transformers]'``:
 
     python examples/text_two_heads.py
 """
