@@ -83,3 +83,11 @@ def test_zeros_of_both_signs_are_equal(dtype):
         False,
         False,
     ]
+
+
+def test_turns_of_very_many_units_and_copies_that_do_not_count():
+    ties, turns = torch.zeros(3), torch.tensor([2**40 + 1, 2**40, 7])
+    everyone = torch.ones(3, dtype=torch.bool)
+    assert select.lowest(ties, 2, turns, everyone).tolist() == [False, True, True]
+    one = torch.tensor([True, False, False])  # the others are counted elsewhere, where nothing is left over
+    assert select.lowest(ties, 2, turns, one).tolist() == [True, True, True]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -68,3 +69,15 @@ def test_whether_scores_are_shares_is_kept_whatever_the_criterion_is_called(tmp_
         for name in ("mine", "lamp"):
             TaskScores(layer, table, criterion=name, shares=shares).save(tmp_path / "scores.safetensors")
             assert TaskScores.load(tmp_path / "scores.safetensors", layer).shares is shares
+
+
+def test_the_checksum_is_of_the_shapes_too(path):
+    """The very same bytes, under a header that says another shape."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = max(tensors, key=lambda name: tensors[name].numel())
+    tensors[name] = tensors[name].reshape(-1)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="another checksum"):
+        TaskScores.load(path, TwoHeads())
