@@ -43,6 +43,10 @@ def score_tasks(
     Under ``torch.distributed`` all ranks must call this, each with its own part of the data; the scores of all batches
     of all ranks are added up, so that every rank returns the same scores.
 
+    Weights that are sharded (``fully_shard``, tensor parallel) have scores beside them, DTensors of their layout. There
+    the gradient of a batch is the mean over all ranks before the absolute value is taken: one batch of the score is the
+    batches of all ranks together, and all ranks must have as many, with the same tasks.
+
     Args:
         model: The model; on any device.
         losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. The scale of a loss

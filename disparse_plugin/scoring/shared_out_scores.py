@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._support.distributed import check_same_copies, failing_together, this_rank
 from ..agreement import shared_out
+from ..agreement.amounts import warn_of_percentage
 from ..agreement.budgets import Budget
 from ..agreement.consequences import tell_of_empty_tensors, tell_of_ties_at_zero
 from ..agreement.patterns import Pattern, Place, Weights, spread
@@ -22,7 +23,13 @@ class SharedOutScores:
     """The scores of a model of which each rank has its share, ready to be cut."""
 
     def __init__(
-        self, keys: Sequence[ParameterKey], names: Sequence[str], rows: Sequence[Mapping[str, Tensor]]
+        self,
+        keys: Sequence[ParameterKey],
+        names: Sequence[str],
+        rows: Sequence[Mapping[str, Tensor]],
+        tasks: Sequence[str],
+        *,
+        shares: bool,
     ) -> None:
         """Take what there is.
 
@@ -30,6 +37,8 @@ class SharedOutScores:
             keys: The ``(module, name)`` pairs.
             names: Their qualified names.
             rows: For each, the scores of the tasks that reach it, spread as the weight is.
+            tasks: All task names.
+            shares: Whether the scores are shares of their parameter already.
         """
         self._parameters = [stored(*key) for key in keys]
         alive = [alive_mask(*key) for key in keys]
@@ -37,40 +46,28 @@ class SharedOutScores:
             Place(name, local(parameter).shape, None if mask is None else local(mask))
             for name, parameter, mask in zip(names, self._parameters, alive, strict=True)
         ]
-        self._rows = rows
+        self._tasks = tasks
+        self._candidates = self._alive_here(rows, shares)
 
-    def candidates(self, *, shares: bool) -> SharedOut:
-        """Return the weights alive now that lie here.
-
-        Args:
-            shares: Whether the scores are shares of their parameter already.
-        """
+    def _alive_here(self, rows: Sequence[Mapping[str, Tensor]], shares: bool) -> SharedOut:
         unit, first, where = Weights(), 0, []
         for parameter, place in zip(self._parameters, self._places, strict=True):
             where.append(first + unit.units(places(parameter), place))
             first += parameter.numel()
-        return SharedOut(
-            [
-                {task: unit.units(local(score), place) for task, score in row.items()}
-                for row, place in zip(self._rows, self._places, strict=True)
-            ],
-            [
-                unit.units(local(parameter), place)
-                for parameter, place in zip(self._parameters, self._places, strict=True)
-            ],
-            shares,
-            where,
-            [owns(parameter, this_rank()) for parameter in self._parameters],
-        )
+        scores = [
+            {task: unit.units(local(score), place) for task, score in row.items()}
+            for row, place in zip(rows, self._places, strict=True)
+        ]
+        weights = [
+            unit.units(local(parameter), place) for parameter, place in zip(self._parameters, self._places, strict=True)
+        ]
+        return SharedOut(scores, weights, shares, where, [owns(weight, this_rank()) for weight in self._parameters])
 
-    def masks(
-        self, candidates: SharedOut, tasks: Sequence[str], arbiter: Arbiter, budget: Budget, pattern: Pattern
-    ) -> list[Tensor]:
+    def masks(self, amount: object, arbiter: Arbiter, budget: Budget, pattern: Pattern) -> list[Tensor]:
         """Return the keep masks, each spread as its weight is.
 
         Args:
-            candidates: As :meth:`candidates` returned them.
-            tasks: All task names.
+            amount: What the user passed, of which ``budget`` was made.
             arbiter: The reduction over tasks.
             budget: How much goes.
             pattern: Single weights.
@@ -78,16 +75,19 @@ class SharedOutScores:
         Raises:
             ValueError: If the pattern is another, or the budget cannot be met.
         """
-        if not isinstance(pattern, Weights) or type(pattern) is not Weights:
+        if type(pattern) is not Weights:
             raise ValueError(
                 f"pattern: must be 'weights' where weights are sharded, found {pattern.name!r}; prune to it before "
                 "fully_shard"
             )
+        candidates = self._candidates
+        if not isinstance(amount, Budget):  # a budget is made by code, which has counted
+            warn_of_percentage(amount, sum(candidates.sizes))
         with failing_together():
-            floors = self.floors(candidates, budget)
-            quotas = budget.quotas(candidates, tasks, floors)
-        gone = shared_out.lowest_in_budget(candidates, tasks, arbiter, quotas, floors)
-        self._warn(candidates, gone)
+            floors = self.floors(budget)
+            quotas = budget.quotas(candidates, self._tasks, floors)
+        gone = shared_out.lowest_in_budget(candidates, self._tasks, arbiter, quotas, floors)
+        self._warn(gone)
         masks = [spread(~mark, place) for mark, place in zip(gone, self._places, strict=True)]
         parts = {
             (place.name, *block(weight)): mask
@@ -96,24 +96,30 @@ class SharedOutScores:
         check_same_copies("masks", parts, "give ranks that hold copies of weights the same gradients of them")
         return self._beside(masks)
 
-    def importance(self, candidates: SharedOut, tasks: Sequence[str], arbiter: Arbiter, budget: Budget) -> list[Tensor]:
-        """Return the agreement scores, no two equal, each spread as its weight is."""
-        values = shared_out.agreement(candidates, tasks, arbiter)
-        lifted = shared_out.lift(candidates, values, self.floors(candidates, budget))
-        parted = shared_out.distinct(candidates, lifted)
+    def importance(self, arbiter: Arbiter, budget: Budget) -> list[Tensor]:
+        """Return the agreement scores, no two equal, each spread as its weight is.
+
+        Args:
+            arbiter: The reduction over tasks.
+            budget: How much of every parameter is protected.
+        """
+        values = shared_out.agreement(self._candidates, self._tasks, arbiter)
+        lifted = shared_out.lift(self._candidates, values, self.floors(budget))
+        parted = shared_out.distinct(self._candidates, lifted)
         return self._beside([spread(part, place) for part, place in zip(parted, self._places, strict=True)])
 
-    def floors(self, candidates: SharedOut, budget: Budget) -> list[int]:
+    def floors(self, budget: Budget) -> list[int]:
         """Return how many units of each parameter stay at least, on all ranks together."""
         return [
             budget.kept_of(parameter.numel(), alive)
-            for parameter, alive in zip(self._parameters, candidates.sizes, strict=True)
+            for parameter, alive in zip(self._parameters, self._candidates.sizes, strict=True)
         ]
 
     def _beside(self, values: Sequence[Tensor]) -> list[Tensor]:
         return [beside(value, parameter) for value, parameter in zip(values, self._parameters, strict=True)]
 
-    def _warn(self, candidates: SharedOut, gone: Sequence[Tensor]) -> None:
+    def _warn(self, gone: Sequence[Tensor]) -> None:
+        candidates = self._candidates
         zero = [torch.stack([row == 0 for row in rows.values()]).all(0) for rows in candidates.scores]
         total = sum(candidates.counts(zero))
         going = sum(candidates.counts([mark & mask for mark, mask in zip(gone, zero, strict=True)]))

@@ -214,9 +214,7 @@ class TaskScores(Tabular):
         """
         budget, rule = Budget(min_keep=min_keep), arbiters.resolve(arbiter)
         if self._is_sharded:
-            sharded = self._shared_out()
-            found = sharded.importance(sharded.candidates(shares=self.shares), self.tasks, rule, budget)
-            return dict(zip(self.parameters, found, strict=True))
+            return dict(zip(self.parameters, self._shared_out().importance(rule, budget), strict=True))
         places = self.places()
         candidates = self.candidates(places=places)
         floors = [
@@ -258,10 +256,10 @@ class TaskScores(Tabular):
                 :mod:`disparse_plugin.agreement.patterns`.
 
         Returns:
-            For each pair of ``parameters`` a bool tensor of the weight's shape, on its device; True = keep. Of all
-            alive entries exactly ``round(amount * alive)`` are False (of each part, with amounts per part), and so is
-            every entry that was pruned before. Of equal agreement scores the entry of the smaller ``abs(w)`` is pruned
-            first, of equal magnitudes too the one that comes first.
+            For each pair of ``parameters`` a bool tensor of the weight's shape, on its device (a DTensor of its
+            layout if the weight is one); True = keep. Of all alive entries exactly ``round(amount * alive)`` are False
+            (of each part, with amounts per part), and so is every entry that was pruned before. Of equal agreement
+            scores the entry of the smaller ``abs(w)`` goes first, of equal magnitudes too the one that comes first.
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -289,7 +287,8 @@ class TaskScores(Tabular):
         budget, rule, form = Budget.of(amount, min_keep), arbiters.resolve(arbiter), patterns.resolve(pattern)
         form.check_budget(budget)
         if self._is_sharded:
-            return self._sharded_masks(amount, rule, budget, form)
+            found = self._shared_out().masks(amount, rule, budget, form)
+            return dict(zip(self.parameters, found, strict=True))
         places = self.places()
         form.check(places)
         candidates = self.candidates(form, places)
@@ -315,17 +314,7 @@ class TaskScores(Tabular):
         return any_sharded(self.parameters)
 
     def _shared_out(self) -> SharedOutScores:
-        return SharedOutScores(self.parameters, self.names, self.by_parameter())
-
-    def _sharded_masks(
-        self, amount: Amount | Budget | None, rule: Arbiter, budget: Budget, form: Pattern
-    ) -> dict[ParameterKey, Tensor]:
-        sharded = self._shared_out()
-        candidates = sharded.candidates(shares=self.shares)
-        if not isinstance(amount, Budget):
-            warn_of_percentage(amount, sum(candidates.sizes))
-        masks = sharded.masks(candidates, self.tasks, rule, budget, form)
-        return dict(zip(self.parameters, masks, strict=True))
+        return SharedOutScores(self.parameters, self.names, self.by_parameter(), self.tasks, shares=self.shares)
 
     def by_parameter(self) -> list[dict[str, Tensor]]:
         """Return, for each of ``parameters``, the scores of the tasks that reach it, each of the weight's shape."""
