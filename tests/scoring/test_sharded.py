@@ -44,7 +44,7 @@ SCENARIOS = [
 ]
 
 
-def torchrun(ranks, scenarios, folder, timeout=150):
+def torchrun(ranks, scenarios, folder, timeout=300):
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     return python(*command, HELPERS / "sharded_worker.py", ",".join(scenarios), folder, timeout=timeout)
 
@@ -304,6 +304,6 @@ def test_what_four_ranks_have_written_two_can_load(tmp_path):
 
 
 def test_a_rank_that_fails_in_the_middle_of_a_forward_ends_the_run(tmp_path):
-    process = torchrun(2, ["failing_before_the_forward"], tmp_path, timeout=60)
+    process = torchrun(2, ["failing_before_the_forward"], tmp_path, timeout=120)
     assert process.returncode != 0
     assert "exitcode  : 3" in process.stderr
