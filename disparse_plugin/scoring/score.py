@@ -14,6 +14,7 @@ from ..shards import is_sharded, reshard
 from .batches import Data
 from .losses import Batch, TaskLosses, check_callable_losses
 from .sharded_sums import sums_for
+from .shards import any_sharded
 from .sums import GradientObserver
 from .task_scores import TaskScores
 
@@ -149,6 +150,11 @@ def _score(
         _check_observer(observe)
         rule = resolve(criterion)
         selection = select(root, parameters, exclude)
+        if not to_mask and any_sharded(selection.keys):
+            raise ValueError(
+                "model: must hold whole weights where channels are removed, found sharded ones; remove channels before "
+                "fully_shard"
+            )
         sums = sums_for(
             selection.keys, selection.names, rule, skipped=selection.skipped, listed=selection.listed, to_mask=to_mask
         )

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .._support.files import FileFormatError, check_exists, replacing, understood
+from ..shards import is_sharded
 from .mask_scheduler import MaskScheduler
 
 _VERSION = 1
@@ -43,7 +44,7 @@ def save_checkpoint(path: str | Path, **parts: Stateful) -> None:
         **parts: What the run consists of: ``model=model, optimizer=optimizer, scheduler=scheduler, ...``.
 
     Raises:
-        ValueError: If there are no parts.
+        ValueError: If there are no parts, or their tensors are sharded.
 
     Example:
         >>> import tempfile
@@ -58,10 +59,25 @@ def save_checkpoint(path: str | Path, **parts: Stateful) -> None:
     if not parts:
         raise ValueError("parts: at least one is needed, found none; pass model=model, optimizer=optimizer, ...")
     states = {name: part.state_dict() for name, part in parts.items()}
+    sharded = [name for name, state in states.items() if _holds_shards(state)]
+    if sharded:
+        raise ValueError(
+            f"parts: must hold whole tensors, found sharded ones in {', '.join(sharded)}; write them with "
+            "torch.distributed.checkpoint.save, of which the guide to sharded models has an example"
+        )
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             torch.save({"version": _VERSION, "parts": states, "random": _random_states()}, file)
         _seal(temporary)
+
+
+def _holds_shards(state: object) -> bool:
+    """Tell whether a state has a DTensor somewhere inside."""
+    if isinstance(state, Mapping):
+        return any(_holds_shards(value) for value in state.values())
+    if isinstance(state, list | tuple):
+        return any(_holds_shards(value) for value in state)
+    return is_sharded(state)
 
 
 def load_checkpoint(path: str | Path, **parts: Stateful) -> None:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import alive_mask, is_masked, keys_by_name, stored, unwrap
+from ..shards import local
 from .optimizer_state import forget, fresh_values
 
 
@@ -73,9 +74,9 @@ def _silence_masked(root: nn.Module, optimizer: Optimizer) -> None:
             continue
         parameter = stored(*key)
         with torch.no_grad():
-            parameter.masked_fill_(~alive, 0)
+            local(parameter).masked_fill_(~local(alive), 0)
         if optimizer.state.get(parameter):
-            forget(optimizer, parameter, ~alive)
+            forget(optimizer, parameter, ~local(alive))
     for module in root.modules():
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, DiSparseDynamic):

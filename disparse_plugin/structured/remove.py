@@ -21,6 +21,7 @@ from ..criteria import resolve as resolve_criterion
 from ..parameters import Exclude, ParameterKey, is_masked, keys_by_name, left_in, module_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_for_removal
+from ..shards import is_sharded
 from .adapter.graph import TRACE_ERRORS
 from .adapter.groups import find_groups
 from .adapter.observation import Inputs, as_inputs
@@ -315,8 +316,13 @@ def _check_plain(root: nn.Module) -> None:
     """Check that a model's weights are plain trainable parameters.
 
     Raises:
-        ValueError: If there is a mask, a parametrization, or nothing that wants gradients.
+        ValueError: If weights are sharded, there is a mask, a parametrization, or nothing that wants gradients.
     """
+    if any(is_sharded(parameter) for parameter in root.parameters()):
+        raise ValueError(
+            "model: must hold whole weights where channels are removed, found sharded ones; remove channels before "
+            "fully_shard"
+        )
     for module in root.modules():
         for name in list(module._parameters):
             if is_masked(module, name.removesuffix("_orig")) and name.endswith("_orig"):

@@ -13,10 +13,24 @@ from disparse_plugin import disparse_static, score_tasks, sparsity_report
 from disparse_plugin.analysis import GradientConflict, own_masks, task_overlap
 from disparse_plugin.masks import keep_tasks, load_masks
 from disparse_plugin.masks.attach import masks_of
+from disparse_plugin.masks.state_dicts import match_masks
+from disparse_plugin.scoring.score import score_for_removal
 from disparse_plugin.shards import whole
+from disparse_plugin.sparse_training import GradualPruning, RewindPoint, save_checkpoint
+from disparse_plugin.structured import remove_channels
 from networks import square_losses
 from places import HELPERS, python
-from sharded_worker import RECOMMENDED, TENSOR_PARALLEL_WIDTH, asked, joined_batches, net, sharded, tied_scores, trained
+from sharded_worker import (
+    RECOMMENDED,
+    TENSOR_PARALLEL_WIDTH,
+    asked,
+    joined_batches,
+    net,
+    sharded,
+    tied_scores,
+    train,
+    trained,
+)
 
 SCENARIOS = [
     "score",
@@ -206,6 +220,22 @@ def test_sparse_training_on_one_rank_alone(kind):
     ("refused", "message"),
     [
         (lambda model, scores: scores.save("never.safetensors"), "scores: must be of whole weights to be written"),
+        (
+            lambda model, scores: save_checkpoint("never.pt", model=model),
+            "parts: must hold whole tensors, found sharded ones in model; write them with torch",
+        ),
+        (
+            lambda model, scores: score_for_removal(
+                model, square_losses, joined_batches(1), criterion="snip", parameters=scores.parameters
+            ),
+            "model: must hold whole weights where channels are removed",
+        ),
+        (
+            lambda model, scores: remove_channels(
+                model, square_losses, joined_batches(1), joined_batches(1)[0], amount=0.5
+            ),
+            "model: must hold whole weights where channels are removed",
+        ),
         (lambda model, scores: scores.candidates(), "scores: must be of whole weights here, found some of sharded"),
         (lambda model, scores: scores.masks(pattern="2:4"), "pattern: must be 'weights' where weights are sharded, fo"),
         (
@@ -238,6 +268,32 @@ def test_weights_that_no_rank_can_score_are_refused():
     frozen.own.weight.requires_grad_(False)
     with pytest.raises(ValueError, match=r"own\.weight must require a gradient where weights are sharded"):
         score_tasks(frozen, square_losses, joined_batches(1), parameters=[(frozen.own, "weight")])
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_rewound_model_keeps_its_masks():
+    models = []
+    for model in (sharded(1), net()):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        pruning = GradualPruning(model, optimizer, square_losses, amount=0.5, update_every=100, stop_at=100)
+        point = RewindPoint(model, optimizer)
+        train(model, optimizer, pruning, joined_batches(1)[0], [])
+        pruning.prune_to(0.5, joined_batches(1)[0])
+        point.rewind()
+        train(model, optimizer, pruning, joined_batches(1)[1], [])
+        model(joined_batches(1)[0])
+        models.append(model)
+    for layer in ("trunk.0", "trunk.2", "own"):
+        one, other = (model.get_submodule(layer).weight.detach() for model in models)
+        torch.testing.assert_close(whole(one), other)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_loaded_state_leaves_masks_that_it_has():
+    model = sharded(1)
+    disparse_static(model, square_losses, joined_batches(1), 0.5)
+    match_masks(model, model.state_dict())
+    assert len(masks_of(model)) == 5
 
 
 @pytest.mark.usefixtures("one_rank")
