@@ -96,7 +96,12 @@ def setting_in_words(result: Result) -> str:
         f"{samples['train']} / {samples['validation']} / {samples['test']} samples to train, choose and test on;",
         f"{runs[0].weights} prunable weights; {budget['train']} + {budget['tune']} steps of",
         f"{budget['batch_size']} samples ({budget['optimizer']});",
-        f"{len(result.summary.seeds)} seeds, {len(runs)} runs, {result.hours:.1f} h of one core.",
+        f"{len(result.summary.seeds)} seeds, {len(runs)} runs"
+        + (
+            f", {result.hours:.1f} h of one core."
+            if facts.get("device", "cpu") == "cpu"
+            else f", on {facts['device']}."
+        ),
     ]
     return " ".join(part for part in parts if part)
 

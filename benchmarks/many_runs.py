@@ -181,7 +181,9 @@ class Shop:
         return self._here[setting]
 
     def _states(self, setting: str, which: str) -> Path:
-        return self.options.states / f"{setting.replace(':', '-')}-{which}.pt"
+        steps = chosen_setting(setting, quick=self.options.quick).budget.train
+        seeds = f"-{self.options.seeds}" if which == "seeds" else ""
+        return self.options.states / f"{setting.replace(':', '-')}-{steps}-{which}{seeds}.pt"
 
 
 def _parts(jobs: Sequence[Job], most: int) -> Iterator[Sequence[Job]]:

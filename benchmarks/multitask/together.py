@@ -119,6 +119,8 @@ def carry_out(jobs: Sequence[Job], benches: Mapping[int, Bench]) -> Stack:
     if len({job.plan.start for job in jobs}) != 1:
         raise ValueError("jobs: need to start alike, found several starts; carry them out apart")
     owners = [benches[job.seed] for job in jobs]
+    if jobs[0].plan.start == "dense" and (lacking := sorted({each.seed for each in owners if not each.has_dense})):
+        raise ValueError(f"benches: need dense networks, found none of seeds {lacking}; train them, and set_dense each")
     plan, problem = jobs[0].plan, owners[0].problem
     stack = Stack(owners[0].initial(), len(jobs))
     for place, (job, bench) in enumerate(zip(jobs, owners, strict=True)):

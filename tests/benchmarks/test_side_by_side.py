@@ -160,6 +160,8 @@ def test_jobs_that_start_differently_or_have_no_plan_are_refused() -> None:
     bench = Bench(SETTING, made_up(), 0, 1e-2, CPU)
     with pytest.raises(ValueError, match="jobs: need to start alike"):
         carry_out([Job(METHODS[name], 0.9, 0, 0.1) for name in ("SNIP", "LAMP")], {0: bench})
+    with pytest.raises(ValueError, match=r"benches: need dense networks, found none of seeds \[0\]"):
+        carry_out([Job(METHODS["LAMP"], 0.9, 0, 0.1)], {0: bench})
     with pytest.raises(ValueError, match="method: needs one with a plan, found RigL"):
         carry_out([Job(METHODS["RigL"], 0.9, 0, 0.1)], {0: bench})
     with pytest.raises(ValueError, match="problem: needs samples in memory, found Signs"):
@@ -171,7 +173,7 @@ def test_the_queue_is_worked_through_and_goes_on(tmp_path: Path, monkeypatch: py
     for name, kept in (("ONE_SHOT", ("magnitude", "DiSparse damped 0.5")), ("ON_THE_WAY", ("magnitude, cut at 1/4",))):
         monkeypatch.setattr(many_runs, name, kept)
     options = argparse.Namespace(
-        device="cpu", quick=True, out=tmp_path, states=tmp_path, packed=tmp_path / "all.tar.gz", threads=1
+        device="cpu", quick=True, out=tmp_path, states=tmp_path, packed=tmp_path / "all.tar.gz", threads=1, seeds=2
     )
     store = Store(tmp_path, "signs")
     store.set_facts(many_runs.describe(many_runs.chosen_setting("signs", quick=True), in_memory(), "cpu"))

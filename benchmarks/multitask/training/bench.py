@@ -96,6 +96,11 @@ class Bench:
         """Return a copy of the dense trained network, in evaluation mode."""
         return copy.deepcopy(self._dense)
 
+    @property
+    def has_dense(self) -> bool:
+        """Whether the dense network is there already, trained or taken over."""
+        return "_dense" in vars(self)
+
     def set_dense(self, state: Mapping[str, Tensor]) -> None:
         """Take over a dense network that was trained before."""
         model = self.initial()
