@@ -8,7 +8,7 @@ A small RetinaNet finds coloured discs, squares and crosses on noise; *which* (c
 its two tasks. It is trained, pruned to 90 % by each task's own scores, by those of the summed loss, by LAMP and by
 magnitude, and tuned.
 
-No download; about two minutes on two CPU cores:
+No download; two minutes on a free CPU core:
 
     python examples/detector.py
 """

@@ -12,7 +12,7 @@ network is a small convolutional trunk with two heads.
 All methods get the same trained network, and fine-tune their copy of it with the same batches and learning rates. The
 dense network of the table is fine-tuned as well.
 
-No download; less than three minutes on a free CPU core:
+No download; two minutes on a free CPU core:
 
     python examples/quickstart.py
 """

@@ -16,7 +16,7 @@ training steps and the same learning rates; they differ in which weights they ke
 * gradual DiSparse: for comparison, starts dense and is pruned in stages until three quarters of the steps are done, so
   it is not sparse all along.
 
-No download; about five minutes on a free CPU core, half of that with ``--seeds 1``:
+No download; four minutes on a free CPU core, half of that with ``--seeds 1``:
 
     python examples/sparse_training.py
 """

@@ -8,7 +8,7 @@ Two tasks on scikit-learn's 8x8 digits, scaled up: which digit it is, and by how
 was turned. Channels are removed by the scores of each task, by those of the summed loss, and by their magnitude. Only
 the lines marked ``# <-`` are about that.
 
-No download; a few minutes on two CPU cores:
+No download; two or three minutes on a free CPU core:
 
     python examples/structured_timm.py
     python examples/structured_timm.py --model mobilenetv3_small_050 --amounts 0.5
