@@ -10,7 +10,7 @@ threshold, not a human annotation), and the image label says which picture a cro
 come from the left 70 % of each picture, crops for testing from the rest. The numbers show that the pruned network still
 works on both tasks; they are no benchmark.
 
-No download; two minutes on a free CPU core:
+No download; a minute and a half on a free CPU core:
 
     python examples/smp_two_task.py
     python examples/smp_two_task.py --decoder FPN --encoder mobilenet_v2 --amount 0.8

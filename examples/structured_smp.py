@@ -7,7 +7,7 @@ An SMP model with a mask and a label head, made smaller, saved without pickle, a
 Synthetic pictures of a striped disc under noise: where is it (mask), and in which of four directions do the stripes run
 (label). The lines marked ``# <-`` are what is new in the training code.
 
-No download; a minute and a half of one CPU core:
+No download; two minutes on a free CPU core:
 
     python examples/structured_smp.py
     python examples/structured_smp.py --arch FPN --encoder mobilenet_v2 --amount 0.5
