@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sorting import stable_order, stable_order_of_numbers
+from ..sorting import stable_order, stable_sort, taken
 
 # Finding the few highest: below this size, or from this share on, sampling gains nothing.
 SMALLEST = 2**14
@@ -55,31 +55,51 @@ def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
 def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     """Return the positions of the entries from the lowest to the highest, int64.
 
+    Args:
+        values: 1-D, floating point, no NaN.
+        magnitudes: As in :func:`ranks`.
+    """
+    return arranged(values, magnitudes)[1]
+
+
+def arranged(values: Tensor, magnitudes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the entries from the lowest to the highest, and their positions.
+
     Only the entries that share their value with another are compared a second time, by magnitude.
 
     Args:
         values: 1-D, floating point, no NaN.
         magnitudes: As in :func:`ranks`.
+
+    Returns:
+        The values, zeros without their sign, and int64.
     """
     if magnitudes is None:
-        return stable_order(values)
+        return stable_sort(values)
     if _sorts_at_once(values):
         first = stable_order(_absolute(magnitudes))
-        return first[stable_order(values[first])]
-    order = stable_order(values)
-    arranged = values[order]
-    same = arranged[1:] == arranged[:-1]
+        ordered, places = stable_sort(values[first])
+        return ordered, first[places]
+    ordered, order = stable_sort(values)
+    same = ordered[1:] == ordered[:-1]
     shared = torch.zeros_like(values, dtype=torch.bool)
     shared[1:] = same
     shared[:-1] |= same
     places = positions(shared)
     if places.numel():
-        entries, arranged = order[places], arranged[places]
+        entries, shared_values = taken(order, places), taken(ordered, places)
         runs = torch.zeros_like(places)
-        torch.cumsum(arranged[1:] != arranged[:-1], 0, out=runs[1:])
-        first = stable_order(_absolute(magnitudes[entries]))
-        order[places] = entries[first[stable_order_of_numbers(runs[first])]]
-    return order
+        torch.cumsum(shared_values[1:] != shared_values[:-1], 0, out=runs[1:])
+        order[places] = taken(entries, _order_in_runs(runs, _absolute(taken(magnitudes, entries))))
+    return ordered, order
+
+
+def _order_in_runs(runs: Tensor, sizes: Tensor) -> Tensor:
+    """Order by the number of the run (ascending already), then by size, then as they come."""
+    if sizes.dtype == torch.float32:  # the bits of floats that are not negative are in the order of the floats
+        return stable_order((runs << 32) | sizes.view(torch.int32).long())
+    first = stable_order(sizes)
+    return first[stable_order(runs[first])]
 
 
 def _sorts_at_once(values: Tensor) -> bool:
@@ -140,13 +160,12 @@ def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
         >>> bool(parted[1] == 0.5), bool(parted[0] > 0.5), float(parted[0])
         (True, True, 0.5000000000000001)
     """
-    order = ascending(values, magnitudes)
-    arranged = values.index_select(0, order) + 0.0
-    if not bool((arranged[1:] == arranged[:-1]).any()):
+    ordered, order = arranged(values, magnitudes)
+    if not bool((ordered[1:] == ordered[:-1]).any()):
         return values
     # The bits of positive floats are in the order of the floats, and the next float has the next bits.
     steps = torch.arange(values.numel(), device=values.device)
-    raised = _running_maximum(arranged.view(torch.int64) - steps) + steps
+    raised = _running_maximum(ordered.view(torch.int64) - steps) + steps
     one = torch.ones((), dtype=torch.float64, device=values.device).view(torch.int64)
     return torch.empty_like(values).scatter_(0, order, torch.minimum(raised, one - steps.flip(0)).view(torch.float64))
 
