@@ -108,7 +108,7 @@ def law(cases: Sequence[Case], what: str) -> tuple[float, float]:
 def table(cases: Sequence[Case]) -> str:
     """Draw one row for each call and number of tasks: the largest size that ran, and what a billion would need."""
     lines = [
-        "| call | tasks | largest run | seconds | ns a weight and task | bytes a weight | seconds grow as | 10^9 weights |",
+        "| call | tasks | largest run | seconds | ns a weight and task | bytes a weight | seconds grow as | at 10^9 |",
         "|---|---:|---:|---:|---:|---:|---|---:|",
     ]
     for call in CALLS:

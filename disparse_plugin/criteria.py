@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean, wrong
-from .sorting import stable_sort
+from .sorting import descending, positions, taken
 
 ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -185,20 +185,29 @@ def lamp_scores(scores: Tensor) -> Tensor:
         raise TypeError(f"scores: must be a tensor, found {type(scores).__name__}")
     if scores.dim() != 1:
         raise ValueError(f"scores: must be those of one layer, 1-D, found shape {tuple(scores.shape)}; flatten them")
-    if scores.numel() == 0:
-        return scores.clone()
-    ordered, order = stable_sort(scores.abs())
+    ordered, order = descending(scores.abs())
+    alive = int(ordered.count_nonzero())  # what is zero stays zero, and comes last
+    result = torch.zeros_like(scores)
+    if alive:
+        result.scatter_(0, order[:alive], _shares_of_descending(ordered[:alive]).to(scores.dtype))
+    return result
+
+
+def _shares_of_descending(ordered: Tensor) -> Tensor:
+    """Divide the squares of positive scores, the largest first, by the sums up to the last of equal ones; float64."""
     # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
     squares = ordered.double()
-    squares /= squares[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    squares /= squares[0].clone()
     squares.square_()
-    at_least = squares.flip(0).cumsum(0).flip(0)
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
-    if not bool(first.all()):  # equal scores share the sum that begins at the first of them
-        at_least = at_least[first][first.cumsum(0) - 1]
-    shares = squares.div_(at_least).nan_to_num_(0.0).to(scores.dtype)  # 0 / 0 where all are zero
-    return torch.empty_like(shares).scatter_(0, order, shares)
+    sums = squares.cumsum(0)
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=last[:-1])
+    ends = positions(last)
+    if ends.numel() == ordered.numel():
+        return squares.div_(sums)
+    lengths = torch.diff(ends, prepend=torch.full_like(ends[:1], -1))
+    shares = taken(squares, ends).div_(taken(sums, ends))
+    return shares.repeat_interleave(lengths, output_size=ordered.numel())
 
 
 def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: float = 0.5) -> Criterion:

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..arbiters import Arbiter, is_order_statistic
+from ..sorting import positions
 from .candidates import Candidates, first_of, joined_on_one_device
 from .percentiles import agreement, fractions, in_threads
-from .ranking import count_true, counts_true, kth_lowest, lowest, positions, ranks
+from .ranking import count_true, counts_true, kth_lowest, lowest, ranks
 
 # Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
 SAMPLE = 2**19

@@ -26,13 +26,14 @@ from torch import Tensor
 
 from ..arbiters import Arbiter
 from ..errors import did_you_mean, wrong
+from ..sorting import positions
 from .amounts import count_to_prune
 from .budgets import Budget
 from .candidates import Candidates
 from .consequences import warn_of_empty_tensors, warn_of_ties_at_zero
 from .cut import lowest_in_budget
 from .percentiles import agreement
-from .ranking import count_true, distinct, positions
+from .ranking import count_true, distinct
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sorting import stable_order, stable_sort, taken
+from ..sorting import positions, stable_order, stable_sort, taken
 
 # Finding the few highest: below this size, or from this share on, sampling gains nothing.
 SMALLEST = 2**14
@@ -208,18 +208,6 @@ def count_zeros(tensors: Iterable[Tensor]) -> int:
             total += tensor.numel()
             nonzero.setdefault(tensor.device, []).append(tensor.count_nonzero())
     return total - sum(int(torch.stack(counts).sum()) for counts in nonzero.values())
-
-
-def positions(mask: Tensor) -> Tensor:
-    """Return the positions of the True entries of a 1-D bool tensor; on a CPU numpy finds them seven times faster.
-
-    Example:
-        >>> positions(torch.tensor([False, True, True])).tolist()
-        [1, 2]
-    """
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.nonzero().flatten()
 
 
 def extremes(values: Tensor) -> Tensor:

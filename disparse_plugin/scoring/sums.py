@@ -13,11 +13,12 @@ from .._support.distributed import add_up, check_same, failing_together, gathere
 from .._support.undisturbed import undisturbed
 from .._support.user_warning import warn_user
 from ..agreement.consequences import LIKELY_CAUSES_OF_ZEROS
-from ..agreement.ranking import count_zeros, counts_true, positions
+from ..agreement.ranking import count_zeros, counts_true
 from ..criteria import Criterion
 from ..errors import NonFiniteError, TiesWarning
 from ..maskable import Obstacle, refusal, warn_of_skipped
 from ..parameters import ParameterKey, alive_mask, score_dtype, stored, unwrap
+from ..sorting import positions
 from .accumulate import accumulate
 from .finite import all_finite
 from .gradients import UsedWeights

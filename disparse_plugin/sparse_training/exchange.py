@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
-from ..agreement.ranking import counts_true, highest, lowest, positions, ranks
+from ..agreement.ranking import counts_true, highest, lowest, ranks
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 from ..shards import part_here
+from ..sorting import positions
 
 
 @dataclasses.dataclass(frozen=True)
