@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean, wrong
-from .sorting import descending, positions, taken
+from .sorting import descending, shares_of_descending
 
 ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -67,6 +67,16 @@ class Criterion:
     def may_write(self) -> bool:
         """Whether ``score`` may change its arguments in place: none of this package does."""
         return all(self.score is not own for own in _OWN_SCORES)
+
+    @property
+    def has_last_steps(self) -> bool:
+        """Whether something is left to be done once the scores of all batches are added up."""
+        return self.finish is not None or self.per_layer is not None
+
+    @property
+    def may_run_in_threads(self) -> bool:
+        """Whether the last steps of several parameters may be taken at once, as only this package's surely may."""
+        return self.per_layer in (None, lamp_scores) and isinstance(self.finish, _Damping | None)
 
     def complete(self, weight: Tensor, total: Tensor) -> Tensor:
         """Take the last steps, once the scores of all batches and ranks are added up.
@@ -189,25 +199,8 @@ def lamp_scores(scores: Tensor) -> Tensor:
     alive = int(ordered.count_nonzero())  # what is zero stays zero, and comes last
     result = torch.zeros_like(scores)
     if alive:
-        result.scatter_(0, order[:alive], _shares_of_descending(ordered[:alive]).to(scores.dtype))
+        result.scatter_(0, order[:alive], shares_of_descending(ordered[:alive]).to(scores.dtype))
     return result
-
-
-def _shares_of_descending(ordered: Tensor) -> Tensor:
-    """Divide the squares of positive scores, the largest first, by the sums up to the last of equal ones; float64."""
-    # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
-    squares = ordered.double()
-    squares /= squares[0].clone()
-    squares.square_()
-    sums = squares.cumsum(0)
-    last = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=last[:-1])
-    ends = positions(last)
-    if ends.numel() == ordered.numel():
-        return squares.div_(sums)
-    lengths = torch.diff(ends, prepend=torch.full_like(ends[:1], -1))
-    shares = taken(squares, ends).div_(taken(sums, ends))
-    return shares.repeat_interleave(lengths, output_size=ordered.numel())
 
 
 def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: float = 0.5) -> Criterion:
@@ -265,10 +258,9 @@ class _Damping:
 def layer_adaptive(criterion: str | Criterion | ScoreFunction) -> Criterion:
     """Make any criterion layer-adaptive by LAMP's normalisation of each task's scores.
 
-    The normalisation is :func:`~disparse_plugin.criteria.lamp_scores`.
-
     One-shot gradient criteria such as ``abs(w*g)`` give whole layers small scores and prune them away. With this
-    wrapper the layers compete by how much of their own score a weight carries.
+    wrapper, which is :func:`~disparse_plugin.criteria.lamp_scores` on them, layers compete by how much of their own
+    score a weight carries.
 
     Args:
         criterion: A name, a criterion or a function ``(weight, grad) -> score``.

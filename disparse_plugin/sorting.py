@@ -113,6 +113,28 @@ def taken(values: Tensor, places: Tensor) -> Tensor:
     return values[places]
 
 
+def shares_of_descending(ordered: Tensor) -> Tensor:
+    """Divide the squares of positive scores, the largest first, by the sums up to the last of equal ones; float64.
+
+    Example:
+        >>> shares_of_descending(torch.tensor([2.0, 1.0, 1.0])).tolist()
+        [1.0, 0.16666666666666666, 0.16666666666666666]
+    """
+    # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
+    squares = ordered.double()
+    squares /= squares[0].clone()
+    squares.square_()
+    sums = squares.cumsum(0)
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=last[:-1])
+    ends = positions(last)
+    if ends.numel() == ordered.numel():
+        return squares.div_(sums)
+    lengths = torch.diff(ends, prepend=torch.full_like(ends[:1], -1))
+    shares = taken(squares, ends).div_(taken(sums, ends))
+    return shares.repeat_interleave(lengths, output_size=ordered.numel())
+
+
 def _quantised_sort(values: Tensor) -> tuple[Tensor, Tensor] | None:
     """Sort float64 by 32 bits each, and repair the few places where those were not enough; None if they are many."""
     array = values.numpy()

@@ -173,7 +173,7 @@ def _score(
     weights = {name: weight for name, weight in every.items() if not is_sharded(weight)}
     check_same_values("model", weights, "scores of different weights do not add up: load or seed all ranks alike")
     sums.add_ranks()
-    return sums.finish(root)
+    return sums.finish(root, progress=data.progress)
 
 
 def _check_observer(observe: object) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from .._support.distributed import added_counts, check_same, failing_together, gathered, several_ranks, this_rank
 from .._support.undisturbed import undisturbed
-from ..agreement.ranking import count_true, positions
+from ..agreement.ranking import count_true
 from ..agreement.shared_out import lamp_among_all
 from ..criteria import Criterion, lamp_scores
 from ..parameters import ParameterKey, alive_mask, stored, unwrap
 from ..shards import beside, is_sharded, local, owns, reshard
+from ..sorting import positions
 from .accumulate import accumulate
 from .losses import Batch, TaskLosses, check_losses
 from .shards import ShardedWeights, any_sharded

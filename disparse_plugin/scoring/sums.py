@@ -8,11 +8,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .._support.distributed import add_up, check_same, failing_together, gathered
 from .._support.undisturbed import undisturbed
 from .._support.user_warning import warn_user
 from ..agreement.consequences import LIKELY_CAUSES_OF_ZEROS
+from ..agreement.percentiles import in_threads
 from ..agreement.ranking import count_zeros, counts_true
 from ..criteria import Criterion
 from ..errors import NonFiniteError, TiesWarning
@@ -161,9 +163,9 @@ class ScoreSums:
         weights = {index: getattr(*self._keys[index]) for index in grads}
         self._peaks[-1][task] = accumulate(self._rule, weights, grads, sums, self._names)
 
-    def finish(self, root: nn.Module) -> TaskScores:
+    def finish(self, root: nn.Module, *, progress: bool = False) -> TaskScores:
         """Hand over, and say which parameters no task reaches."""
-        scores = self.scores(root)
+        scores = self.scores(root, progress=progress)
         left = [name for name in self._names if name not in self._skipped]
         warn_of_skipped(scores.skipped, len(left))
         if scores.unreached:
@@ -191,14 +193,15 @@ class ScoreSums:
                 TiesWarning,
             )
 
-    def scores(self, root: nn.Module, *, strict: bool = True) -> TaskScores:
+    def scores(self, root: nn.Module, *, strict: bool = True, progress: bool = False) -> TaskScores:
         """Take the criterion's last steps, and hand over; unless strict, without the tasks that reach nothing."""
-        tables: dict[str, dict[ParameterKey, Tensor]] = {}
         for task, sums in self.by_task.items():
             if strict and not sums:
                 raise ValueError(_reaches_nothing(task, self._skipped))
-            if sums:
-                tables[task] = {self._keys[index]: self._completed(index, sums[index]) for index in sorted(sums)}
+        pairs = [(task, index) for task, sums in self.by_task.items() for index in sorted(sums)]
+        tables: dict[str, dict[ParameterKey, Tensor]] = {task: {} for task, sums in self.by_task.items() if sums}
+        for (task, index), score in zip(pairs, self._completed_all(pairs, progress=progress), strict=True):
+            tables[task][self._keys[index]] = score
         return TaskScores(
             root,
             tables,
@@ -209,10 +212,21 @@ class ScoreSums:
             skipped=self._skipped,
         )
 
+    def _completed_all(self, pairs: Sequence[tuple[str, int]], *, progress: bool) -> list[Tensor]:
+        """Take the criterion's last steps, under a bar of their own: on large layers they take long."""
+        if not self._rule.has_last_steps:
+            return [self.by_task[task][index] for task, index in pairs]
+        with tqdm(total=len(pairs), desc="last steps", unit="tensor", disable=not progress) as bar:
+
+            def complete(pair: tuple[str, int]) -> Tensor:
+                result = self._completed(pair[1], self.by_task[pair[0]][pair[1]])
+                bar.update()
+                return result
+
+            return in_threads(complete, pairs) if self._rule.may_run_in_threads else [complete(pair) for pair in pairs]
+
     def _completed(self, index: int, total: Tensor) -> Tensor:
         """Take the criterion's last steps on what is alive of one parameter."""
-        if self._rule.finish is None and self._rule.per_layer is None:
-            return total
         alive, weight = alive_mask(*self._keys[index]), stored(*self._keys[index]).detach()
         if alive is None:
             return self._rule.complete(weight.reshape(-1), total.reshape(-1)).reshape(total.shape)

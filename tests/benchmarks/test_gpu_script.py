@@ -5,6 +5,7 @@ import json
 import pytest
 
 import gpu
+import gpu_table
 
 
 @pytest.mark.slow
@@ -31,3 +32,8 @@ def test_a_section_that_fails_is_named_and_the_others_go_on(monkeypatch, capsys)
     assert "| found | 1.5 |" in printed
     assert "| third | left out: no_such_package is not installed |" in printed
     assert "| fourth | left out: " in printed
+
+
+def test_the_page_shows_what_the_two_runs_found():
+    page = gpu_table.PAGE.read_text(encoding="utf-8")
+    assert gpu_table.written(page) == page

@@ -221,8 +221,19 @@ def test_data_is_not_read_further_than_asked():
 def test_progress_bar(capfd):
     score_tasks(TwoHeads(), digit_losses, digit_batches(3), progress=True)
     assert "3/3" in capfd.readouterr().err
-    score_tasks(TwoHeads(), digit_losses, digit_batches(3))
+    score_tasks(TwoHeads(), digit_losses, digit_batches(3), criterion="lamp", progress=True)
+    assert "last steps: 100%" in capfd.readouterr().err
+    score_tasks(TwoHeads(), digit_losses, digit_batches(3), criterion="lamp")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("criterion", ["layer_adaptive(damped(taylor, 0.5))", "lamp", "damped(fisher, 0.25)"])
+def test_last_steps_in_threads_are_those_of_one(criterion, monkeypatch):
+    model = TwoHeads().eval()
+    one = score_tasks(model, digit_losses, digit_batches(2), criterion=criterion)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    two = score_tasks(model, digit_losses, digit_batches(2), criterion=criterion)
+    assert all(torch.equal(two[task][key], score) for task in one for key, score in one[task].items())
 
 
 class _NoReadback(TorchDispatchMode):

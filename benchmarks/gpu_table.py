@@ -1,0 +1,73 @@
+"""Write what benchmarks/gpu.py found in two runs into docs/performance.md, side by side.
+
+    python benchmarks/gpu_table.py
+
+The runs are ``benchmarks/results/gpu/first.json`` and ``second.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RUNS = ROOT / "benchmarks" / "results" / "gpu"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- begin of what benchmarks/gpu_table.py writes -->", "<!-- end of it -->"
+
+# What the page calls a figure, its name in the file, and how it is written. A figure that a run did not measure is left
+# empty.
+ROWS: tuple[tuple[str, str, str], ...] = (
+    *(
+        (f"{tasks} tasks: {shown}", f"{tasks} tasks: {name}", form)
+        for tasks in (2, 5)
+        for shown, name, form in (
+            ("prunable weights", "weights", "{:,}"),
+            ("scoring / floor, six batches", "scoring / floor", "{:.2f}"),
+            ("scoring / floor, each batch more", "scoring / floor, a batch", "{:.2f}"),
+            ("scoring, what a call costs beside its batches", "scoring, ms a call beside", "{:.0f} ms"),
+            ("floor, the same", "floor, ms a call beside", "{:.0f} ms"),
+            ("layer-adaptive scoring / floor, six batches", "layer-adaptive scoring / floor", "{:.2f}"),
+            ("masks", "masks, s", "{:.3f} s"),
+            ("masks, memory beyond what is held", "masks, GiB", "{:.2f} GiB"),
+            ("masks by the mean", "masks, mean, s", "{:.3f} s"),
+            ("masks by shares", "masks, sum of shares, s", "{:.3f} s"),
+            ("masks with floors", "masks, floors, s", "{:.3f} s"),
+            ("agreement scores", "importance, s", "{:.3f} s"),
+            ("agreement scores, memory beyond what is held", "importance, GiB", "{:.2f} GiB"),
+        )
+    ),
+    ("an update of dynamic masks, in training steps", "sparse training: an update, in steps", "{:.1f}"),
+    ("a masked step / a plain step", "sparse training: masked step / plain step", "{:.2f}"),
+    ("2:4 by cuSPARSELt, 8192 x 8192, 16384 rows: speed-up", "2:4: cuSPARSELt, speed-up", "{:.2f}"),
+    ("channels: MACs left", "channels: MACs left", "{:.3f}"),
+    ("channels: time left at batch 1", "channels: time left at batch 1", "{:.2f}"),
+    ("channels: time left at batch 16", "channels: time left at batch 16", "{:.2f}"),
+    ("channels: time left at batch 64", "channels: time left at batch 64", "{:.2f}"),
+    ("masks that differ from the CPU's", "masks that differ from the CPU's", "{}"),
+    ("waits inside the batch loop", "waits inside the batch loop", "{}"),
+)
+
+
+def table() -> str:
+    """Draw the table, with the card and the versions under it."""
+    first, second = (json.loads((RUNS / f"{name}.json").read_text(encoding="utf-8")) for name in ("first", "second"))
+    rows = [f"| {shown} | {_cell(first, name, form)} | {_cell(second, name, form)} |" for shown, name, form in ROWS]
+    where = f"{second['device']}, CUDA {second['cuda']}, torch {second['torch']}, Python {second['python']}."
+    return "\n".join(["| | first run | second run |", "|---|---:|---:|", *rows, "", where])
+
+
+def _cell(run: dict[str, Any], name: str, form: str) -> str:
+    return form.format(run[name]) if name in run else ""
+
+
+def written(page: str) -> str:
+    """Put the table between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

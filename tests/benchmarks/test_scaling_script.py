@@ -1,0 +1,25 @@
+"""The script that tells how masks grow with weights and tasks."""
+
+import pytest
+
+import scaling
+
+
+@pytest.mark.slow
+def test_the_script_runs_small(tmp_path, capsys):
+    scaling.main(["--quick", "--out", str(tmp_path / "scaling.json")])
+    printed = capsys.readouterr().out
+    assert all(f"| {call} | 2 | 30,000 |" in printed for call in scaling.CALLS)
+
+
+def test_the_growth_law_is_that_of_the_figures():
+    cases = [{"weights": weights, "seconds": 3e-9 * weights**1.5} for weights in (10**6, 10**7, 10**8)]
+    exponent, at_a_billion = scaling.law(cases, "seconds")
+    assert exponent == pytest.approx(1.5)
+    assert at_a_billion == pytest.approx(3e-9 * 1e9**1.5)
+
+
+def test_the_scores_are_those_of_a_trunk_and_a_head_for_each_task():
+    scores = scaling.scores_of(9_000_000, 2)
+    assert sum(module.weight.numel() for module, _ in scores.parameters) == 9_000_000
+    assert [len(scores.tasks_reaching(*key)) for key in scores.parameters] == [2, 2, 1, 1]
