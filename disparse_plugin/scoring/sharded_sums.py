@@ -132,6 +132,9 @@ class ShardedSums(ScoreSums):
         weight = self._stored[index]
         return local(weight) if is_sharded(weight) else getattr(*self._keys[index])
 
+    def _may_run_in_threads(self) -> bool:
+        return False  # the ranks communicate, all in one order
+
     def _completed(self, index: int, total: Tensor) -> Tensor:
         """Take the criterion's last steps on what is alive of one parameter on all ranks."""
         weight, alive = local(self._stored[index].detach()), alive_mask(*self._keys[index])

@@ -214,19 +214,23 @@ class ScoreSums:
 
     def _completed_all(self, pairs: Sequence[tuple[str, int]], *, progress: bool) -> list[Tensor]:
         """Take the criterion's last steps, under a bar of their own: on large layers they take long."""
-        if not self._rule.has_last_steps:
-            return [self.by_task[task][index] for task, index in pairs]
-        with tqdm(total=len(pairs), desc="last steps", unit="tensor", disable=not progress) as bar:
+        shown = progress and self._rule.has_last_steps
+        with tqdm(total=len(pairs), desc="last steps", unit="tensor", disable=not shown) as bar:
 
             def complete(pair: tuple[str, int]) -> Tensor:
                 result = self._completed(pair[1], self.by_task[pair[0]][pair[1]])
                 bar.update()
                 return result
 
-            return in_threads(complete, pairs) if self._rule.may_run_in_threads else [complete(pair) for pair in pairs]
+            return in_threads(complete, pairs) if self._may_run_in_threads() else [complete(pair) for pair in pairs]
+
+    def _may_run_in_threads(self) -> bool:
+        return self._rule.has_last_steps and self._rule.may_run_in_threads
 
     def _completed(self, index: int, total: Tensor) -> Tensor:
         """Take the criterion's last steps on what is alive of one parameter."""
+        if not self._rule.has_last_steps:
+            return total
         alive, weight = alive_mask(*self._keys[index]), stored(*self._keys[index]).detach()
         if alive is None:
             return self._rule.complete(weight.reshape(-1), total.reshape(-1)).reshape(total.shape)
