@@ -97,12 +97,15 @@ def run(sizes: Sequence[int], tasks: Sequence[int], gibibytes: float) -> list[Ca
 
 
 def law(cases: Sequence[Case], what: str) -> tuple[float, float]:
-    """Fit ``what = c * weights ** e`` by least squares in logarithms, and return e and the value at a billion."""
+    """Fit ``what = c * weights ** e`` by least squares in logarithms, and return e and the value at a billion.
+
+    The value goes on from the largest run, in proportion at least: below it what does not grow weighs too much.
+    """
     points = [(math.log(case["weights"]), math.log(max(1e-9, case[what]))) for case in cases]
     mean_x, mean_y = (sum(values) / len(points) for values in zip(*points, strict=True))
     spread = sum((x - mean_x) ** 2 for x, _ in points)
     exponent = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread if spread else 1.0
-    return exponent, math.exp(mean_y + exponent * (math.log(BILLION) - mean_x))
+    return exponent, cases[-1][what] * (BILLION / cases[-1]["weights"]) ** max(1.0, exponent)
 
 
 def table(cases: Sequence[Case]) -> str:
