@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,6 +99,9 @@ def prepare(
 
     Returns:
         The trial. What does not run on the model before is not asked of it after.
+
+    Raises:
+        ValueError: If ``compare`` fails on what the model returns, or finds no tensor in it.
     """
     for double in (True, False):
         give = doubled if double else copy.deepcopy
@@ -109,12 +113,25 @@ def prepare(
             failing = [entry for entry, result in zip(native, results, strict=True) if isinstance(result, str)]
             if not all(isinstance(_outcome(entry, copied(model)), str) for entry in failing):
                 continue  # something runs in the model's own precision only
+        if compare is not None:
+            _check_compare(results[0], partial(_outcome, _runs(inputs, losses, (), last, None, give)[0], dense))
         working = [entry for entry, result in zip(runs, results, strict=True) if not isinstance(result, str)]
         steady = tuple(
             dataclasses.replace(entry, compared=not entry.training or _repeats(entry, dense)) for entry in working
         )
         return Trial(model, steady, customized_pruners, double, _tolerance(model, double) if exact else None)
     raise AssertionError("unreachable: the second round always returns")
+
+
+def _check_compare(found: _Found | str, without: Callable[[], _Found | str]) -> None:
+    """Refuse a ``compare`` that fails on the model as it is, or finds nothing: then nothing would be compared."""
+    if isinstance(found, str):
+        if not isinstance(without(), str):
+            raise ValueError(f"compare: must take the outputs of the model as it is, found {found}; mend the function")
+    elif all(name.startswith(_ENTERS) for name, _ in found):
+        raise ValueError(
+            "compare: must return at least one tensor of the outputs, found none; return what must be equal"
+        )
 
 
 def _tolerance(model: nn.Module, double: bool) -> float:

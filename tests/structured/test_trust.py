@@ -143,6 +143,21 @@ def test_what_to_compare_is_the_users_choice() -> None:
     assert "what enters" in report.skipped["first"] or "output of" in report.skipped["first"]
 
 
+@pytest.mark.parametrize(
+    ("compare", "rule"),
+    [
+        (lambda outputs: outputs["typo"], "compare: must take the outputs of the model as it is"),
+        (lambda outputs: None, "compare: must return at least one tensor"),
+    ],
+)
+def test_what_to_compare_must_be_there(compare: Any, rule: str) -> None:
+    model, x = Policy(None, "", False).eval(), torch.randn(4, 10)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=rule):
+        remove_channels(model, policy_losses, [x], x, 0.5, compare=compare)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 class TrainOnly(nn.Module):
     def __init__(self, pooled_norm: bool) -> None:
         super().__init__()
