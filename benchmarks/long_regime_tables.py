@@ -37,8 +37,8 @@ Written by `benchmarks/long_regime_tables.py` from the runs in `benchmarks/resul
 under [Accuracy](accuracy.md), and how to run it under [Compare methods](guides/benchmark.md).
 
 Rules, fixed before the test split was looked at: the learning rate of each method, and the exponent of the damped
-saliency, are those that did best on the *validation* split of a seed that is not reported, at 98 %; the exponent on
-{chosen_on}, for all settings. A comparison *wins* or *loses* where its p-value (paired, Student's t), after
+saliency, are those that did best on the *validation* split of a seed that is not reported, at 98 %; one exponent for all
+settings, by the mean over {chosen_on}. A comparison *wins* or *loses* where its p-value (paired, Student's t), after
 Holm's correction over all comparisons of its table, is below 0.05; the intervals are not corrected. With few seeds that
 is a high bar, and an interval that leaves out zero is a hint.
 
@@ -156,7 +156,7 @@ def setting_page(result: Result, candidates: Sequence[str], joint: Sequence[str]
 
 def page(results: Sequence[Result], folder: Path) -> Iterator[str]:
     """The whole page, in paragraphs."""
-    yield HEAD.rstrip().replace("{chosen_on}", " and ".join(title(name) for name in CHOSEN_ON))
+    yield HEAD.rstrip().replace("{chosen_on}", "; ".join(f"*{title(name)}*" for name in CHOSEN_ON))
     machines = sorted({f"{result.facts.get('device', 'cpu')} (torch {result.facts['torch']})" for result in results})
     yield f"Run so far: {'; '.join(title(result.name) for result in results)}; on {' and '.join(machines)}."
     damped = [chosen(results, rule) for rule in RULES]
