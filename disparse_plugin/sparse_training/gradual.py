@@ -22,6 +22,7 @@ from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select, warn_of_skipped
 from ..parameters import Exclude, ParameterKey, present_mask, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
+from ..scoring.task_scores import TaskScores
 from ..shards import local
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
@@ -218,8 +219,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if sums is None:
                 return None
             with sums.together():
-                budget = Budget(count, self._min_keep)
-                keep = sums.scores(self._root, strict=False).masks(budget, self._arbiter, pattern=self._pattern)
+                keep = self._kept(sums.scores(self._root, strict=False), count)
                 new = [local(keep.get(key, mask)) for key, mask in zip(self.masks.keys, alive, strict=True)]
             self.masks.check_alike(new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
@@ -227,6 +227,18 @@ class GradualPruning(MaskScheduler[PruningStage]):
         weights = sum(parameter.numel() for parameter in self.masks.parameters())
         sparsity = (weights - sum(self.masks.counts(new))) / weights
         return PruningStage(self.completed, sparsity, dict(zip(self.masks.names, pruned, strict=True)))
+
+    def _kept(self, scores: TaskScores, count: int) -> dict[ParameterKey, Tensor]:
+        """Mask ``count`` more units of what the tasks reach."""
+        try:
+            return scores.masks(Budget(count, self._min_keep), self._arbiter, pattern=self._pattern)
+        except ValueError as error:
+            if not scores.unreached:
+                raise
+            raise ValueError(
+                f"{error}. The amount counts all listed weights, and no task reaches {', '.join(scores.unreached)}: "
+                f"pass exclude={[*scores.unreached]!r}, so that it is of the others"
+            ) from error
 
     def unfinished(self) -> str | None:
         """Say how much is still to be masked if the training ends now, and how to get it done."""
