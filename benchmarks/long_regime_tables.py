@@ -39,8 +39,8 @@ under [Accuracy](accuracy.md), and how to run it under [Compare methods](guides/
 Rules, fixed before the test split was looked at: the learning rate of each method, and the exponent of the damped
 saliency, are those that did best on the *validation* split of a seed that is not reported, at 98 %; one exponent for
 all settings, by the mean over {chosen_on}. A comparison *wins* or *loses* where its p-value (paired, Student's t),
-after Holm's correction over all comparisons of its table, is below 0.05; the intervals are not corrected. With few seeds that
-is a high bar, and an interval that leaves out zero is a hint.
+after Holm's correction over all comparisons of its table, is below 0.05; the intervals are not corrected. With few
+seeds that is a high bar, and an interval that leaves out zero is a hint.
 
 * *DiSparse Taylor*: `criterion="taylor"`, the paper's rule. *DiSparse adaptive*: `"layer_adaptive(taylor)"`.
 * *DiSparse damped e*: `"layer_adaptive(damped(taylor, e))"`, still the paper's rule.

@@ -306,9 +306,7 @@ def test_what_no_task_reaches_is_told_at_the_first_stage():
 @pytest.mark.filterwarnings("ignore:parameters. 1 of 4 are reached")
 def test_more_than_the_tasks_reach_is_refused_with_what_to_exclude():
     run = GradualRun(losses=lambda model, batch: {"a": digit_losses(model, batch)["a"]}, amount=0.999)
-    with pytest.raises(
-        ValueError, match=r"amount: .* reaches heads.b.weight: pass exclude=\['heads.b.weight'\]"
-    ):
+    with pytest.raises(ValueError, match=r"amount: .* reaches heads.b.weight: pass exclude=\['heads.b.weight'\]"):
         run.train(10)
     assert bool(run.model.heads["b"].weight_mask.all())
 
