@@ -26,7 +26,7 @@ from .training.bench import Bench, Setting
 from .training.stack import Stack, StackedCourse
 
 State = Mapping[str, Tensor]
-LOOKS = 10  # at the dense network's validation metrics while it is trained
+LOOKS = 6  # at the dense network's validation metrics while it is trained
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,10 @@ def plain(method: type[prune.BasePruningMethod]) -> Cut:
     """Prune by a method that comes with torch."""
 
     def cut(_: Bench, model: nn.Module, amount: float | int) -> None:
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(hook, prune.BasePruningMethod):
+                    hook(module, ())  # the masked weight of before the last step, which torch would rank
         prune.global_unstructured(prunable_parameters(model), method, amount=amount)
 
     return cut
