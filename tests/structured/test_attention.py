@@ -66,7 +66,7 @@ def test_half_of_the_heads(everywhere: bool, dims: bool, across: str | None) -> 
 
 def test_a_head_goes_only_if_every_task_ranks_it_low() -> None:
     """From the definition: percentile of each head's mean score per task, the larger one, the lowest half goes."""
-    pruner = fused(prune_head_dims=False)
+    pruner = fused(prune_head_dims=False, options={"across": None})
     order = {block.attn.proj: number for number, block in enumerate(pruner.model.blocks)}
     scores: dict[int, dict[str, torch.Tensor]] = {}
     for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types):
