@@ -158,6 +158,28 @@ def test_what_to_compare_must_be_there(compare: Any, rule: str) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+class Leaning(nn.Module):
+    """Adds a little of the mean over the channels, which is another mean over fewer of them."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.first, self.second = share, nn.Linear(10, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.first(x).square()
+        return {"a": self.second(hidden + self.share * hidden.mean(1, keepdim=True))}
+
+
+def test_a_small_difference_is_a_difference() -> None:
+    x = torch.randn(4, 10)
+    exact, leaning = Leaning(0.0).eval(), Leaning(5e-6).eval()
+    remove_channels(exact, lambda m, b: {"a": m(b)["a"].square().mean()}, [x], x, 0.5)
+    assert exact.first.out_features == 8
+    with pytest.raises(ValueError, match=r"'first': .* differ"):
+        remove_channels(leaning, lambda m, b: {"a": m(b)["a"].square().mean()}, [x], x, 0.5)
+    assert leaning.first.out_features == 16
+
+
 class TrainOnly(nn.Module):
     def __init__(self, pooled_norm: bool) -> None:
         super().__init__()
