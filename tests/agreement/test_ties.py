@@ -4,6 +4,7 @@ import copy
 import functools
 from types import MappingProxyType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -336,3 +337,14 @@ def test_a_bound_class_remembers_its_floor_and_its_arbiter():
     assert [int(layer.weight_mask.sum()) for layer in model] == [1, 3]
     DiSparseStatic.bind(TaskScores(twin, same), "any").apply(twin[0], "weight", 1)
     assert twin[0].weight_mask[0, 2] == 1  # the first to go by "unanimous"
+
+
+@pytest.mark.parametrize("levels", [5, 2000], ids=["all at the top tie", "some tie"])
+def test_the_few_highest_of_many_are_those_of_a_full_sort(levels):
+    """Large enough that only what is near the top is looked at, where there is enough of it."""
+    generator = torch.Generator().manual_seed(0)
+    values = (torch.rand(2**14 + 5, generator=generator) * levels).floor() / levels
+    weights = torch.randn(values.shape, generator=generator)
+    for count in (1, 50, 700):
+        order = np.lexsort((np.arange(values.numel()), weights.abs().numpy(), values.numpy()))
+        assert ranking.highest(values, count, weights).tolist() == sorted(order[values.numel() - count :].tolist())
