@@ -2,38 +2,20 @@
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import nn
 
 from disparse_plugin.lightning import DiSparsePruning
 from lightning_runs import MODES, FourTasks, equal, fit
+from networks import WithStandardised
 from runs import masks_of
 from said import warned
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 
 
-class Standardised(nn.Linear):
-    """Multiplies with its weight less the mean, as timm's StdConv2d does."""
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.std, self.trunk = Standardised(5, 5), nn.Linear(5, 5)
-        self.a, self.b = nn.Linear(5, 2), nn.Linear(5, 3)
-
-    def forward(self, x):
-        x = self.trunk(self.std(x).relu()).tanh()
-        return {"a": self.a(x), "b": self.b(x)}
-
-
 class TwoTasks(FourTasks):
     def __init__(self, seed=0):
         super().__init__(seed)
-        self.net = Net()
+        self.net = WithStandardised()
 
 
 def callback(mode):

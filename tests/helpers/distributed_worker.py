@@ -12,6 +12,7 @@ from disparse_plugin import disparse_pretrained, score_tasks
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from disparse_plugin.structured import remove_channels
 from networks import PartlyShared, square_losses, vectors
+from rank_results import write_results
 from runs import masks_of
 
 STEPS = 6
@@ -329,15 +330,7 @@ def dying_rank(rank, ranks):
 
 def main(scenarios, folder):
     dist.init_process_group("gloo")
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    torch.set_num_threads(1)
-    results = {}
-    for scenario in scenarios:
-        try:
-            results[scenario] = globals()[scenario](rank, ranks)
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            results[scenario] = f"{type(error).__name__}: {error}"
-    torch.save(results, Path(folder) / f"{rank}.pt")
+    write_results({scenario: globals()[scenario] for scenario in scenarios}, Path(folder))
     dist.destroy_process_group()
 
 

@@ -118,3 +118,23 @@ class Snapshot:
             assert (parameter.grad is None) if before is None else torch.equal(parameter.grad, before), name
         for what, value in self._facts().items():
             assert value == self.facts[what], what
+
+
+class Standardised(nn.Linear):
+    """Multiplies with its weight less the mean, as timm's StdConv2d does."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
+
+
+class WithStandardised(nn.Module):
+    """A trunk whose first layer cannot be masked, and two heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.std, self.trunk = Standardised(5, 5), nn.Linear(5, 5)
+        self.a, self.b = nn.Linear(5, 2), nn.Linear(5, 3)
+
+    def forward(self, x):
+        x = self.trunk(self.std(x).relu()).tanh()
+        return {"a": self.a(x), "b": self.b(x)}

@@ -15,11 +15,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.utils import prune
 
 from disparse_plugin import TaskScores, disparse_static, fold, prunable_parameters, score_tasks, sparsity_report
+from disparse_plugin._support.shards import beside, local, part_here, whole
 from disparse_plugin.masks import attach_masks, load_masks, save_masks
 from disparse_plugin.masks.attach import masks_of
-from disparse_plugin.shards import beside, local, part_here, whole
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from networks import square_losses, vectors
+from rank_results import write_results
 
 STEPS = 3
 SIZE = 4
@@ -358,15 +359,7 @@ def main(scenarios, folder):
     global FOLDER
     FOLDER = Path(folder)
     dist.init_process_group("gloo")
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    torch.set_num_threads(1)
-    results = {}
-    for scenario in scenarios:
-        try:
-            results[scenario] = globals()[scenario](rank, ranks)
-        except (ValueError, RuntimeError, KeyError, TypeError) as error:
-            results[scenario] = f"{type(error).__name__}: {error}"
-    torch.save(results, Path(folder) / f"{rank}.pt")
+    write_results({scenario: globals()[scenario] for scenario in scenarios}, Path(folder))
     dist.barrier()
     dist.destroy_process_group()
 

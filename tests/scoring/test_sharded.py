@@ -10,12 +10,12 @@ from torch.distributed.pipelining import SplitPoint, pipeline
 from torch.distributed.tensor import DTensor, Partial
 
 from disparse_plugin import disparse_static, score_tasks, sparsity_report
+from disparse_plugin._support.shards import whole
 from disparse_plugin.analysis import GradientConflict, own_masks, task_overlap
 from disparse_plugin.masks import keep_tasks, load_masks
 from disparse_plugin.masks.attach import masks_of
 from disparse_plugin.masks.state_dicts import match_masks
 from disparse_plugin.scoring.score import score_for_removal
-from disparse_plugin.shards import whole
 from disparse_plugin.sparse_training import GradualPruning, RewindPoint, save_checkpoint
 from disparse_plugin.structured import remove_channels
 from networks import square_losses

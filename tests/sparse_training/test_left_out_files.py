@@ -2,39 +2,20 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, load_checkpoint, save_checkpoint
-from networks import square_losses, vectors
+from networks import WithStandardised, square_losses, vectors
 from runs import masks_of
 
 SCHEDULERS = [DiSparseScheduler, GradualPruning]
 
 
-class Standardised(nn.Linear):
-    """Multiplies with its weight less the mean, as timm's StdConv2d does."""
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.weight - self.weight.mean(), self.bias)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.std, self.trunk = Standardised(5, 5), nn.Linear(5, 5)
-        self.a, self.b = nn.Linear(5, 2), nn.Linear(5, 3)
-
-    def forward(self, x):
-        x = self.trunk(self.std(x).relu()).tanh()
-        return {"a": self.a(x), "b": self.b(x)}
-
-
 class Run:
     def __init__(self, scheduler, seed=0, listed=False, **options):
         torch.manual_seed(seed)
-        self.model = Net()
+        self.model = WithStandardised()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
         options = {"amount": 0.5, "update_every": 2, "stop_at": 8, **options}
         if listed:
@@ -132,7 +113,7 @@ def after_pruning(scheduler, *layers):
     """A run on a model of which some layers came with masks of torch."""
     torch.manual_seed(0)
     run = object.__new__(Run)
-    run.model = Net()
+    run.model = WithStandardised()
     for name in layers:
         prune.random_unstructured(getattr(run.model, name), "weight", 0.5)
     run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1, momentum=0.9)
