@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from ._support.shards import beside, is_sharded, local, part_here
 from .parameters import ParameterKey, is_masked, is_masked_in_place, stored
-from .shards import beside, is_sharded, local, part_here
 
 
 class MaskInWeight(prune.BasePruningMethod):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ._support.distributed import ranks_in_all
+from ._support.shards import is_sharded
+from ._support.shared_memory import sharing_memory
 from ._support.user_warning import warn_user
 from .parameters import (
     Exclude,
@@ -23,7 +25,6 @@ from .parameters import (
     prunable_parameters,
     qualified_names,
 )
-from .shards import is_sharded
 
 _SHOWN = 8
 
@@ -238,7 +239,7 @@ def _check_once(names: Sequence[str]) -> None:
 
 def _obstacles(model: nn.Module, names: Mapping[ParameterKey, str]) -> Iterator[tuple[str, Obstacle]]:
     """Yield what is in the way of each parameter, in their order."""
-    tied, bypassed = _tied(model), _never_run(model)
+    tied, bypassed = sharing_memory(model), _never_run(model)
     for key, name in names.items():
         obstacle = _of_tensor(*key)
         if obstacle is None and key in tied:
@@ -332,32 +333,3 @@ def _of_layout(tensor: Any, *, masked_before: bool) -> Obstacle | None:
         cure = "call requires_grad_(True) on it before scoring"
         return Obstacle("require a gradient where weights are sharded", "that it is frozen", cure)
     return None
-
-
-def _tied(model: nn.Module) -> dict[ParameterKey, tuple[ParameterKey, ParameterKey]]:
-    """Find the parameters whose memory another one shares: masking one would leave the other unmasked."""
-    spans = []
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and not is_lazy(parameter) and not parameter.is_meta and parameter.numel():
-                where = "DTensor" if is_sharded(parameter) else str(parameter.device)
-                spans.append((where, *_span(parameter), (module, name.removesuffix("_orig"))))
-    spans.sort(key=lambda span: span[:3])
-    found: dict[ParameterKey, tuple[ParameterKey, ParameterKey]] = {}
-    longest = None  # of those so far on the device, the one that ends last
-    for span in spans:
-        if longest is not None and span[0] == longest[0] and span[1] < longest[2]:
-            pair = (longest[3], span[3])
-            for key in pair:
-                found.setdefault(key, pair)
-        if longest is None or span[0] != longest[0] or span[2] > longest[2]:
-            longest = span
-    return found
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    if is_sharded(tensor):  # on some ranks there may be nothing of it: two are tied only if they are one
-        return id(tensor), id(tensor) + 1
-    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    start = tensor.data_ptr()
-    return start, start + extent * tensor.element_size()

@@ -203,6 +203,17 @@ def added_counts(counts: Tensor) -> Tensor:
     return counts
 
 
+def total_counts(counts: Sequence[int]) -> list[int]:
+    """Add up each of several whole numbers over all ranks.
+
+    Example:
+        >>> total_counts([1, 2])
+        [1, 2]
+    """
+    found: list[int] = added_counts(torch.tensor(counts, dtype=torch.int64, device="cpu")).tolist()
+    return found
+
+
 def averaged(values: Tensor) -> Tensor:
     """Return the mean over all ranks of a tensor that all of them have.
 

@@ -9,7 +9,7 @@ steps and networks have more weights than that.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -40,21 +40,46 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
         ValueError: If the arbiter returns another shape or a value outside [0, 1].
     """
     if scale_of(arbiter) == "share":
-        return [
-            check_agreement(arbiter(_shares(candidates, rows, tasks)), first_of(rows)) for rows in candidates.scores
-        ]
+
+        def share(index: int, task: str) -> Tensor:
+            row = candidates.scores[index][task]
+            return row if candidates.shares else lamp_scores(row)
+
+        return over_tasks(candidates, tasks, arbiter, share)
     ranked = dict(zip(tasks, in_threads(lambda task: candidates.over_task(task, ranks), tasks), strict=True))
     totals = {task: sum(part.numel() for part in ranked[task].values()) for task in tasks}
+    return over_tasks(candidates, tasks, arbiter, lambda index, task: fractions(ranked[task].pop(index), totals[task]))
+
+
+def over_tasks(
+    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, value: Callable[[int, str], Tensor]
+) -> list[Tensor]:
+    """Tabulate what the tasks that reach a parameter say of its units, and let the arbiter join it.
+
+    Args:
+        candidates: What is ranked.
+        tasks: All task names; the order of the axis that the arbiter sees.
+        arbiter: The reduction over tasks.
+        value: From a parameter's index and a task that reaches it to its percentiles or shares, 1-D; asked once for
+            each, parameter by parameter in the order of the tasks.
+
+    Returns:
+        As :func:`agreement`.
+
+    Raises:
+        TypeError: As :func:`check_agreement`.
+        ValueError: As :func:`check_agreement`.
+    """
     result = []
     for index, rows in enumerate(candidates.scores):
         wanted = [task for task in tasks if task in rows] if ignores_absent_tasks(arbiter) else tasks
-        size = first_of(rows)
-        percentiles = torch.full((len(wanted), size.numel()), torch.nan, dtype=torch.float64, device=size.device)
+        like = first_of(rows)
+        table = torch.full((len(wanted), like.numel()), torch.nan, dtype=torch.float64, device=like.device)
         for axis, task in enumerate(wanted):
             if task in rows:
-                percentiles[axis] = fractions(ranked[task].pop(index), totals[task])
-        value = arbiter(percentiles)
-        result.append(value if stays_in_range(arbiter) else check_agreement(value, size))
+                table[axis] = value(index, task)
+        found = arbiter(table)
+        result.append(found if stays_in_range(arbiter) else check_agreement(found, like))
     return result
 
 
@@ -68,16 +93,6 @@ def fractions(ranks: Tensor, total: int) -> Tensor:
     counted = ranks.double().add_(1)
     # By a number CUDA multiplies with its reciprocal, which differs in the last bit from what a CPU divides.
     return counted.div_(torch.full_like(counted[:1], total))
-
-
-def _shares(candidates: Candidates, rows: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
-    """Tabulate, for one parameter, each task's shares: LAMP's, unless the scores are that already."""
-    size = first_of(rows)
-    table = torch.full((len(tasks), size.numel()), torch.nan, dtype=torch.float64, device=size.device)
-    for axis, task in enumerate(tasks):
-        if task in rows:
-            table[axis] = rows[task] if candidates.shares else lamp_scores(rows[task])
-    return table
 
 
 def check_agreement(values: Tensor, like: Tensor) -> Tensor:

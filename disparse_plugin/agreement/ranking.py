@@ -77,7 +77,7 @@ def arranged(values: Tensor, magnitudes: Tensor | None = None) -> tuple[Tensor, 
     if magnitudes is None:
         return stable_sort(values)
     if _sorts_at_once(values):
-        first = stable_order(_absolute(magnitudes))
+        first = stable_order(absolute(magnitudes))
         ordered, places = stable_sort(values[first])
         return ordered, first[places]
     ordered, order = stable_sort(values)
@@ -90,7 +90,7 @@ def arranged(values: Tensor, magnitudes: Tensor | None = None) -> tuple[Tensor, 
         entries, shared_values = taken(order, places), taken(ordered, places)
         runs = torch.zeros_like(places)
         torch.cumsum(shared_values[1:] != shared_values[:-1], 0, out=runs[1:])
-        order[places] = taken(entries, _order_in_runs(runs, _absolute(taken(magnitudes, entries))))
+        order[places] = taken(entries, _order_in_runs(runs, absolute(taken(magnitudes, entries))))
     return ordered, order
 
 
@@ -106,7 +106,13 @@ def _sorts_at_once(values: Tensor) -> bool:
     return values.device.type != "cpu" and values.numel() <= SORTED_AT_ONCE
 
 
-def _absolute(values: Tensor) -> Tensor:
+def absolute(values: Tensor) -> Tensor:
+    """Return the absolute values in a type in which they are compared: float64 stays, all else is float32.
+
+    Example:
+        >>> absolute(torch.tensor([-2.0, 1.0], dtype=torch.bfloat16))
+        tensor([2., 1.])
+    """
     return values.abs() if values.dtype == torch.float64 else values.float().abs()
 
 
@@ -139,7 +145,7 @@ def lowest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tens
     if magnitudes is None or wanted == ties.numel():
         chosen[ties[:wanted]] = True
     else:
-        chosen[ties[lowest(_absolute(magnitudes[ties]), wanted)]] = True
+        chosen[ties[lowest(absolute(magnitudes[ties]), wanted)]] = True
     return chosen
 
 

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .._support.distributed import added_counts
-from ..arbiters import Arbiter, ignores_absent_tasks, scale_of
+from .._support.distributed import added_counts, total_counts
+from ..arbiters import Arbiter, scale_of
 from .budgets import Quota
 from .candidates import Candidates, first_of, joined_on_one_device
-from .percentiles import check_agreement
-from .ranking import count_true
+from .percentiles import fractions, over_tasks
+from .ranking import absolute, counts_true
 from .select import lowest
 from .sorted_shares import Sorted, in_order, ranks_among_all
 
@@ -39,8 +39,7 @@ class SharedOut(Candidates):
     @functools.cached_property
     def sizes(self) -> list[int]:
         """How many units each parameter has, on all ranks together."""
-        own = [size if owned else 0 for size, owned in zip(self.local_sizes, self.owned, strict=True)]
-        return added_counts(torch.tensor(own, dtype=torch.int64, device="cpu")).tolist()
+        return total_counts([size * owned for size, owned in zip(self.local_sizes, self.owned, strict=True)])
 
     @property
     def local_sizes(self) -> list[int]:
@@ -53,9 +52,8 @@ class SharedOut(Candidates):
         everything = range(len(self.scores))
         if self.magnitudes is None:
             return list(self.places)
-        magnitudes = joined_on_one_device([part.abs() for part in self.magnitudes])
-        exact = magnitudes if magnitudes.dtype == torch.float64 else magnitudes.float()
-        found = ranks_among_all(exact, joined_on_one_device(self.places), self.counted(everything))
+        magnitudes = absolute(joined_on_one_device(self.magnitudes))
+        found = ranks_among_all(magnitudes, joined_on_one_device(self.places), self.counted(everything))
         return list(found.split(self.local_sizes))
 
     def counted(self, parameters: Sequence[int]) -> Tensor:
@@ -66,8 +64,7 @@ class SharedOut(Candidates):
 
     def counts(self, marks: Sequence[Tensor]) -> list[int]:
         """Count the marked units of each parameter, on all ranks together."""
-        own = [count_true(mark) if owned else 0 for mark, owned in zip(marks, self.owned, strict=True)]
-        return added_counts(torch.tensor(own, dtype=torch.int64, device="cpu")).tolist()
+        return total_counts([count * owned for count, owned in zip(counts_true(marks), self.owned, strict=True)])
 
     def turns_of(self, parameters: Sequence[int]) -> Tensor:
         """Return the turns of some parameters, joined."""
@@ -105,19 +102,15 @@ def agreement(candidates: SharedOut, tasks: Sequence[str], arbiter: Arbiter) -> 
     Raises:
         ValueError: If the arbiter returns another shape or a value outside [0, 1].
     """
-    on_shares = scale_of(arbiter) == "share"
-    by_task = {task: (_shares if on_shares else _percentiles)(candidates, task) for task in tasks}
-    result = []
-    for index, rows in enumerate(candidates.scores):
-        present = ignores_absent_tasks(arbiter) and not on_shares
-        wanted = [task for task in tasks if task in rows] if present else tasks
-        like = first_of(rows)
-        table = torch.full((len(wanted), like.numel()), torch.nan, dtype=torch.float64, device=like.device)
-        for axis, task in enumerate(wanted):
-            if task in rows:
-                table[axis] = by_task[task].pop(index)
-        result.append(check_agreement(arbiter(table), like))
-    return result
+    if scale_of(arbiter) == "share":
+
+        def share(index: int, task: str) -> Tensor:
+            row = candidates.scores[index][task]
+            return row if candidates.shares else lamp_among_all(row, candidates.counted([index]))
+
+        return over_tasks(candidates, tasks, arbiter, share)
+    ranked = {task: _percentiles(candidates, task) for task in tasks}
+    return over_tasks(candidates, tasks, arbiter, lambda index, task: ranked[task].pop(index))
 
 
 def _percentiles(candidates: SharedOut, task: str) -> dict[int, Tensor]:
@@ -126,17 +119,8 @@ def _percentiles(candidates: SharedOut, task: str) -> dict[int, Tensor]:
         return {}
     parts = [candidates.scores[index][task] for index in own]
     found = ranks_among_all(joined_on_one_device(parts), candidates.turns_of(own), candidates.counted(own))
-    percentiles = (found + 1).double() / sum(candidates.sizes[index] for index in own)
+    percentiles = fractions(found, sum(candidates.sizes[index] for index in own))
     return dict(zip(own, percentiles.split([part.numel() for part in parts]), strict=True))
-
-
-def _shares(candidates: SharedOut, task: str) -> dict[int, Tensor]:
-    found = {}
-    for index, rows in enumerate(candidates.scores):
-        if task in rows:
-            row, counted = rows[task], candidates.counted([index])
-            found[index] = row if candidates.shares else lamp_among_all(row, counted)
-    return found
 
 
 def lowest_in_budget(

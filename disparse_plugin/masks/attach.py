@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
 
+from .._support.shards import local, part_here, reshard
 from ..in_weight import attach_in_weights, masks_in_weights
 from ..parameters import ParameterKey, alive_mask, keys_by_name, stored
-from ..shards import local, part_here, reshard
 
 Masks: TypeAlias = Mapping[ParameterKey, Tensor] | Mapping[str, Tensor]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .._support.distributed import failing_together, this_rank
 from .._support.files import packed_bits, read_tensors, understood, unpacked_bits, write_tensors
+from .._support.shards import is_sharded, whole
 from ..parameters import qualified_names
-from ..shards import is_sharded, whole
 from .attach import Masks, attach_masks, checked_masks, masks_of
 
 _KIND = "disparse_plugin.masks"

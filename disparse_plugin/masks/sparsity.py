@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
-from .._support.distributed import added_counts, this_rank
+from .._support.distributed import this_rank, total_counts
+from .._support.shards import is_sharded, local, owns, reshard
 from .._support.text_table import Table, Tabular
 from .._support.undisturbed import undisturbed
 from ..agreement.ranking import count_true
 from ..parameters import ParameterKey, alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
 from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
-from ..shards import is_sharded, local, owns, reshard
 
 _LONGEST_PART = 24  # letters of the joined names of tasks
 
@@ -220,8 +220,7 @@ def _alive(keys: Sequence[ParameterKey]) -> list[int]:
         owns(weight, this_rank()) * (local(weight).numel() if mask is None else count_true(local(mask)))
         for weight, mask in zip(weights, masks, strict=True)
     ]
-    counts: list[int] = added_counts(torch.tensor(own, dtype=torch.int64, device="cpu")).tolist()
-    return counts
+    return total_counts(own)
 
 
 def _check_sizes(model: nn.Module) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from .._support.shards import local
 from ..errors import wrong
 from ..parameters import ParameterKey, stored
-from ..shards import local
 from .finite import finite_tensors
 
 

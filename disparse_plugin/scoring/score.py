@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from torch import nn
 
 from .._support.distributed import check_same, check_same_values, failing_together
+from .._support.shards import is_sharded, reshard
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select
 from ..parameters import Exclude, ParameterKey, stored, unwrap
-from ..shards import is_sharded, reshard
 from .batches import Data
 from .losses import Batch, TaskLosses, check_callable_losses
 from .sharded_sums import sums_for

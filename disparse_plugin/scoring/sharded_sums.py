@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._support.distributed import added_counts, check_same, failing_together, gathered, several_ranks, this_rank
+from .._support.distributed import check_same, failing_together, gathered, several_ranks, this_rank, total_counts
+from .._support.shards import beside, is_sharded, local, owns, reshard
 from .._support.undisturbed import undisturbed
 from ..agreement.ranking import count_true
 from ..agreement.shared_out import lamp_among_all
 from ..criteria import Criterion, lamp_scores
 from ..parameters import ParameterKey, alive_mask, stored, unwrap
-from ..shards import beside, is_sharded, local, owns, reshard
 from ..sorting import positions
-from .accumulate import accumulate
 from .losses import Batch, TaskLosses, check_losses
 from .shards import ShardedWeights, any_sharded
 from .sums import GradientObserver, ScoreSums, run
@@ -119,14 +118,9 @@ class ShardedSums(ScoreSums):
         self._forget()
 
     def _add(self, task: str, grads: dict[int, Tensor]) -> None:
-        sums = self.by_task[task]
-        for index in list(grads):
-            if index in sums and not self._rule.summed:
-                del grads[index]
-            elif not grads[index].numel():  # fewer rows than ranks
-                sums[index] = grads.pop(index)
-        weights = {index: self._effective(index) for index in grads}
-        self._peaks[-1][task] = accumulate(self._rule, weights, grads, sums, self._names)
+        for index in [index for index, grad in grads.items() if not grad.numel()]:  # fewer rows than ranks
+            self.by_task[task][index] = grads.pop(index)
+        super()._add(task, grads)
 
     def _effective(self, index: int) -> Tensor:
         weight = self._stored[index]
@@ -152,14 +146,14 @@ class ShardedSums(ScoreSums):
         return beside(result, self._stored[index])
 
     def _warn_of_zeros(self, scores: TaskScores, task: str) -> None:
-        counts = []
+        zeros = alive = 0
         for key, score in scores[task].items():
-            alive, here = alive_mask(*key), local(score)
-            counted = torch.ones_like(here, dtype=torch.bool) if alive is None else local(alive)
+            mask, here = alive_mask(*key), local(score)
+            counted = torch.ones_like(here, dtype=torch.bool) if mask is None else local(mask)
             factor = int(owns(stored(*key), this_rank()))
-            counts.append([factor * count_true(counted & (here == 0)), factor * count_true(counted)])
-        zeros, alive_in_all = added_counts(torch.tensor(counts, dtype=torch.int64, device="cpu")).sum(0).tolist()
-        self._tell_of_zeros(task, zeros, alive_in_all)
+            zeros += factor * count_true(counted & (here == 0))
+            alive += factor * count_true(counted)
+        self._tell_of_zeros(task, *total_counts([zeros, alive]))
 
 
 def _next_of_all(source: Iterator[Batch]) -> Batch:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .._support.distributed import averaged, gathered
+from .._support.shards import is_sharded, local
 from ..parameters import ParameterKey, stored
-from ..shards import is_sharded, local
 from .gradients import UsedWeights, _Weight
 from .hidden import refuse_hidden
 

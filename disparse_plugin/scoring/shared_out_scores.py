@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._support.distributed import check_same_copies, failing_together, this_rank
+from .._support.shards import beside, block, local, owns, places
 from ..agreement import shared_out
 from ..agreement.amounts import warn_of_percentage
 from ..agreement.budgets import Budget
@@ -16,7 +17,6 @@ from ..agreement.patterns import Pattern, Place, Weights, spread
 from ..agreement.shared_out import SharedOut
 from ..arbiters import Arbiter
 from ..parameters import ParameterKey, alive_mask, stored
-from ..shards import beside, block, local, owns, places
 
 
 class SharedOutScores:

@@ -160,8 +160,13 @@ class ScoreSums:
         if not self._rule.summed:
             for index in sums:
                 grads.pop(index, None)
-        weights = {index: getattr(*self._keys[index]) for index in grads}
+        weights = {index: self._effective(index) for index in grads}
         self._peaks[-1][task] = accumulate(self._rule, weights, grads, sums, self._names)
+
+    def _effective(self, index: int) -> Tensor:
+        """Return the weight that the layer multiplied with, or what of it lies here."""
+        weight: Tensor = getattr(*self._keys[index])
+        return weight
 
     def finish(self, root: nn.Module, *, progress: bool = False) -> TaskScores:
         """Hand over, and say which parameters no task reaches."""

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
+from .._support.shards import reshard
 from .._support.undisturbed import undisturbed
 from ..maskable import Obstacle
 from ..parameters import ParameterKey, unwrap
-from ..shards import reshard
 from .hidden import refusing_wrappers
 from .losses import Batch, TaskLosses
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .._support.files import FileFormatError, check_exists, replacing, understood
-from ..shards import is_sharded
+from .._support.shards import is_sharded
 from .mask_scheduler import MaskScheduler
 
 _VERSION = 1

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from .._support.shards import part_here
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
-from ..agreement.ranking import counts_true, highest, lowest, ranks
+from ..agreement.ranking import absolute, counts_true, highest, lowest, ranks
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
-from ..shards import part_here
 from ..sorting import positions
 
 
@@ -136,12 +136,11 @@ def smallest(weight: Tensor, alive: Tensor, count: int) -> Tensor:
         >>> smallest(torch.tensor([0.1, -3.0, 0.2, 2.0]), torch.tensor([False, True, True, True]), 2).tolist()
         [False, False, True, True]
     """
-    exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
     if weight.device.type != "cpu":  # to gather would let the host wait
-        magnitudes = weight.detach().abs().to(exact).masked_fill(~alive, torch.inf)
+        magnitudes = absolute(weight.detach()).masked_fill(~alive, torch.inf)
         return lowest(magnitudes.reshape(-1), count).view(alive.shape)
     marked = torch.zeros_like(alive)
-    marked[alive] = lowest(weight.detach()[alive].abs().to(exact), count)
+    marked[alive] = lowest(absolute(weight.detach()[alive]), count)
     return marked
 
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from .. import arbiters
 from .._support.distributed import check_same, failing_together
+from .._support.shards import local
 from ..agreement import patterns
 from ..agreement.amounts import count_to_prune
 from ..agreement.budgets import Budget
@@ -23,7 +24,6 @@ from ..maskable import select, warn_of_skipped
 from ..parameters import Exclude, ParameterKey, present_mask, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..scoring.task_scores import TaskScores
-from ..shards import local
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
 from .live_masks import LiveMasks, check_goes_with_shards
@@ -38,6 +38,7 @@ from .schedules import (
     cubic,
     describe,
     describe_arbiter,
+    given_since,
     step_of,
 )
 from .step_scores import StepScores, check_grad_scaler
@@ -165,11 +166,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 "amount": describe(amount),
                 "criterion": rule.name,
                 "arbiter": describe_arbiter(arbiter),
+                **given_since(min_keep=min_keep, pattern=self._pattern),
             }
-            if min_keep:
-                settings["min_keep"] = min_keep  # states saved before there was such an option still load
-            if self._pattern is not patterns.WEIGHTS:
-                settings["pattern"] = self._pattern.name
         check_same("settings", settings, "give all ranks the same options")
         warn_of_skipped(selection.skipped, len(first))
         masks = LiveMasks(root, optimizer, first, revocable=not selection.listed)

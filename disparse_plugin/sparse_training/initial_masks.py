@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .._support.shards import is_sharded, local
 from ..agreement.amounts import count_to_prune
 from ..agreement.patterns import WEIGHTS, NofM, Pattern, Place
 from ..errors import wrong
 from ..parameters import ParameterKey, alive_mask, is_masked, present_mask, stored
-from ..shards import is_sharded, local
 from .blocks import blocks_with_other_counts, check_amount_of, random_blocks
 from .densities import layer_counts
 from .exchange import random_mask

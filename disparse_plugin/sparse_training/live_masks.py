@@ -10,15 +10,15 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import prune
 from torch.optim import Optimizer
 
-from .._support.distributed import added_counts, check_same_copies, check_same_tensors, failing_together, this_rank
+from .._support.distributed import check_same_copies, check_same_tensors, failing_together, this_rank, total_counts
 from .._support.files import packed_bits, unpacked_bits
+from .._support.shards import beside, block, is_sharded, local, owns, part_here
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.ranking import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
 from ..maskable import Obstacle, read_by_parent
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
-from ..shards import beside, block, is_sharded, local, owns, part_here
 from .optimizer_state import check_optimizer, forget
 
 
@@ -232,9 +232,9 @@ def counts_of(parameters: Sequence[Tensor], masks: Sequence[Tensor]) -> list[int
     own = counts_true(masks)
     if not any(is_sharded(parameter) for parameter in parameters):
         return own
-    counted = [count * owns(parameter, this_rank()) for count, parameter in zip(own, parameters, strict=True)]
-    found: list[int] = added_counts(torch.tensor(counted, dtype=torch.int64, device="cpu")).tolist()
-    return found
+    return total_counts(
+        [count * owns(parameter, this_rank()) for count, parameter in zip(own, parameters, strict=True)]
+    )
 
 
 def check_goes_with_shards(keys: Sequence[ParameterKey], pattern: Pattern, grad_scaler: GradScaler | None) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop, Rprop
 
-from ..shards import local
+from .._support.shards import local
 
 # What a state has for a weight that has never been updated: a number, or a function of the parameter group.
 Fresh: TypeAlias = float | Callable[[Mapping[str, Any]], float]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._support.shards import local
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import alive_mask, is_masked, keys_by_name, stored, unwrap
-from ..shards import local
 from .optimizer_state import forget, fresh_values
 
 

@@ -36,6 +36,7 @@ from .schedules import (
     checked,
     describe,
     describe_arbiter,
+    given_since,
     step_of,
 )
 from .shared_out_exchange import SharedOutExchange
@@ -192,9 +193,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
                 "criterion": RANDOM if rule is None else rule.name,
                 "arbiter": describe_arbiter(arbiter),
                 "regrow_dropped": regrow_dropped,
+                **given_since(pattern=self._pattern),
             }
-            if self._pattern is not patterns.WEIGHTS:
-                options["pattern"] = self._pattern.name  # states saved before there was such an option still load
         alive = counts_of([stored(*keys[index]) for index in first], list(first.values()))
         settings: dict[str, Any] = {"alive": alive, **options}
         check_same("settings", settings, "give all ranks the same options")

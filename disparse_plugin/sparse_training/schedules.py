@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from .. import arbiters
 from ..agreement.amounts import count_to_prune, refuse_percentage
+from ..agreement.patterns import WEIGHTS, Pattern
 from ..arbiters import Arbiter
 from ..errors import wrong
 
@@ -257,6 +258,19 @@ def describe_arbiter(arbiter: str | Arbiter) -> str:
     """
     rule = arbiters.resolve(arbiter)
     return str(describe(rule if isinstance(rule, arbiters.AtLeast) else arbiter))
+
+
+def given_since(*, min_keep: float = 0, pattern: Pattern) -> dict[str, str | float]:
+    """Describe options that did not exist once, only where they are used: so states saved before then still load.
+
+    Example:
+        >>> given_since(min_keep=2, pattern=WEIGHTS)
+        {'min_keep': 2}
+    """
+    return {
+        **({"min_keep": min_keep} if min_keep else {}),
+        **({} if pattern is WEIGHTS else {"pattern": pattern.name}),
+    }
 
 
 def describe(choice: object) -> str | float:

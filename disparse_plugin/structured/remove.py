@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import numbers
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from .._support.distributed import failing_together
 from .._support.user_warning import warn_user
-from ..agreement.amounts import check_amount
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
-from ..parameters import Exclude, ParameterKey, is_masked, keys_by_name, left_in, module_names, unwrap
+from ..parameters import Exclude, ParameterKey, keys_by_name, left_in, module_names, unwrap
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_for_removal
-from ..shards import is_sharded
 from .adapter.graph import TRACE_ERRORS
 from .adapter.groups import find_groups
 from .adapter.observation import Inputs, as_inputs
 from .alike import check_counted, check_same_plan, check_same_steps
-from .budget import QUANTITIES, Quantity
+from .budget import Quantity
+from .checks import check_options, check_plain, checked_steps
 from .contest import Options, contest_of
-from .groups import NORMALIZERS, REDUCTIONS, channel_parameters
+from .groups import channel_parameters
 from .latency import latency_of
 from .order import ChannelRule
 from .report import RemovalReport, joined, tally
@@ -138,19 +135,19 @@ def remove_channels(
     """
     root = unwrap(model)
     with failing_together():
-        _check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
+        check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
         check_counted(of)
         rule = ChannelRule.of(arbiter, across)
         options = Options(amount, of, rule, reduction, normalizer, max_pruning_ratio, round_to, customized_pruners)
         resolve_criterion(criterion)
-        _check_plain(root)
+        check_plain(root)
         if ignored_layers is not None:
             warn_user("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning)
             exclude = [*exclude, *ignored_layers]
         source = _Source(
             losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, tuple(exclude), compare, exact
         )
-        shares = _checked_steps(steps, between, schedule, data)
+        shares = checked_steps(steps, between, schedule, data)
     check_same_steps(shares)
     return _removed(root, source, options, shares, between or _nothing)
 
@@ -261,87 +258,6 @@ def _kept(root: nn.Module, exclude: Exclude) -> set[nn.Module | nn.Parameter]:
     gone = set(everything) - set(left_in(root, everything, exclude))
     kept: set[nn.Module | nn.Parameter] = {module for module, _ in gone if module is not root}
     return kept | {parameter for module, name in gone if (parameter := module._parameters[name]) is not None}
-
-
-def _checked_steps(steps: int, between: object, schedule: Callable[[int], float] | None, data: object) -> list[float]:
-    """Return the share of the amount that is gone after each step."""
-    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
-        raise ValueError(f"steps: must be a positive whole number, found {steps!r}")
-    for name, value in (("between", between), ("schedule", schedule)):
-        if value is not None and not callable(value):
-            raise TypeError(f"{name}: must be callable, found {type(value).__name__}")
-    if steps == 1 and between is not None:
-        raise ValueError("between: is called between steps, found steps=1; pass steps=2 or more")
-    if steps > 1 and isinstance(data, Iterator):
-        raise ValueError("data: must be readable in every step, found an iterator, which ends; pass a list or a loader")
-    shares = [step / steps if schedule is None else float(schedule(step)) for step in range(1, steps + 1)]
-    if not all(0 <= a <= b <= 1 for a, b in itertools.pairwise([0.0, *shares])) or shares[-1] != 1:
-        raise ValueError(f"schedule: must rise from 0 to 1 at the last step, found {shares}")
-    return shares
-
-
-def _check_options(
-    amount: float | Mapping[str, float],
-    of: str,
-    reduction: str,
-    normalizer: str | None,
-    max_pruning_ratio: float,
-    round_to: int | Literal["auto"] | None,
-) -> None:
-    """Check the options of a removal as far as that is possible without the model.
-
-    Raises:
-        TypeError: If ``amount`` is no number.
-        ValueError: If an option is unknown or out of range.
-    """
-    for part, one in amount.items() if isinstance(amount, Mapping) else [(None, amount)]:
-        check_amount(one, "amount" if part is None else f"amount[{part!r}]")
-    if isinstance(amount, Mapping) and not amount:
-        raise ValueError("amount: must name at least one part, found none; write e.g. {'shared': 0.5}")
-    if of == "latency" and isinstance(amount, Mapping | numbers.Integral):
-        raise ValueError(f"amount: must be a fraction (float) of the time with of='latency', found {amount!r}")
-    if of not in QUANTITIES:
-        raise ValueError(f"of: must be one of {', '.join(QUANTITIES)}, found {of!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
-    if normalizer is not None and normalizer not in NORMALIZERS:
-        raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
-    if not 0 <= max_pruning_ratio <= 1:
-        raise ValueError(f"max_pruning_ratio: must be in [0, 1], found {max_pruning_ratio}")
-    if round_to not in (None, "auto") and (not isinstance(round_to, numbers.Integral) or round_to < 1):
-        raise ValueError(f"round_to: must be a positive int, 'auto' or None, found {round_to!r}")
-
-
-def _check_plain(root: nn.Module) -> None:
-    """Check that a model's weights are plain trainable parameters.
-
-    Raises:
-        ValueError: If weights are sharded, there is a mask, a parametrization, or nothing that wants gradients.
-    """
-    if any(is_sharded(parameter) for parameter in root.parameters()):
-        raise ValueError(
-            "model: must hold whole weights where channels are removed, found sharded ones; remove channels before "
-            "fully_shard"
-        )
-    for module in root.modules():
-        for name in list(module._parameters):
-            if is_masked(module, name.removesuffix("_orig")) and name.endswith("_orig"):
-                raise ValueError(
-                    f"model: must carry no masks, found one on {type(module).__name__}.{name.removesuffix('_orig')}; "
-                    "make them permanent first with torch.nn.utils.prune.remove(module, name), or remove channels "
-                    "before pruning weights"
-                )
-        if parametrize.is_parametrized(module) or any(
-            type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()
-        ):
-            raise ValueError(
-                f"model: weights must be plain parameters, found a parametrization on {type(module).__name__}; call "
-                "torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-    if not any(parameter.requires_grad for parameter in root.parameters()):
-        raise ValueError(
-            "model: at least one parameter must require gradients, found all frozen; unfreeze what is used"
-        )
 
 
 def _scored_parameters(root: nn.Module, idle: Collection[str]) -> list[ParameterKey]:
