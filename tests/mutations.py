@@ -44,14 +44,18 @@ class Fault:
         return cls(file, tests.split(), old, new, reason)
 
 
+def planted() -> list[Fault]:
+    """Read the faults."""
+    blocks = (ROOT / "tests" / "mutations.txt").read_text().strip().split("\n\n")
+    return [Fault.read(block) for block in blocks if not block.startswith("#")]
+
+
 def main() -> int:
     """Plant the faults that are asked for; return how many survive without a reason."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only faults in files whose path holds one of these")
     words = parser.parse_args().words
-    blocks = (ROOT / "tests" / "mutations.txt").read_text().strip().split("\n\n")
-    faults = [Fault.read(block) for block in blocks if not block.startswith("#")]
-    chosen = [fault for fault in faults if not words or any(word in fault.file for word in words)]
+    chosen = [fault for fault in planted() if not words or any(word in fault.file for word in words)]
     with tempfile.TemporaryDirectory() as folder:
         for name in ("disparse_plugin", "tests", "benchmarks"):
             shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__", "runs"))
