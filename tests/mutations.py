@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 300  # seconds of a run that a fault may have made endless
 
 
 @dataclasses.dataclass
@@ -80,16 +82,17 @@ def _outcome(copy: Path, fault: Fault) -> str:
 
 
 def _fails(copy: Path, tests: list[str]) -> bool:
-    """Run tests in a fork, where nothing of the package has been imported yet."""
+    """Run tests in a fork, where nothing of the package has been imported yet; not to end is to fail."""
     child = os.fork()
     if child == 0:
+        signal.alarm(LIMIT)
         os.chdir(copy)
         sys.path.insert(0, str(copy))
         sys.dont_write_bytecode = True
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests])
         os._exit(int(code))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (1, -signal.SIGALRM)
 
 
 if __name__ == "__main__":
