@@ -28,9 +28,11 @@ KINDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _small_counts_as_large(monkeypatch):
-    monkeypatch.setattr(sorting, "_FEW", 16)
+@pytest.fixture(autouse=True, params=[64, 44, 24])
+def _keys_of_few_bits(monkeypatch, request):
+    """As where so many units are sorted that few bits are left for their values."""
+    monkeypatch.setattr(sorting, "KEY_BITS", request.param)
+    monkeypatch.setattr(sorting, "PIECE", 100)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -48,9 +50,14 @@ def test_any_numbers(values):
     assert np.array_equal(sorting.stable_order(torch.tensor(values, dtype=torch.float64)).numpy(), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_sorted_values_come_with_their_places(dtype):
-    values = torch.randint(9, (500,)).to(dtype) / 9
-    ordered, places = sorting.stable_sort(values)
-    assert torch.equal(ordered, values[places])
-    assert np.array_equal(places.numpy(), np.argsort(values.numpy(), kind="stable"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_equal_values_and_among_some_of_the_units_the_turn_decides(kind):
+    generator = torch.Generator().manual_seed(3)
+    values = KINDS[kind](generator, 700).float().double()
+    units = torch.randperm(1000, generator=generator)
+    numbers = torch.empty_like(units).scatter_(0, units, torch.arange(1000))
+    some = torch.randperm(1000, generator=generator)[:700]
+    found = sorting.in_turn(values, numbers[some], units)
+    assert found.tolist() == some[np.lexsort((numbers[some], values + 0.0))].tolist()
+    sorted_already = sorting.in_turn(values, numbers[some], units, sorting.sorted_values(values))
+    assert torch.equal(found, sorted_already)

@@ -6,10 +6,13 @@ A unit is what goes or stays as a whole: a single weight, or a channel. Only wha
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from .ranking import Turns, ranks_in_turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,38 @@ class Candidates:
         """Return the magnitudes of some parameters, by index."""
         return None if self.magnitudes is None else [self.magnitudes[index] for index in parameters]
 
+    @functools.cached_property
+    def precedence(self) -> Turns:
+        """Which of all units goes first where scores are equal; on the device of the first."""
+        everything = range(len(self.scores))
+        magnitudes = self.joined_magnitudes(everything)
+        return (
+            Turns.as_they_come(sum(self.sizes), first_of(self.scores[0]).device)
+            if magnitudes is None
+            else (Turns.of(magnitudes))
+        )
+
+    def totals(self, tasks: Sequence[str]) -> dict[str, int]:
+        """Return how many units each task reaches."""
+        return {
+            task: sum(size for size, rows in zip(self.sizes, self.scores, strict=True) if task in rows)
+            for task in tasks
+        }
+
+    def ranks(self, task: str) -> dict[int, Tensor]:
+        """Rank one task's scores among all that it reaches, from 0 on.
+
+        Returns:
+            For each parameter that the task reaches, by its index: whole numbers, 1-D, on the parameter's device.
+        """
+        parts = {index: rows[task] for index, rows in enumerate(self.scores) if task in rows}
+        if not parts:
+            return {}  # a task may reach nothing of a ranking scope
+        numbers = self.precedence.numbers.split(self.sizes)
+        own = torch.cat([numbers[index] for index in parts])
+        split = ranks_in_turn(joined_on_one_device(parts.values()), own, self.precedence).split(self.sizes)
+        return {index: split[index].to(part.device) for index, part in parts.items()}
+
     def over_task(self, task: str, function: Callable[[Tensor, Tensor | None], Tensor]) -> dict[int, Tensor]:
         """Apply a function to one task's scores over all parameters that it reaches, and hand each its part.
 
@@ -48,7 +83,7 @@ class Candidates:
         """
         parts = {index: rows[task] for index, rows in enumerate(self.scores) if task in rows}
         if not parts:
-            return {}  # a task may reach nothing of a ranking scope
+            return {}
         joined = function(joined_on_one_device(parts.values()), self.joined_magnitudes(parts))
         split = joined.split([part.numel() for part in parts.values()])
         return {index: result.to(part.device) for (index, part), result in zip(parts.items(), split, strict=True)}

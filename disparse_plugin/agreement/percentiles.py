@@ -16,10 +16,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..arbiters import Arbiter, ignores_absent_tasks, scale_of, stays_in_range
+from ..arbiters import Arbiter, any_task, ignores_absent_tasks, scale_of, stays_in_range, unanimous
 from ..criteria import lamp_scores
 from .candidates import Candidates, first_of
-from .ranking import ranks
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -46,9 +45,32 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
             return row if candidates.shares else lamp_scores(row)
 
         return over_tasks(candidates, tasks, arbiter, share)
-    ranked = dict(zip(tasks, in_threads(lambda task: candidates.over_task(task, ranks), tasks), strict=True))
-    totals = {task: sum(part.numel() for part in ranked[task].values()) for task in tasks}
+    if arbiter in (unanimous, any_task):
+        return _extremes(candidates, tasks, torch.maximum if arbiter is unanimous else torch.minimum)
+    ranked = dict(zip(tasks, in_threads(candidates.ranks, tasks), strict=True))
+    totals = candidates.totals(tasks)
     return over_tasks(candidates, tasks, arbiter, lambda index, task: fractions(ranked[task].pop(index), totals[task]))
+
+
+def _extremes(
+    candidates: Candidates, tasks: Sequence[str], farther: Callable[[Tensor, Tensor], Tensor]
+) -> list[Tensor]:
+    """Keep the largest (or smallest) percentile while the tasks are ranked one after the other."""
+    result: dict[int, Tensor] = {}
+    workers, totals = _workers(), candidates.totals(tasks)
+    for start in range(0, len(tasks), workers):
+        some = tasks[start : start + workers]
+        for task, ranked in zip(some, in_threads(candidates.ranks, some), strict=True):
+            for index in list(ranked):
+                found = fractions(ranked.pop(index), totals[task])
+                result[index] = farther(result[index], found) if index in result else found
+    return [result[index] for index in range(len(candidates.scores))]
+
+
+def percentiles_of(candidates: Candidates, task: str) -> dict[int, Tensor]:
+    """Return one task's percentiles, by the index of the parameter: 1-D, float64, on its device."""
+    total = candidates.totals([task])[task]
+    return {index: fractions(part, total) for index, part in candidates.ranks(task).items()}
 
 
 def over_tasks(
@@ -122,8 +144,12 @@ def check_agreement(values: Tensor, like: Tensor) -> Tensor:
 
 def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """Map a function that spends its time outside the interpreter lock, on as many threads as torch may use."""
-    workers = min(torch.get_num_threads(), os.cpu_count() or 1)
+    workers = _workers()
     if workers == 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, items))
+
+
+def _workers() -> int:
+    return min(torch.get_num_threads(), os.cpu_count() or 1)

@@ -9,6 +9,7 @@ on every device. Without magnitudes the order alone decides.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sorting import positions, stable_order, stable_sort, taken
+from ..sorting import PIECE, in_turn, positions, sorted_values, stable_order
 
 # Finding the few highest: below this size, or from this share on, sampling gains nothing.
 SMALLEST = 2**14
@@ -29,6 +30,63 @@ SORTED_AT_ONCE = 2**24
 ROW = 2**10
 
 
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """In which turn units go whose values are equal.
+
+    Attributes:
+        numbers: The turn of each unit, 1-D, whole numbers: a permutation of ``0..n-1``.
+        units: Whose turn it is, by the turn: its inverse.
+    """
+
+    numbers: Tensor
+    units: Tensor
+
+    @classmethod
+    def of(cls, magnitudes: Tensor) -> Turns:
+        """Let the smaller magnitude go first, and of equal ones what comes first.
+
+        Args:
+            magnitudes: Weights of any floating point type, by their absolute values; 1-D.
+
+        Example:
+            >>> Turns.of(torch.tensor([-2.0, 1.0, 2.0])).numbers.tolist()
+            [1, 0, 2]
+        """
+        units = stable_order(absolute(magnitudes))
+        return cls(_inverse(units), units.to(_number_type(units.numel())))
+
+    @classmethod
+    def as_they_come(cls, size: int, device: torch.device) -> Turns:
+        """Let what comes first go first."""
+        numbers = torch.arange(size, dtype=_number_type(size), device=device)
+        return cls(numbers, numbers)
+
+
+def _number_type(size: int) -> torch.dtype:
+    return torch.int32 if size < 2**31 else torch.int64
+
+
+def _inverse(order: Tensor, size: int | None = None) -> Tensor:
+    """Number the entries of an order, each at its place; with a size, zeros at the places that are not in it."""
+    size = order.numel() if size is None else size
+    result = torch.zeros(size, dtype=_number_type(size), device=order.device)
+    if order.device.type != "cpu":
+        return result.scatter_(0, order, torch.arange(order.numel(), dtype=result.dtype, device=order.device))
+    into = result.numpy()
+    for start in range(0, order.numel(), PIECE):
+        part = order[start : start + PIECE].numpy()
+        into[part] = np.arange(start, start + part.size, dtype=into.dtype)
+    return result
+
+
+def turns_of(values: Tensor, magnitudes: Tensor | None) -> Turns:
+    """Return the turns of some units by their magnitudes, or as they come."""
+    if magnitudes is None:
+        return Turns.as_they_come(values.numel(), values.device)
+    return Turns.of(magnitudes)
+
+
 def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     """Rank each entry from 0 (lowest) to n-1 (highest).
 
@@ -38,7 +96,7 @@ def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
             same shape.
 
     Returns:
-        int64 (int32 for up to 2^31 entries), same shape and device: a permutation of ``0..n-1``.
+        int32 (int64 from 2^31 entries on), same shape and device: a permutation of ``0..n-1``.
 
     Example:
         >>> ranks(torch.tensor([0.5, 0.1, 0.5, 0.0])).tolist()
@@ -46,10 +104,27 @@ def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
         >>> ranks(torch.tensor([0.5, 0.1, 0.5, 0.0]), torch.tensor([9.0, 1.0, 2.0, 3.0])).tolist()
         [3, 1, 2, 0]
     """
-    size = values.numel()
-    dtype = torch.int32 if size < 2**31 else torch.int64
-    numbers = torch.arange(size, dtype=dtype, device=values.device)
-    return torch.empty_like(numbers).scatter_(0, ascending(values, magnitudes), numbers)
+    return _inverse(ascending(values, magnitudes))
+
+
+def ranks_in_turn(values: Tensor, numbers: Tensor, turns: Turns) -> Tensor:
+    """Rank some of the units that have turns.
+
+    Args:
+        values: Their values; 1-D, floating point, no NaN.
+        numbers: Their part of ``turns.numbers``.
+        turns: The turns of all units.
+
+    Returns:
+        1-D, one for each of all units, whole numbers: at the places of those that have a value, their ranks among
+        these from 0 on, elsewhere 0.
+
+    Example:
+        >>> turns = Turns.of(torch.tensor([3.0, 2.0, 1.0]))
+        >>> ranks_in_turn(torch.tensor([0.5, 0.5]), turns.numbers[1:], turns).tolist()
+        [0, 1, 0]
+    """
+    return _inverse(in_turn(values, numbers, turns.units), turns.units.numel())
 
 
 def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
@@ -59,47 +134,10 @@ def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
         values: 1-D, floating point, no NaN.
         magnitudes: As in :func:`ranks`.
     """
-    return arranged(values, magnitudes)[1]
-
-
-def arranged(values: Tensor, magnitudes: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the entries from the lowest to the highest, and their positions.
-
-    Only the entries that share their value with another are compared a second time, by magnitude.
-
-    Args:
-        values: 1-D, floating point, no NaN.
-        magnitudes: As in :func:`ranks`.
-
-    Returns:
-        The values, zeros without their sign, and int64.
-    """
     if magnitudes is None:
-        return stable_sort(values)
-    if _sorts_at_once(values):
-        first = stable_order(absolute(magnitudes))
-        ordered, places = stable_sort(values[first])
-        return ordered, first[places]
-    ordered, order = stable_sort(values)
-    same = ordered[1:] == ordered[:-1]
-    shared = torch.zeros_like(values, dtype=torch.bool)
-    shared[1:] = same
-    shared[:-1] |= same
-    places = positions(shared)
-    if places.numel():
-        entries, shared_values = taken(order, places), taken(ordered, places)
-        runs = torch.zeros_like(places)
-        torch.cumsum(shared_values[1:] != shared_values[:-1], 0, out=runs[1:])
-        order[places] = taken(entries, _order_in_runs(runs, absolute(taken(magnitudes, entries))))
-    return ordered, order
-
-
-def _order_in_runs(runs: Tensor, sizes: Tensor) -> Tensor:
-    """Order by the number of the run (ascending already), then by size, then as they come."""
-    if sizes.dtype == torch.float32:  # the bits of floats that are not negative are in the order of the floats
-        return stable_order((runs << 32) | sizes.view(torch.int32).long())
-    first = stable_order(sizes)
-    return first[stable_order(runs[first])]
+        return stable_order(values)
+    turns = Turns.of(magnitudes)
+    return in_turn(values, turns.numbers, turns.units)
 
 
 def _sorts_at_once(values: Tensor) -> bool:
@@ -149,31 +187,36 @@ def lowest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tens
     return chosen
 
 
-def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
-    """Part equal values by the rule of this module, so that whoever sorts them has the same order.
+def distinct(values: Tensor, turns: Turns) -> Tensor:
+    """Part equal values by turns, so that whoever sorts them has the same order.
 
     Each of several equal values, from the second on, becomes the next larger float64. No order changes.
 
     Args:
         values: 1-D, float64, in [0, 1].
-        magnitudes: As in :func:`ranks`.
+        turns: Which of equal values goes first.
 
     Returns:
         Same shape and type, in [0, 1], no two equal; ``values`` itself if none are.
 
     Example:
-        >>> parted = distinct(torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([2.0, 1.0]))
+        >>> turns = Turns.of(torch.tensor([2.0, 1.0]))
+        >>> parted = distinct(torch.tensor([0.5, 0.5], dtype=torch.float64), turns)
         >>> bool(parted[1] == 0.5), bool(parted[0] > 0.5), float(parted[0])
         (True, True, 0.5000000000000001)
     """
-    ordered, order = arranged(values, magnitudes)
-    if not bool((ordered[1:] == ordered[:-1]).any()):
+    ascending = sorted_values(values).add_(0.0)
+    if not bool((ascending[1:] == ascending[:-1]).any()):
         return values
     # The bits of positive floats are in the order of the floats, and the next float has the next bits.
+    order = in_turn(values, turns.numbers, turns.units, ascending)
+    bits = ascending.view(torch.int64)
     steps = torch.arange(values.numel(), device=values.device)
-    raised = _running_maximum(ordered.view(torch.int64) - steps) + steps
-    one = torch.ones((), dtype=torch.float64, device=values.device).view(torch.int64)
-    return torch.empty_like(values).scatter_(0, order, torch.minimum(raised, one - steps.flip(0)).view(torch.float64))
+    _running_maximum(bits.sub_(steps))
+    bits += steps
+    one = int(torch.ones((), dtype=torch.float64).view(torch.int64))
+    torch.minimum(bits, steps.add_(one - values.numel() + 1), out=bits)
+    return torch.empty_like(values).scatter_(0, order, ascending)
 
 
 def count_true(mask: Tensor) -> int:
@@ -280,17 +323,20 @@ def _mostly_ties(values: Tensor) -> bool:
     return bool(2 * sample.unique().numel() < sample.numel())
 
 
-def _running_maximum(values: Tensor) -> Tensor:
+def _running_maximum(values: Tensor) -> None:
+    """Raise each entry to the largest before it, in place."""
     if values.device.type == "cpu":  # without the indices that torch makes too
-        return torch.from_numpy(np.maximum.accumulate(values.numpy()))
-    if values.numel() <= ROW:
-        return values.cummax(0).values
-    # An accelerator takes one row after the other, but many rows at once.
-    rows = torch.nn.functional.pad(values, (0, -values.numel() % ROW), value=torch.iinfo(values.dtype).min)
-    within = rows.view(-1, ROW).cummax(1).values
-    before = _running_maximum(within[:-1, -1].contiguous())
-    torch.maximum(within[1:], before.unsqueeze(1), out=within[1:])
-    return within.view(-1)[: values.numel()]
+        np.maximum.accumulate(values.numpy(), out=values.numpy())
+    elif values.numel() <= ROW:
+        values.copy_(values.cummax(0).values)
+    else:
+        # An accelerator takes one row after the other, but many rows at once.
+        rows = torch.nn.functional.pad(values, (0, -values.numel() % ROW), value=torch.iinfo(values.dtype).min)
+        within = rows.view(-1, ROW).cummax(1).values
+        before = within[:-1, -1].contiguous()
+        _running_maximum(before)
+        torch.maximum(within[1:], before.unsqueeze(1), out=within[1:])
+        values.copy_(within.view(-1)[: values.numel()])
 
 
 def highest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tensor:

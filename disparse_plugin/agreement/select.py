@@ -17,6 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from ..sorting import ordered
+
 # Adds up counts (int64, on the CPU) over the processes that select together.
 Total: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -58,26 +60,6 @@ def lowest(values: Tensor, count: int, turns: Tensor, owned: Tensor, total: Tota
     tied = keys == threshold
     last, _ = kth(turns[owned & tied], count - below, _TURN_BITS, total)
     return (keys < threshold) | (tied & (turns <= last))
-
-
-def ordered(values: Tensor) -> Tensor:
-    """Map floats to whole numbers in the same order; -0.0 and 0.0 to the same.
-
-    Args:
-        values: Any shape, floating point, no NaN.
-
-    Returns:
-        int64, same shape: the bits, those of negative floats flipped.
-
-    Example:
-        >>> ordered(torch.tensor([-1.0, -0.0, 0.0, 1e-45])).diff().sign().tolist()
-        [1, 0, 1]
-    """
-    if values.dtype == torch.float64:
-        bits = (values + 0.0).view(torch.int64)
-        return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-    bits = (values.float() + 0.0).view(torch.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
 
 
 def kth(keys: Tensor, count: int, bits: int, total: Total = alone) -> tuple[int, int]:

@@ -25,7 +25,8 @@ from ..agreement.amounts import check_amount, count_to_prune
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
 from ..agreement.patterns import Place, spread
-from ..agreement.ranking import lowest, ranks
+from ..agreement.percentiles import percentiles_of
+from ..agreement.ranking import lowest
 from ..parameters import ParameterKey
 from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
@@ -120,7 +121,7 @@ def _tops_with_union(candidates: Candidates, tasks: Sequence[str], amount: float
     """
     count = count_to_prune(amount, sum(candidates.sizes))
     pruned = lowest_by_agreement(candidates, tasks, arbiters.unanimous, count)
-    percentiles = {task: candidates.over_task(task, _percentiles) for task in tasks}
+    percentiles = {task: percentiles_of(candidates, task) for task in tasks}
     removed = [
         values[pruned[index]].max()
         for parts in percentiles.values()
@@ -132,7 +133,3 @@ def _tops_with_union(candidates: Candidates, tasks: Sequence[str], amount: float
         task: {index: (values >= border) & ~pruned[index] for index, values in parts.items()}
         for task, parts in percentiles.items()
     }
-
-
-def _percentiles(values: Tensor, magnitudes: Tensor | None) -> Tensor:
-    return (ranks(values, magnitudes).double() + 1) / values.numel()

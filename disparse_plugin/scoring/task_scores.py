@@ -85,8 +85,7 @@ class TaskScores(ScoreTables):
             budget.kept_of(place.shape.numel(), size) for place, size in zip(places, candidates.sizes, strict=True)
         ]
         values = lift(agreement(candidates, self.tasks, rule), floors, candidates.magnitudes)
-        everything = range(len(values))
-        parted = distinct(joined_on_one_device(values), candidates.joined_magnitudes(everything))
+        parted = distinct(joined_on_one_device(values), candidates.precedence)
         split = parted.split(candidates.sizes)
         return {
             key: spread(part.to(value.device), place)

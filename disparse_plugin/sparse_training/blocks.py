@@ -18,7 +18,7 @@ from ..agreement.budgets import Budget
 from ..agreement.candidates import Candidates
 from ..agreement.patterns import NofM, Place, best_in_blocks, spread
 from ..agreement.percentiles import agreement
-from ..agreement.ranking import count_true, distinct
+from ..agreement.ranking import count_true, distinct, turns_of
 from ..arbiters import Arbiter
 from .exchange import Exchange, smallest
 
@@ -37,7 +37,7 @@ class OnTheWay(NofM):
         free, left = [], 0
         for index, (values, place) in enumerate(zip(agreement(candidates, tasks, arbiter), places, strict=True)):
             magnitudes = candidates.magnitudes_of([index])
-            parted = distinct(values, None if magnitudes is None else magnitudes[0])
+            parted = distinct(values, turns_of(values, None if magnitudes is None else magnitudes[0]))
             stay = self.units(best_in_blocks(spread(parted, place, fill=-torch.inf), self.n, self.m), place)
             free.append(values.masked_fill(stay, torch.inf))
             left += stay.numel() - count_true(stay)
@@ -76,7 +76,8 @@ class BlockExchange(Exchange):
     def _grown(self, rows: Mapping[str, Tensor], candidates: Tensor, dropped: Tensor, count: int) -> Tensor:  # noqa: ARG002
         place = Place("", candidates.shape, candidates)
         listed = Candidates([{task: row[candidates] for task, row in rows.items()}])
-        wanted = spread(distinct(agreement(listed, self._present(rows), self.arbiter)[0]), place, fill=-torch.inf)
+        values = agreement(listed, self._present(rows), self.arbiter)[0]
+        wanted = spread(distinct(values, turns_of(values, None)), place, fill=-torch.inf)
         dim = self._dim(candidates)
         blocks = wanted.movedim(dim, -1).unflatten(-1, (-1, self.m))
         ranks = blocks.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)

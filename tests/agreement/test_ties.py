@@ -23,7 +23,7 @@ from disparse_plugin import (
 )
 from disparse_plugin.agreement import band, ranking
 from disparse_plugin.agreement.percentiles import agreement
-from disparse_plugin.agreement.ranking import ascending, distinct
+from disparse_plugin.agreement.ranking import ascending, distinct, turns_of
 from oracles.agreement import ARBITERS, ordered_positions
 from tied_scores import Bare, kept_places, tied
 
@@ -41,10 +41,11 @@ def by_a_sample(model, scores, count, rule):
         return scores.masks(count, rule)
 
 
-def by_sorting_in_two_steps(model, scores, count, rule):
-    """As large tensors of float64 are sorted."""
+def by_keys_that_lose_bits(model, scores, count, rule):
+    """As float64 values of very many units are sorted: few of their bits fit beside the turn."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "_FEW", 0)
+        patch.setattr(sorting, "KEY_BITS", 40)
+        patch.setattr(sorting, "PIECE", 3)
         return scores.masks(count, rule)
 
 
@@ -57,7 +58,7 @@ def by_bound_class(model, scores, count, rule):
     prune.global_unstructured(scores.parameters, DiSparsePretrained.bind(scores, rule), amount=count)
 
 
-WAYS = [by_masks, by_a_sample, by_sorting_in_two_steps, by_importance, by_bound_class]
+WAYS = [by_masks, by_a_sample, by_keys_that_lose_bits, by_importance, by_bound_class]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -142,8 +143,7 @@ def test_only_order_statistics_are_cut_by_a_sample(rule, share, seed):
     assert quick == kept_places(model, scores.masks(share, rule))
 
 
-def test_scores_that_hardly_differ_are_sorted_all_the_same(monkeypatch):
-    monkeypatch.setattr(sorting, "_FEW", 0)
+def test_scores_that_hardly_differ_are_sorted_all_the_same():
     assert sorting.stable_order(torch.tensor([1e-323, 0.0, 5e-324], dtype=torch.float64)).tolist() == [1, 2, 0]
 
 
@@ -209,10 +209,11 @@ NEAR = st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-52, 1.0 + 2**-40, 2.0, -3.0, 5
 
 
 @given(st.lists(NEAR, max_size=60))
-def test_float64_is_sorted_in_two_steps_as_in_one(values):
+def test_float64_is_sorted_by_few_bits_as_by_all(values):
     expected = sorted(range(len(values)), key=lambda place: (values[place], place))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "_FEW", 0)
+        patch.setattr(sorting, "KEY_BITS", 20)
+        patch.setattr(sorting, "PIECE", 7)
         found = sorting.stable_order(torch.tensor(values, dtype=torch.float64))
     assert found.tolist() == expected
 
@@ -242,7 +243,7 @@ def test_parting_equal_values_keeps_every_order(pairs, by_magnitude):
     values = torch.tensor([value for value, _ in pairs], dtype=torch.float64)
     magnitudes = torch.tensor([magnitude for _, magnitude in pairs]) if by_magnitude else None
     before = values.clone()
-    parted = distinct(values, magnitudes)
+    parted = distinct(values, turns_of(values, magnitudes))
     assert torch.equal(values, before)
     order = ordered_positions(values.tolist(), magnitudes.tolist() if by_magnitude else None)
     assert parted.argsort().tolist() == order
