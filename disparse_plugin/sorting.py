@@ -114,7 +114,7 @@ def _mend(keys: npt.NDArray[np.uint64], values: Tensor, numbers: Tensor, total: 
     doubtful = np.arange(lengths.sum()) + np.repeat(begins - (lengths.cumsum() - lengths), lengths)
     turns = (keys[doubtful] & ((np.uint64(1) << shift) - np.uint64(1))).view(np.int64)
     by_turn = np.empty(total, values.numpy().dtype)
-    by_turn[numbers.numpy()] = values.numpy() + 0.0
+    by_turn[numbers.numpy()] = values.numpy()
     keys[doubtful] = turns[np.lexsort((turns, by_turn[turns]))].view(np.uint64)
 
 
