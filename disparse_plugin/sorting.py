@@ -115,7 +115,8 @@ def _mend(keys: npt.NDArray[np.uint64], values: Tensor, numbers: Tensor, total: 
     turns = (keys[doubtful] & ((np.uint64(1) << shift) - np.uint64(1))).view(np.int64)
     by_turn = np.empty(total, values.numpy().dtype)
     by_turn[numbers.numpy()] = values.numpy()
-    keys[doubtful] = turns[np.lexsort((turns, by_turn[turns]))].view(np.uint64)
+    # Those of one cell are in turn already, and stay so.
+    keys[doubtful] = turns[np.argsort(by_turn[turns], kind="stable")].view(np.uint64)
 
 
 def sorted_values(values: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def lowest_by_agreement(
         :mod:`disparse_plugin.agreement.ranking`.
     """
     within = range(len(candidates.scores)) if within is None else within
-    total = sum(first_of(candidates.scores[index]).numel() for index in within)
+    total = sum(candidates.sizes[index] for index in within)
     together = len({first_of(rows).device for rows in candidates.scores}) == 1
     if together and is_order_statistic(arbiter) and total > 4 * SAMPLE and 0 < count < total:
         chosen = _cut_in_band(list(_chunks(candidates, within)), tasks, arbiter, count)
@@ -76,22 +76,22 @@ class _Chunk:
     """Parameters that follow each other and that the same tasks reach.
 
     Attributes:
-        rows: Each task's scores, one tensor for each parameter.
+        tasks: Which reach them.
+        scores: Each task's, for each parameter; looked at one by one, because what is looked at may be made for it.
+        sizes: How many units each parameter has.
         magnitudes: One tensor for each parameter, or None.
         cut: Whether they are cut, or only ranked.
     """
 
-    rows: Mapping[str, Sequence[Tensor]]
+    tasks: Sequence[str]
+    scores: Sequence[Mapping[str, Tensor]]
+    sizes: Sequence[int]
     magnitudes: Sequence[Tensor] | None
     cut: bool
 
-    @property
-    def sizes(self) -> list[int]:
-        return [part.numel() for part in next(iter(self.rows.values()))]
-
     def row(self, task: str, stride: int = 1) -> Tensor:
         """One task's scores; where the chunk is one parameter, a view."""
-        parts = [part[::stride] for part in self.rows[task]]
+        parts = [rows[task][::stride] for rows in self.scores]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def magnitudes_at(self, places: Tensor) -> Tensor | None:
@@ -115,8 +115,9 @@ def _chunks(candidates: Candidates, within: Sequence[int]) -> Iterator[_Chunk]:
 
 
 def _chunk(candidates: Candidates, indices: Sequence[int], tasks: Sequence[str], cut: bool) -> _Chunk:
-    rows = {task: [candidates.scores[index][task] for index in indices] for task in tasks}
-    return _Chunk(rows, candidates.magnitudes_of(indices), cut)
+    scores = [candidates.scores[index] for index in indices]
+    sizes = [candidates.sizes[index] for index in indices]
+    return _Chunk(tasks, scores, sizes, candidates.magnitudes_of(indices), cut)
 
 
 @dataclasses.dataclass
@@ -173,7 +174,7 @@ def _sampled_ranges(
     stride = max(1, sum(totals) // SAMPLE)
     while stride % 2 == 0 or stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:
         stride += 1  # kernels have 9, 25 or 49 places; a stride that divides them would see only some
-    sample = [{task: chunk.row(task, stride) for task in chunk.rows} for chunk in chunks]
+    sample = [{task: chunk.row(task, stride) for task in chunk.tasks} for chunk in chunks]
     every = agreement(Candidates(sample), tasks, arbiter)
     values = torch.cat([value for value, chunk in zip(every, chunks, strict=True) if chunk.cut])
     share = count / sum(total for total, chunk in zip(totals, chunks, strict=True) if chunk.cut)
@@ -193,7 +194,7 @@ def _sampled_ranges(
 def _band(chunks: Sequence[_Chunk], task: str, low: float, high: float) -> _Band:
     below, total, inside, values, magnitudes = 0, 0, {}, [], []
     for number, chunk in enumerate(chunks):
-        if task in chunk.rows:
+        if task in chunk.tasks:
             row = chunk.row(task)
             over = _above(row, low)
             below += row.numel() - count_true(over)
@@ -214,22 +215,21 @@ def _judge(chunk: _Chunk, number: int, bands: Mapping[str, _Band], arbiter: Arbi
     Returns:
         Which entries are under it, the positions of those inside, and their agreement scores.
     """
-    rows = {task: chunk.row(task) for task in chunk.rows}
-    sides = torch.stack(
-        [
-            _above(row, bands[task].low).view(torch.int8) + _above(row, bands[task].high).view(torch.int8)
-            for task, row in rows.items()
-        ]
-    )
+    sides = torch.stack([_side(chunk.row(task), bands[task]) for task in chunk.tasks])
     side = arbiter(sides)
     inside = positions(_equal(side, 1))
     percentiles = sides[:, inside].double()  # 0 and 2 stand for "under" and "over": they only have to compare right
-    for axis, task in enumerate(rows):
+    for axis, task in enumerate(chunk.tasks):
         exact, places = bands[task].percentiles[number], bands[task].inside[number]
         if places.numel():
             found = exact[torch.searchsorted(places, inside).clamp_max_(places.numel() - 1)]
             percentiles[axis] = torch.where(percentiles[axis] == 1, found, percentiles[axis])
     return _equal(side, 0), inside, arbiter(percentiles)
+
+
+def _side(row: Tensor, band: _Band) -> Tensor:
+    """Tell of each score whether it is under the band (0), inside (1) or over it (2)."""
+    return _above(row, band.low).view(torch.int8) + _above(row, band.high).view(torch.int8)
 
 
 def _above(row: Tensor, limit: float) -> Tensor:

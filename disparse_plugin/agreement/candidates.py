@@ -30,7 +30,7 @@ class Candidates:
     magnitudes: Sequence[Tensor] | None = None
     shares: bool = False
 
-    @property
+    @functools.cached_property
     def sizes(self) -> list[int]:
         """How many units each parameter has."""
         return [first_of(rows).numel() for rows in self.scores]

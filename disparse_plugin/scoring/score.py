@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from .._support.distributed import check_same, check_same_values, failing_together
@@ -15,6 +16,7 @@ from .batches import Data
 from .losses import Batch, TaskLosses, check_callable_losses
 from .sharded_sums import sums_for
 from .shards import any_sharded
+from .storage import BESIDE, Device, Storage, TasksInTurn
 from .sums import GradientObserver
 from .task_scores import TaskScores
 
@@ -31,6 +33,9 @@ def score_tasks(
     cycle: bool = False,
     progress: bool = False,
     observe: GradientObserver | None = None,
+    dtype: torch.dtype | None = None,
+    device: Device | None = None,
+    tasks_at_once: int | None = None,
 ) -> TaskScores:
     """Score every weight once per task; the model is left exactly as it was found.
 
@@ -64,9 +69,18 @@ def score_tasks(
         progress: Show a tqdm bar.
         observe: Shown every batch's gradients before they are scored and freed, e.g. a
             :class:`~disparse_plugin.analysis.GradientConflict`.
+        dtype: What the scores are kept in: ``torch.bfloat16`` takes half the memory of float32. They are added up in
+            float32 and rounded once, when complete: each is off by at most 2^-9 of itself. Masks are exact for the
+            rounded scores: of scores that round to one number the smaller ``abs(w)`` goes first, so only weights whose
+            scores are that close may change places. None keeps the type of the sums.
+        device: Where the scores are kept, e.g. ``"cpu"``: moved there once, when complete, and cut there. Masks and
+            agreement scores come back to the weights. None leaves them beside their weights.
+        tasks_at_once: How many tasks are scored in one go over the data, so that float32 sums of no more are held; None
+            for all. ``data`` is read once for each go, with a forward for each batch, and must give the same batches
+            each time: a list, or a loader that does not shuffle. For very many tasks, with ``dtype`` or ``device``.
 
     Returns:
-        The scores, float32 (float64 for float64 weights), on the devices of the weights.
+        The scores, float32 (float64 for float64 weights) or of ``dtype``, on the devices of the weights or ``device``.
 
     Raises:
         TypeError: If ``losses`` does not return a mapping from str to tensors, or an argument has the wrong type.
@@ -99,8 +113,8 @@ def score_tasks(
         >>> scores.names, scores.tasks_reaching(net.a, "weight")
         (('trunk.weight', 'a.weight', 'b.weight'), ('a',))
     """
-    source = Data(data, num_batches, cycle, progress)
-    return _score(model, losses, source, criterion, parameters, exclude, observe=observe)
+    source, storage = Data(data, num_batches, cycle, progress), Storage(dtype, device, tasks_at_once)
+    return _score(model, losses, source, criterion, parameters, exclude, observe=observe, storage=storage)
 
 
 def score_for_removal(
@@ -142,12 +156,14 @@ def _score(
     *,
     observe: GradientObserver | None = None,
     to_mask: bool = True,
+    storage: Storage = BESIDE,
 ) -> TaskScores:
     root = unwrap(model)
     reshard(root)
     with failing_together():
         check_callable_losses(losses)
-        _check_observer(observe)
+        _check_observer(observe, storage)
+        storage.check_source(data.source)
         rule = resolve(criterion)
         selection = select(root, parameters, exclude)
         if not to_mask and any_sharded(selection.keys):
@@ -155,9 +171,9 @@ def _score(
                 "model: must hold whole weights where channels are removed, found sharded ones; remove channels before "
                 "fully_shard"
             )
-        sums = sums_for(
-            selection.keys, selection.names, rule, skipped=selection.skipped, listed=selection.listed, to_mask=to_mask
-        )
+        turn = TasksInTurn(storage.tasks_at_once)
+        options = {"skipped": selection.skipped, "listed": selection.listed, "to_mask": to_mask, "turn": turn}
+        sums = sums_for(selection.keys, selection.names, rule, **options)
         batches = data.batches()
     names = selection.names
     check_same("criterion", rule.name, "give all ranks the same arguments")
@@ -167,18 +183,29 @@ def _score(
         "give all ranks the same model and arguments; a model whose layers lie on different ranks (pipeline "
         "parallelism) has no gradient of one loss on all of them, and is not supported",
     )
+    check_same("tasks_at_once", storage.tasks_at_once, "give all ranks the same arguments")
     with sums.together():
         sums.add_batches(model, losses, batches, observe=observe)
     every = {name: stored(*key) for name, key in zip(names, selection.keys, strict=True)}
     weights = {name: weight for name, weight in every.items() if not is_sharded(weight)}
     check_same_values("model", weights, "scores of different weights do not add up: load or seed all ranks alike")
     sums.add_ranks()
-    return sums.finish(root, progress=data.progress)
+    tables = sums.tables(storage, progress=data.progress)
+    while turn.more():
+        options["skipped"] = sums.skipped
+        sums = sums_for(selection.keys, selection.names, rule, **options)
+        with sums.together():
+            sums.add_batches(model, losses, data.batches())
+        sums.add_ranks()
+        tables.update(sums.tables(storage, progress=data.progress))
+    return sums.finish(sums.scores(root, tables))
 
 
-def _check_observer(observe: object) -> None:
+def _check_observer(observe: object, storage: Storage) -> None:
     if observe is not None and (
         isinstance(observe, type) or not (hasattr(observe, "begin") and hasattr(observe, "add"))
     ):
         found = f"the class {observe.__name__}" if isinstance(observe, type) else type(observe).__name__
         raise TypeError(f"observe: must be an observer such as GradientConflict(), or None, found {found}")
+    if observe is not None and storage.tasks_at_once is not None:
+        raise ValueError("observe: must be None with tasks_at_once, found one; it compares all tasks on each batch")

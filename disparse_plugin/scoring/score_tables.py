@@ -14,6 +14,7 @@ from ..agreement.patterns import Place
 from ..maskable import check_parameters, checked_pairs
 from ..parameters import ParameterKey, alive_mask, qualified_names, stored, unwrap
 from .checks import check_tables, check_tasks
+from .storage import KEPT, widened
 
 
 class ScoreTables(Tabular):
@@ -150,19 +151,30 @@ class ScoreTables(Tabular):
             raise TypeError(f"module: must be a module of the model, found {type(module).__name__}")
         return tuple(task for task in self.tasks if (module, name) in self._tables[task])
 
-    def by_parameter(self) -> list[dict[str, Tensor]]:
-        """Return, for each of ``parameters``, the scores of the tasks that reach it, each of the weight's shape."""
-        return [{task: table[key] for task, table in self._tables.items() if key in table} for key in self.parameters]
+    def by_parameter(self) -> list[Mapping[str, Tensor]]:
+        """Return, for each of ``parameters``, the scores of the tasks that reach it, each of the weight's shape.
+
+        Those of fewer than 32 bits are read as float32.
+        """
+        return [
+            widened({task: table[key] for task, table in self._tables.items() if key in table})
+            for key in self.parameters
+        ]
 
     def places(self) -> list[Place]:
-        """Return, for each of ``parameters``, its name, its shape and what of it is alive now."""
+        """Return, for each of ``parameters``, its name, its shape and what of it is alive now, where the scores lie."""
         return [
-            Place(name, stored(*key).shape, alive_mask(*key))
+            Place(name, stored(*key).shape, None if alive is None else alive.to(self.device_of(key)))
             for key, name in zip(self.parameters, self.names, strict=True)
+            for alive in [alive_mask(*key)]
         ]
+
+    def device_of(self, key: ParameterKey) -> torch.device:
+        """Return where the scores of a parameter lie."""
+        return next(table[key].device for table in self._tables.values() if key in table)
 
 
 def _plain(score: Tensor) -> Tensor:
-    """Give a score no history, and at least single precision, in which scores are told apart."""
+    """Give a score no history, and a type in which scores are kept."""
     score = score.detach()
-    return score if score.dtype in (torch.float32, torch.float64) else score.float()
+    return score if score.dtype in KEPT else score.float()

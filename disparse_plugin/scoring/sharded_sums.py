@@ -104,6 +104,7 @@ class ShardedSums(ScoreSums):
                 used.begin()
                 by_task = _losses_of_all(losses, root, batch, number, tasks)
                 tasks = tuple(by_task) if same_tasks else None
+                by_task = self._turn.of(by_task)
                 self._add_losses(by_task)
                 for task, grads in used.gradients(by_task):
                     self._add(task, grads)

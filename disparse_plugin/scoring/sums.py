@@ -26,6 +26,7 @@ from .finite import all_finite
 from .gradients import UsedWeights
 from .hidden import refusing_wrappers
 from .losses import Batch, TaskLosses, check_losses
+from .storage import BESIDE, Storage, TasksInTurn
 from .task_scores import TaskScores
 
 
@@ -51,6 +52,7 @@ class ScoreSums:
         skipped: Mapping[str, str] | None = None,
         listed: bool = True,
         to_mask: bool = True,
+        turn: TasksInTurn | None = None,
     ) -> None:
         """Start with no batch.
 
@@ -61,12 +63,14 @@ class ScoreSums:
             skipped: What was left out before: qualified name to reason.
             listed: Whether a parameter that turns out not to be maskable is an error, or left out too.
             to_mask: Whether the weights are to be masked, so that it matters how their layers use them.
+            turn: Which tasks are scored; by default all.
         """
         self._keys = keys
         self._names = names
         self._rule = rule
         self._listed = listed
         self._to_mask = to_mask
+        self._turn = turn or TasksInTurn(None)
         self._skipped = dict(skipped or {})
         self.by_task: dict[str, dict[int, Tensor]] = {}
         self._losses: list[dict[str, Tensor]] = []
@@ -102,6 +106,7 @@ class ScoreSums:
                 used.begin()
                 by_task = check_losses(run(losses, root, batch, number), tasks, number)
                 tasks = tuple(by_task) if same_tasks else None
+                by_task = self._turn.of(by_task)
                 self._add_losses(by_task)
                 if observe is not None:
                     observe.begin(self._keys, self._names, by_task)
@@ -144,6 +149,11 @@ class ScoreSums:
             for index in range(len(self._keys))
         ]
 
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was left out: qualified name to reason."""
+        return dict(self._skipped)
+
     def _zeros(self, index: int) -> Tensor:
         weight = stored(*self._keys[index])
         return torch.zeros(weight.shape, dtype=score_dtype(weight), device=weight.device)
@@ -168,10 +178,9 @@ class ScoreSums:
         weight: Tensor = getattr(*self._keys[index])
         return weight
 
-    def finish(self, root: nn.Module, *, progress: bool = False) -> TaskScores:
+    def finish(self, scores: TaskScores) -> TaskScores:
         """Hand over, and say which parameters no task reaches."""
-        scores = self.scores(root, progress=progress)
-        left = [name for name in self._names if name not in self._skipped]
+        left = [name for name in self._names if name not in scores.skipped]
         warn_of_skipped(scores.skipped, len(left))
         if scores.unreached:
             warn_user(
@@ -198,32 +207,51 @@ class ScoreSums:
                 TiesWarning,
             )
 
-    def scores(self, root: nn.Module, *, strict: bool = True, progress: bool = False) -> TaskScores:
-        """Take the criterion's last steps, and hand over; unless strict, without the tasks that reach nothing."""
+    def tables(
+        self, storage: Storage = BESIDE, *, strict: bool = True, progress: bool = False
+    ) -> dict[str, dict[ParameterKey, Tensor]]:
+        """Take the criterion's last steps, and hand the scores over; unless strict, without tasks that reach nothing.
+
+        Args:
+            storage: How they are kept; each sum is given up as soon as its score is.
+            strict: Whether every task must reach something.
+            progress: Show a bar.
+        """
         for task, sums in self.by_task.items():
             if strict and not sums:
                 raise ValueError(_reaches_nothing(task, self._skipped))
         pairs = [(task, index) for task, sums in self.by_task.items() for index in sorted(sums)]
         tables: dict[str, dict[ParameterKey, Tensor]] = {task: {} for task, sums in self.by_task.items() if sums}
-        for (task, index), score in zip(pairs, self._completed_all(pairs, progress=progress), strict=True):
+        for (task, index), score in zip(pairs, self._completed_all(pairs, storage, progress=progress), strict=True):
             tables[task][self._keys[index]] = score
+        return tables
+
+    def scores(
+        self,
+        root: nn.Module,
+        tables: Mapping[str, Mapping[ParameterKey, Tensor]],
+        skipped: Mapping[str, str] | None = None,
+    ) -> TaskScores:
+        """Make scores of tables, of these sums and of others before them, without what any of them skipped."""
+        every = {**self._skipped, **(skipped or {})}
+        names = dict(zip(self._keys, self._names, strict=True))
         return TaskScores(
             root,
-            tables,
-            parameters=[key for key, name in zip(self._keys, self._names, strict=True) if name not in self._skipped],
+            {task: {key: row for key, row in rows.items() if names[key] not in every} for task, rows in tables.items()},
+            parameters=[key for key, name in names.items() if name not in every],
             criterion=self._rule.name,
             num_batches=len(self._losses),
             shares=self._rule.shares,
-            skipped=self._skipped,
+            skipped=every,
         )
 
-    def _completed_all(self, pairs: Sequence[tuple[str, int]], *, progress: bool) -> list[Tensor]:
+    def _completed_all(self, pairs: Sequence[tuple[str, int]], storage: Storage, *, progress: bool) -> list[Tensor]:
         """Take the criterion's last steps, under a bar of their own: on large layers they take long."""
         shown = progress and self._rule.has_last_steps
         with tqdm(total=len(pairs), desc="last steps", unit="tensor", disable=not shown) as bar:
 
             def complete(pair: tuple[str, int]) -> Tensor:
-                result = self._completed(pair[1], self.by_task[pair[0]][pair[1]])
+                result = storage.keep(self._completed(pair[1], self.by_task[pair[0]].pop(pair[1])))
                 bar.update()
                 return result
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from .files import read_scores, write_scores
 from .score_tables import ScoreTables
 from .shards import any_sharded
 from .shared_out_scores import SharedOutScores
+from .storage import Widened
 
 
 class TaskScores(ScoreTables):
@@ -88,7 +89,7 @@ class TaskScores(ScoreTables):
         parted = distinct(joined_on_one_device(values), candidates.precedence)
         split = parted.split(candidates.sizes)
         return {
-            key: spread(part.to(value.device), place)
+            key: spread(part.to(value.device), place).to(stored(*key).device)
             for key, part, value, place in zip(self.parameters, split, values, places, strict=True)
         }
 
@@ -158,7 +159,10 @@ class TaskScores(ScoreTables):
         if not isinstance(amount, Budget):  # a budget is made by code, which has counted
             warn_of_percentage(amount, sum(candidates.sizes))
         gone = form.removed(candidates, self.tasks, rule, budget, places)
-        return {key: form.mask(~mark, place) for key, mark, place in zip(self.parameters, gone, places, strict=True)}
+        return {
+            key: form.mask(~mark, place).to(stored(*key).device)
+            for key, mark, place in zip(self.parameters, gone, places, strict=True)
+        }
 
     def check_whole(self) -> None:
         """Refuse scores of sharded weights, of which no rank has all.
@@ -191,12 +195,10 @@ class TaskScores(ScoreTables):
         """
         self.check_whole()
         places = self.places() if places is None else places
-        rows = [
-            {task: pattern.units(score, place) for task, score in row.items()}
-            for row, place in zip(self.by_parameter(), places, strict=True)
-        ]
+        rows = [_units(row, pattern, place) for row, place in zip(self.by_parameter(), places, strict=True)]
         weights = [
-            pattern.magnitudes(stored(*key).detach(), place) for key, place in zip(self.parameters, places, strict=True)
+            pattern.magnitudes(stored(*key).detach().to(self.device_of(key)), place)
+            for key, place in zip(self.parameters, places, strict=True)
         ]
         return Candidates(rows, weights, shares=self.shares and isinstance(pattern, Weights))
 
@@ -241,3 +243,10 @@ class TaskScores(ScoreTables):
         """
         tables, rest = read_scores(path, model)
         return cls(model, tables, **rest)
+
+
+def _units(rows: Mapping[str, Tensor], pattern: Pattern, place: Place) -> Mapping[str, Tensor]:
+    """Turn one parameter's scores into those of its units; rounded ones as they are looked at, to hold no more."""
+    if isinstance(rows, Widened) and isinstance(pattern, Weights):
+        return rows.then(lambda score: pattern.units(score, place))
+    return {task: pattern.units(score, place) for task, score in rows.items()}

@@ -217,7 +217,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             if sums is None:
                 return None
             with sums.together():
-                keep = self._kept(sums.scores(self._root, strict=False), count)
+                keep = self._kept(sums.scores(self._root, sums.tables(strict=False)), count)
                 new = [local(keep.get(key, mask)) for key, mask in zip(self.masks.keys, alive, strict=True)]
             self.masks.check_alike(new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)

@@ -150,10 +150,7 @@ def contest_of(
 ) -> Contest:
     """Score all groups, or note why they are left alone."""
     sizes, names = parameter_sizes(root)
-    named = {
-        name: {task: scores[task][key] for task in scores.tasks_reaching(*key)}
-        for key, name in zip(scores.parameters, scores.names, strict=True)
-    }
+    named = dict(zip(scores.names, scores.by_parameter(), strict=True))
     joint_uses: dict[str, int] = {}
     for name, count in uses.items():
         joint_uses[names[name]] = joint_uses.get(names[name], 0) + count

@@ -48,10 +48,7 @@ class Source(Protocol):
 
 def scorer_of(scores: TaskScores, reduction: str) -> Scorer:
     """Score channels by the element scores of their slices."""
-    named = {
-        name: {task: scores[task][key] for task in scores.tasks_reaching(*key)}
-        for key, name in zip(scores.parameters, scores.names, strict=True)
-    }
+    named = dict(zip(scores.names, scores.by_parameter(), strict=True))
     weights = {name: stored(*key) for key, name in zip(scores.parameters, scores.names, strict=True)}
     return Scorer(scores.tasks, lambda channels, _: channel_scores(channels, named, reduction), weights)
 
