@@ -18,9 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..arbiters import Arbiter, is_order_statistic
+from ..arbiters import Arbiter, ignores_absent_tasks, is_order_statistic
 from ..sorting import positions
 from .candidates import Candidates, first_of, joined_on_one_device
+from .counting import lowest_by_counting
 from .percentiles import agreement, fractions, in_threads
 from .ranking import count_true, counts_true, kth_lowest, lowest, ranks
 
@@ -29,6 +30,8 @@ SAMPLE = 2**19
 HALF_WIDTH = 0.005
 # Entries of small parameters that an accelerator takes together, where launching many operations takes the time.
 CHUNK = 2**24
+# Up to so many entries a CPU ranks them all.
+COUNTED = 2**15
 
 
 def lowest_by_agreement(
@@ -54,11 +57,14 @@ def lowest_by_agreement(
     """
     within = range(len(candidates.scores)) if within is None else within
     total = sum(candidates.sizes[index] for index in within)
-    together = len({first_of(rows).device for rows in candidates.scores}) == 1
+    together = len(candidates.devices) == 1
     if together and is_order_statistic(arbiter) and total > 4 * SAMPLE and 0 < count < total:
         chosen = _cut_in_band(list(_chunks(candidates, within)), tasks, arbiter, count)
         if chosen is not None:
             return chosen
+    on_cpu = all(device.type == "cpu" for device in candidates.devices)
+    if on_cpu and ignores_absent_tasks(arbiter) and total > COUNTED and 0 < count < total:
+        return lowest_by_counting(candidates, tasks, arbiter, count, within)
     every = agreement(candidates, tasks, arbiter)
     return lowest_of([every[index] for index in within], count, candidates.magnitudes_of(within))
 

@@ -35,6 +35,11 @@ class Candidates:
         """How many units each parameter has."""
         return [first_of(rows).numel() for rows in self.scores]
 
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where the units lie."""
+        return {first_of(rows).device for rows in self.scores}
+
     def magnitudes_of(self, parameters: Iterable[int]) -> list[Tensor] | None:
         """Return the magnitudes of some parameters, by index."""
         return None if self.magnitudes is None else [self.magnitudes[index] for index in parameters]

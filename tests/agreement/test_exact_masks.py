@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune
 
 from disparse_plugin import DiSparseStatic, TaskScores, at_least, prunable_parameters, score_tasks
-from disparse_plugin.agreement import band
+from disparse_plugin.agreement import band, counting
 from disparse_plugin.agreement.percentiles import agreement
+from disparse_plugin.agreement.ranking import ranks
 from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
 from networks import TwoHeads, digit_batches, digit_losses
 from oracles.agreement import ARBITERS
@@ -152,6 +153,44 @@ def test_the_cut_by_a_sample_is_the_cut_by_a_full_sort(layout, amount, arbiter, 
         patch.setattr(band, "HALF_WIDTH", 0.1)
         quick = scores.masks(amount, rule)
     assert all(torch.equal(full[key], quick[key]) for key in full)
+
+
+@settings(max_examples=150)
+@given(
+    large_layouts(),
+    st.floats(0, 1),
+    st.sampled_from(["unanimous", "any", "mean", "majority", "at_least(2)"]),
+    st.sampled_from([12, 18, 23]),
+)
+def test_the_cut_by_counting_is_the_cut_by_a_full_sort(layout, amount, arbiter, dropped):
+    """Few bins and steps here leave much in question; on real models it is a few of ten thousand."""
+    _, scores = build(*layout)
+    rule = BY_NAME.get(arbiter, arbiter)
+    full = scores.masks(amount, rule)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(band, "COUNTED", 0)
+        patch.setattr(counting, "DROPPED", dropped)
+        patch.setattr(counting, "PIECE", 50)
+        patch.setattr(counting, "STEPS", 64)
+        quick = scores.masks(amount, rule)
+    assert all(torch.equal(full[key], quick[key]) for key in full)
+
+
+@pytest.mark.parametrize("arbiter", ["mean", "majority", "unanimous"])
+def test_little_is_ranked_where_scores_are_counted(monkeypatch, arbiter):
+    sizes = [40_000, 50_000, 60_000]
+    reached = {"a": (0, 1), "b": (0, 2), "c": (0, 1, 2)}
+    tables = {task: {i: torch.randn(sizes[i]).tolist() for i in indices} for task, indices in reached.items()}
+    _, scores = build(tables, sizes)
+    monkeypatch.setattr(band, "COUNTED", 10**6)
+    full = scores.masks(0.9, arbiter)
+    monkeypatch.setattr(band, "COUNTED", 0)
+    ranked = []
+    monkeypatch.setattr(counting, "ranks", lambda values, turns: ranked.append(len(values)) or ranks(values, turns))
+    monkeypatch.setattr(band, "agreement", None)
+    quick = scores.masks(0.9, arbiter)
+    assert all(torch.equal(full[key], quick[key]) for key in full)
+    assert max(ranked) < sum(sizes) // 50
 
 
 def test_the_cut_by_a_sample_is_used_on_a_large_model(monkeypatch):

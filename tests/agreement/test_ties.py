@@ -21,7 +21,7 @@ from disparse_plugin import (
     score_tasks,
     sorting,
 )
-from disparse_plugin.agreement import band, ranking
+from disparse_plugin.agreement import band, counting, ranking
 from disparse_plugin.agreement.percentiles import agreement
 from disparse_plugin.agreement.ranking import ascending, distinct, turns_of
 from oracles.agreement import ARBITERS, ordered_positions
@@ -38,6 +38,16 @@ def by_a_sample(model, scores, count, rule):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(band, "SAMPLE", 2)
         patch.setattr(band, "HALF_WIDTH", 0.2)
+        return scores.masks(count, rule)
+
+
+def by_counting(model, scores, count, rule):
+    """As all but tiny models are cut on a CPU, here with few bins and pieces of three."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(band, "COUNTED", 0)
+        patch.setattr(counting, "DROPPED", 21)
+        patch.setattr(counting, "PIECE", 3)
+        patch.setattr(counting, "STEPS", 8)
         return scores.masks(count, rule)
 
 
@@ -58,7 +68,7 @@ def by_bound_class(model, scores, count, rule):
     prune.global_unstructured(scores.parameters, DiSparsePretrained.bind(scores, rule), amount=count)
 
 
-WAYS = [by_masks, by_a_sample, by_keys_that_lose_bits, by_importance, by_bound_class]
+WAYS = [by_masks, by_a_sample, by_counting, by_keys_that_lose_bits, by_importance, by_bound_class]
 
 
 @pytest.mark.parametrize("way", WAYS)

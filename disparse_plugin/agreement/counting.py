@@ -1,0 +1,287 @@
+"""The exact cut by counting: on a CPU, for every arbiter that never falls when a percentile rises.
+
+The bits of a float, taken as a whole number, are in the order of the floats, so the leading ones part the scores of a
+task into bins. Counted, these tell the least and the largest percentile that an entry of a bin can have, and the
+arbiter of the least (largest) of all tasks is the least (largest) agreement score of the unit. The k-th lowest
+agreement score lies between the k-th lowest of both. What is wholly under that range goes, what is wholly over it
+stays, and only what is left, a few of ten thousand, is looked at more closely: first by all bits of its scores, then,
+where scores are equal, by magnitudes. Nothing is ever sorted but entries of bins that are still in question.
+
+Rounding does no harm: a sum, a quotient, a median never fall when what they are made of rises, rounded or not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..arbiters import Arbiter, any_task, majority, mean, unanimous
+from ..sorting import positions, sorted_values, taken
+from .candidates import Candidates
+from .percentiles import fractions, in_threads
+from .ranking import count_true, counts_true, extremes, kth_lowest, lowest, ranks
+
+# Bits of a float32 that do not count: 11 of the fraction do, so a bin is a two-thousandth of its values wide.
+DROPPED = 12
+# Entries taken at a time, so that what is made of them stays in the cache.
+PIECE = 2**16
+# Steps of agreement scores in which they are counted.
+STEPS = 2**16
+# What sums of percentiles in another order may differ by, and more.
+SLACK = 2**-44
+# Up to so many tasks neighbours are exchanged to find a median.
+FEW = 16
+
+# For each parameter that is cut, one tensor.
+Parts: TypeAlias = Mapping[int, Tensor]
+
+
+def lowest_by_counting(
+    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
+) -> list[Tensor]:
+    """Mark the ``count`` units with the lowest agreement scores.
+
+    Args:
+        candidates: What is ranked; on the CPU.
+        tasks: All task names.
+        arbiter: One that never falls when a percentile rises, and ignores absent tasks.
+        count: How many units to mark: more than none, fewer than all.
+        within: Indices of the parameters that are cut.
+
+    Returns:
+        As :func:`disparse_plugin.agreement.band.lowest_by_agreement`.
+
+    Example:
+        >>> candidates = Candidates([{"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([1.0, 2.0, 9.0])}])
+        >>> lowest_by_counting(candidates, ["a", "b"], unanimous, 1, [0])
+        [tensor([False,  True, False])]
+    """
+    bins = dict(zip(tasks, in_threads(lambda task: _Bins.of(candidates, task), tasks), strict=True))
+    limits = _range_of_the_cut(candidates, bins, arbiter, count, within)
+    marks, asked = _sides(candidates, bins, arbiter, limits, within)
+    left = count - sum(counts_true(list(marks.values())))
+    least, most = _closer_bounds(candidates, bins, arbiter, asked, _by_all_bits)
+    low, high = (kth_lowest(torch.cat(list(part.values())), left) for part in (least, most))
+    for index, places in asked.items():
+        gone = most[index] < low
+        marks[index][places[gone]] = True
+        left -= count_true(gone)
+        asked[index] = places[~gone & (least[index] <= high)]
+    exact, _ = _closer_bounds(candidates, bins, arbiter, asked, _by_magnitude)
+    gone = lowest(torch.cat(list(exact.values())), left, _magnitudes_at(candidates, asked))
+    for (index, places), part in zip(asked.items(), gone.split([len(p) for p in asked.values()]), strict=True):
+        marks[index][places[part]] = True
+    return [marks[index] for index in within]
+
+
+def _magnitudes_at(candidates: Candidates, places: Parts) -> Tensor | None:
+    if candidates.magnitudes is None:
+        return None
+    return torch.cat([taken(candidates.magnitudes[index], part) for index, part in places.items()])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bins:
+    """One task's scores, counted by their leading bits.
+
+    Attributes:
+        first: The leading bits of the lowest score.
+        upto: How many scores are in lower bins: int64, one more entry than there are bins.
+        limits: The least and the largest percentile of a score in each bin; float64.
+    """
+
+    first: int
+    upto: Tensor
+    limits: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, candidates: Candidates, task: str) -> _Bins:
+        rows = [rows[task] for rows in candidates.scores if task in rows]
+        ends = torch.stack([extremes(row).float() for row in rows if row.numel()])
+        first, last = _leading(torch.stack([ends.min(), ends.max()])).tolist()
+        counts = torch.zeros(last - first + 1, dtype=torch.int64)
+        for row in rows:
+            for piece in row.split(PIECE):
+                counts += torch.bincount(_leading(piece, first >= 0).sub_(first), minlength=counts.numel())
+        upto = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+        total = int(upto[-1])
+        return cls(first, upto, (fractions(upto[:-1], total), fractions(upto[1:] - 1, total)))
+
+    @property
+    def total(self) -> int:
+        return int(self.upto[-1])
+
+    def __call__(self, row: Tensor) -> Tensor:
+        """Return the bin of each score; int32."""
+        return _leading(row, self.first >= 0).sub_(self.first)
+
+
+def _leading(values: Tensor, positive: bool = False) -> Tensor:
+    bits = (values.float() + 0.0).view(torch.int32)
+    if not positive:  # negative floats order backwards by their bits
+        bits ^= (bits >> 31).bitwise_and_(0x7FFFFFFF)
+    return bits.bitwise_right_shift_(DROPPED)
+
+
+def _roughly(arbiter: Arbiter, rows: Sequence[Tensor]) -> Tensor:
+    """Join rows that are all there as an arbiter does, up to ``SLACK``: the usual ones many times faster."""
+    if len(rows) == 1:
+        return rows[0]
+    if arbiter is unanimous:
+        return functools.reduce(torch.maximum, rows)
+    if arbiter is any_task:
+        return functools.reduce(torch.minimum, rows)
+    if arbiter is mean or (arbiter is majority and len(rows) == 2):
+        return functools.reduce(torch.add, rows) / len(rows)
+    if arbiter is majority and len(rows) <= FEW:
+        return _median(rows)
+    return arbiter(torch.stack(list(rows)))
+
+
+def _median(rows: Sequence[Tensor]) -> Tensor:
+    """Sort by exchanging neighbours, which is fast for a few long rows, and take the middle."""
+    ordered = list(rows)
+    for turn in range(len(ordered)):
+        for place in range(turn % 2, len(ordered) - 1, 2):
+            pair = ordered[place : place + 2]
+            ordered[place : place + 2] = torch.minimum(*pair), torch.maximum(*pair)
+    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def _bounds(
+    rows: Mapping[str, Tensor], piece: slice, bins: Mapping[str, _Bins], arbiter: Arbiter
+) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest agreement score of some units, by the bins of their scores."""
+    places = [(bins[task], bins[task](row[piece])) for task, row in rows.items()]
+    least, most = ([own.limits[end].index_select(0, place) for own, place in places] for end in (0, 1))
+    return _roughly(arbiter, least) - SLACK, _roughly(arbiter, most) + SLACK
+
+
+def _pieces(size: int) -> list[slice]:
+    return [slice(start, start + PIECE) for start in range(0, size, PIECE)]
+
+
+def _range_of_the_cut(
+    candidates: Candidates,
+    bins: Mapping[str, _Bins],
+    arbiter: Arbiter,
+    count: int,
+    within: Sequence[int],
+) -> tuple[float, float]:
+    """Return two numbers between which the ``count``-th lowest agreement score lies."""
+    found = torch.zeros(2, STEPS + 1, dtype=torch.int64)
+    for index in within:
+        rows = dict(candidates.scores[index].items())
+        for piece in _pieces(candidates.sizes[index]):
+            for row, bound in zip(found, _bounds(rows, piece, bins, arbiter), strict=True):
+                row += torch.bincount((bound * STEPS).int(), minlength=STEPS + 1)
+    low, high = (int(torch.searchsorted(row.cumsum(0), count)) for row in found)
+    return low / STEPS, (high + 1) / STEPS
+
+
+def _sides(
+    candidates: Candidates,
+    bins: Mapping[str, _Bins],
+    arbiter: Arbiter,
+    limits: tuple[float, float],
+    within: Sequence[int],
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Mark what is wholly under the range, and return where what is neither under nor over it lies."""
+    marks, asked = {}, {}
+    for index in within:
+        rows, found = dict(candidates.scores[index].items()), [torch.zeros(0, dtype=torch.int64)]
+        marks[index] = torch.zeros(candidates.sizes[index], dtype=torch.bool)
+        for piece in _pieces(candidates.sizes[index]):
+            least, most = _bounds(rows, piece, bins, arbiter)
+            under = np.less(most.numpy(), limits[0], out=marks[index][piece].numpy())
+            found.append(positions(torch.from_numpy((least.numpy() <= limits[1]) & ~under)) + piece.start)
+        asked[index] = torch.cat(found)
+    return marks, asked
+
+
+# From candidates, task, bins and what is asked (by parameter: places) to the least and the largest rank of each.
+_Closer: TypeAlias = Callable[[Candidates, str, _Bins, Parts], dict[int, tuple[Tensor, Tensor]]]
+
+
+def _closer_bounds(
+    candidates: Candidates, bins: Mapping[str, _Bins], arbiter: Arbiter, asked: Parts, closer: _Closer
+) -> tuple[Parts, Parts]:
+    """Return the least and the largest agreement scores of what is still in question, task after task."""
+    least: dict[int, list[Tensor]] = {index: [] for index in asked}
+    most: dict[int, list[Tensor]] = {index: [] for index in asked}
+    for task, own in bins.items():
+        of_task = {index: places for index, places in asked.items() if task in candidates.scores[index]}
+        for index, (low, high) in closer(candidates, task, own, of_task).items() if of_task else ():
+            least[index].append(fractions(low, own.total))
+            most[index].append(fractions(high, own.total))
+    return {index: arbiter(torch.stack(rows)) for index, rows in least.items()}, {
+        index: arbiter(torch.stack(rows)) for index, rows in most.items()
+    }
+
+
+def _by_all_bits(candidates: Candidates, task: str, bins: _Bins, asked: Parts) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the ranks that scores can have, which differ where other scores of the task equal them."""
+    scores = {index: taken(candidates.scores[index][task], places) for index, places in asked.items()}
+    near = sorted_values(torch.cat(list(_in_bins_of(candidates, task, bins, scores).values())))
+    return {index: _ranks_between(bins, score, near) for index, score in scores.items()}
+
+
+def _ranks_between(bins: _Bins, scores: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many scores of the task are lower, and how many are lower or equal but for one.
+
+    Args:
+        bins: Those of the task.
+        scores: Which.
+        near: All scores of the task in the bins of these, in order.
+    """
+    own = bins(scores).long()
+    first = torch.searchsorted(bins(near), own.int())
+    low, high = (torch.searchsorted(near, scores, right=right) - first + bins.upto[own] for right in (False, True))
+    return low, high - 1
+
+
+def _in_bins_of(candidates: Candidates, task: str, bins: _Bins, scores: Parts) -> dict[int, Tensor]:
+    """Return, of each parameter that the task reaches, the scores in the bins of the given ones."""
+    return {
+        index: taken(candidates.scores[index][task], places)
+        for index, places in _places_in_bins(candidates, task, bins, scores).items()
+    }
+
+
+def _places_in_bins(candidates: Candidates, task: str, bins: _Bins, scores: Parts) -> dict[int, Tensor]:
+    wanted = torch.zeros(bins.upto.numel() - 1, dtype=torch.bool)
+    for score in scores.values():
+        wanted[bins(score).long()] = True
+    found = {}
+    for index, rows in enumerate(candidates.scores):
+        if task in rows:
+            row, parts = rows[task], [torch.zeros(0, dtype=torch.int64)]
+            parts.extend(
+                positions(wanted.index_select(0, bins(row[piece]))).add_(piece.start) for piece in _pieces(row.numel())
+            )
+            found[index] = torch.cat(parts)
+    return found
+
+
+def _by_magnitude(candidates: Candidates, task: str, bins: _Bins, asked: Parts) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the exact ranks: among equal scores by magnitude, then as they come."""
+    scores = {index: taken(candidates.scores[index][task], places) for index, places in asked.items()}
+    near = _places_in_bins(candidates, task, bins, scores)
+    values = torch.cat([taken(candidates.scores[index][task], places) for index, places in near.items()])
+    magnitudes = _magnitudes_at(candidates, near)
+    order = sorted_values(values)
+    found = dict(zip(near, ranks(values, magnitudes).long().split([len(p) for p in near.values()]), strict=True))
+    result = {}
+    for index, score in scores.items():
+        own = bins(score).long()
+        first = torch.searchsorted(bins(order), own.int())
+        place = torch.searchsorted(near[index], asked[index])
+        rank = found[index][place] - first + bins.upto[own]
+        result[index] = rank, rank
+    return result
