@@ -129,7 +129,10 @@ _BY_NAME: dict[str, _Row] = {
     "SigLIP, vision": (lambda: t.SiglipVisionModel(t.SiglipVisionConfig(**_IMAGE)), first, SMALL),
     "T5, encoder": (
         lambda: t.T5EncoderModel(
-            t.T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+            # As in T5, its number of buckets is that of nothing else.
+            t.T5Config(
+                vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=5, relative_attention_num_buckets=20
+            )
         ),
         first,
         TEXT,

@@ -14,7 +14,8 @@ from ..parameters import module_names, plain_attributes
 from .adapter.private import known_pruner
 from .attention import attention_heads, sync_attention
 from .cuts import Attributes, Cut
-from .layers import Axis, rule_of
+from .layer_rule import Axis
+from .layers import rule_of
 from .shrinking import cut as cut_tensor
 from .shrinking import replace, tensors_of
 

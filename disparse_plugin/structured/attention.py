@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
@@ -57,3 +61,34 @@ def head_dim_left(width: int, heads: int, gone: Tensor) -> int:
     left = torch.ones(width, dtype=torch.bool)
     left[gone[gone < width]] = False  # the rows of the queries; keys and values lose the same
     return int(left.view(heads, -1).sum(1).max())
+
+
+class ScaleOfKept(TorchFunctionMode):
+    """Lets torch's attention take its scale, where it chooses that itself, from the channels that are not all zero."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function of torch; give the attention a scale if it has none."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and len(args) < 8 and kwargs.get("scale") is None:
+            query, key = (args[n] if len(args) > n else kwargs[name] for n, name in enumerate(("query", "key")))
+            width = int(((query != 0).flatten(0, -2).any(0) | (key != 0).flatten(0, -2).any(0)).sum())
+            kwargs = {**kwargs, "scale": max(1, width) ** -0.5}
+        return func(*args, **kwargs)
+
+
+def scale_by_kept(module: nn.Module) -> None:
+    """Let a module run under :class:`ScaleOfKept` from now on."""
+    entered: list[contextlib.ExitStack] = []
+
+    def enter(_: nn.Module, __: Any) -> None:
+        entered.append(contextlib.ExitStack())
+        entered[-1].enter_context(ScaleOfKept())
+
+    def leave(_: nn.Module, __: Any, ___: Any) -> None:
+        if entered:
+            entered.pop().close()
+
+    module.register_forward_pre_hook(enter)
+    module.register_forward_hook(leave, always_call=True)

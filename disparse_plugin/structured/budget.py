@@ -104,13 +104,37 @@ def _one_per_dim(losses: Sequence[_Loss]) -> list[_Loss]:
 
 
 def units_to_keep(group: ChannelGroup, max_pruning_ratio: float) -> int:
-    """Return how many units of a group must stay: one, or more if only a share may go.
+    """Return how many units of a group must stay: one, or one of each part, or more if only a share may go.
 
     Example:
         >>> units_to_keep(ChannelGroup("fc", 10, torch.arange(10), ()), 0.75)
         3
     """
-    return max(1, math.ceil(group.num_units * (1 - max_pruning_ratio) - 1e-9))
+    return max(1, len(parts_of(group)), math.ceil(group.num_units * (1 - max_pruning_ratio) - 1e-9))
+
+
+def parts_of(group: ChannelGroup) -> list[Tensor]:
+    """Return sets of units of which one must stay each: those that make up a layer that follows, or a stored size.
+
+    Queries and keys may be one layer with the values and lose other channels than those; neither may lose all.
+
+    Returns:
+        int64 numbers of units; sets of all units, and such that hold another set, are left out.
+
+    Example:
+        >>> from torch import nn
+        >>> from disparse_plugin.structured.groups import Follower
+        >>> channels = torch.arange(4)
+        >>> both = Follower("qkv", nn.Linear(1, 4), "out", -1, 4, channels, channels)
+        >>> keys = Follower("norm", nn.LayerNorm(2), "out", -1, 2, torch.arange(2), torch.tensor([0, 1]))
+        >>> parts_of(ChannelGroup("qkv", 4, channels, (both, keys)))
+        [tensor([0, 1])]
+    """
+    whole = [f.channels for f in group.followers if f.count == len(f.positions)]
+    whole += [entry.channels for entry in group.sizes if bool((entry.channels >= 0).all())]
+    sets = {frozenset(group.units[channels].tolist()) for channels in whole if len(channels)}
+    least = [one for one in sets if len(one) < group.num_units and not any(other < one for other in sets)]
+    return [torch.tensor(sorted(one)) for one in sorted(least, key=sorted)]
 
 
 def multiples(

@@ -172,7 +172,7 @@ def parameter_sizes(root: nn.Module) -> tuple[dict[str, int], dict[str, str]]:
     return sizes, names
 
 
-def parts(contest: Contest) -> dict[str, str]:
+def part_of_parameters(contest: Contest) -> dict[str, str]:
     """Name the part of every parameter by the tasks that reach its layer, or else the channels that it follows."""
     by_layer: dict[str, set[str]] = {}
     for name, table in contest.named.items():

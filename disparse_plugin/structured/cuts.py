@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from .layers import Side
+from .layer_rule import Side
 from .shrinking import kept_of
 
 # Module name to the plain numbers that it holds after the removal, where they changed.

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..parameters import ParameterKey, unwrap
-from .layers import Side, rule_of
+from .layer_rule import Side
+from .layers import rule_of
 from .shrinking import tensors_of
 
 # Element scores by qualified parameter name, then by task; only what the task reaches.
@@ -87,13 +88,15 @@ class StoredSize:
 
     Attributes:
         module: Name of the module.
-        number: Sizes that were met earlier have a lower one.
+        way: In which of several runs it was met (:data:`~disparse_plugin.structured.tracing.How`).
+        number: Sizes that were met earlier in that run have a lower one.
         cut: Whether the module made it, by cutting a dimension of another size.
         size: The size.
         channels: int64, the channel of the group that each position follows; -1 for none.
     """
 
     module: str
+    way: str
     number: int
     cut: bool
     size: int
@@ -276,8 +279,8 @@ def normalized(scores: Tensor, normalizer: str | None) -> Tensor:
 def channel_parameters(model: nn.Module, *, bias: bool = False) -> list[ParameterKey]:
     """List the parameters whose scores make up channel scores.
 
-    Weights of convolutions, linear layers, embeddings, PReLU and normalisation layers. What ``nn.MultiheadAttention``
-    reads of its output layer is left out, because that layer never runs itself.
+    Weights of convolutions, linear and recurrent layers, embeddings, PReLU and normalisation layers. What
+    ``nn.MultiheadAttention`` reads of its output layer is left out, because that layer never runs itself.
 
     Args:
         model: Any module; wrappers are looked through.
@@ -298,7 +301,7 @@ def channel_parameters(model: nn.Module, *, bias: bool = False) -> list[Paramete
     for module in root.modules():
         if rule_of(module) is None or module in inner:
             continue
-        for name in wanted:
+        for name in (*wanted, *(name for name in module._parameters if name.startswith("weight_"))):
             parameter = module._parameters.get(name)
             if parameter is not None and not is_lazy(parameter):
                 keys.append((module, name))

@@ -7,75 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-Side: TypeAlias = Literal["out", "in", "parameter"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """Where the channels of one side of a layer lie in one of its tensors.
-
-    Attributes:
-        name: Of the parameter or buffer, seen from the layer.
-        dim: The dimension that the channels index.
-        blocks: In how many blocks of dimension 0 the channels are spread out (inputs of grouped convolutions).
-        repeats: How often the channels follow each other along ``dim`` (query, key and value in one tensor).
-    """
-
-    name: str
-    dim: int
-    blocks: int = 1
-    repeats: int = 1
-
-
-def _nothing(*_: Any) -> None:
-    return None
-
-
-def _no_uses(*_: Any) -> dict[str, int]:
-    return {}
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerRule:
-    """What there is to know of a type of layer.
-
-    Attributes:
-        axes: From a layer and a side to the tensors that shrink with it.
-        count: From a layer and a side to the number of channels; None if it has none of its own.
-        resize: Writes the numbers that the layer holds of a side (``out_channels``) after its tensors were cut.
-        same: Whether the layer has as many outputs as inputs by construction; then all its channels are ``"out"``.
-        over: From a layer and its input to the dimension over which it computes statistics of the channels that there
-            are (LayerNorm). None: each channel for itself.
-        silent_dim: The dimension of channels in the output, where zero weights do not make it zero (running means).
-        adjust: Changes a layer with masked channels so that it computes as one with that many channels will, where
-            that is more than zeros (the scale of an attention).
-        channel_dim: From a layer that makes channels and its input to the dimension of the channels in that.
-        uses: From a layer, its input and its output to the multiplications per entry of its weights.
-        folds: In how many equal blocks the channels must be cut alike, beyond what the axes say (attention heads).
-        refusal: Why this layer cannot lose channels, or None.
-        ours: Whether torch-pruning is to cut it by this rule, because it does not know the type or cuts it wrongly.
-    """
-
-    axes: Callable[[Any, Side], Sequence[Axis]]
-    count: Callable[[Any, Side], int | None]
-    resize: Callable[[Any, Side, int], None]
-    same: bool = True
-    over: Callable[[Any, Tensor], int] | None = None
-    silent_dim: int | None = None
-    adjust: Callable[[Any, int], None] = _nothing
-    uses: Callable[[Any, Tensor, Tensor], Mapping[str, int]] = _no_uses
-    channel_dim: Callable[[Any, Tensor], int] = lambda _, x: x.dim() - 1
-    folds: Callable[[Any], int] = lambda _: 1
-    refusal: Callable[[Any], str | None] = _nothing
-    ours: bool = False
+from .layer_rule import Axis, LayerRule, Side, nothing
+from .recurrent import RECURRENT
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -83,8 +24,14 @@ def is_depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, _ConvNd) and layer.groups == layer.out_channels > 1
 
 
+def has_multiplier(layer: nn.Module) -> bool:
+    """Tell whether every input channel of a convolution makes several outputs, so that it has no inputs to itself."""
+    one_each = isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels < layer.out_channels
+    return one_each and not layer.transposed
+
+
 def _convolution_axes(layer: _ConvNd, side: Side) -> list[Axis]:
-    if is_depthwise(layer):
+    if is_depthwise(layer) or has_multiplier(layer):
         return [Axis("weight", 0), Axis("bias", 0)]
     outer, inner = (1, 0) if layer.transposed else (0, 1)
     if side == "out":
@@ -96,6 +43,8 @@ def _resize_convolution(layer: _ConvNd, side: Side, count: int) -> None:
     if layer.in_channels == layer.out_channels == layer.groups > 1:  # not one that just lost all but one per group
         layer.in_channels = layer.out_channels = layer.groups = count
     elif side == "out":
+        if has_multiplier(layer):
+            layer.in_channels = layer.groups = count * layer.in_channels // layer.out_channels
         layer.out_channels = count
     else:
         layer.in_channels = count
@@ -106,11 +55,17 @@ def _convolution_uses(layer: _ConvNd, x: Tensor, out: Tensor) -> dict[str, int]:
 
 
 def _convolution_refusal(layer: _ConvNd) -> str | None:
-    if layer.transposed and layer.groups > 1 and not is_depthwise(layer):
-        return "is a grouped transposed convolution"
     if is_depthwise(layer) and layer.in_channels != layer.out_channels:
         return "merges input channels group by group"
+    if layer.transposed and 1 < layer.groups == layer.in_channels < layer.out_channels:
+        return "is a transposed convolution in which each input makes several outputs of its own"
     return None
+
+
+def _convolution_misread(layer: _ConvNd) -> str | None:
+    if layer.transposed and layer.groups > 1 and not is_depthwise(layer):
+        return "is a grouped transposed convolution"
+    return "makes several outputs of each input" if has_multiplier(layer) else None
 
 
 def _linear_uses(_: nn.Module, __: Tensor, out: Tensor) -> dict[str, int]:
@@ -185,6 +140,7 @@ _CONVOLUTION = LayerRule(
     channel_dim=lambda layer, x: x.dim() - len(layer.kernel_size) - 1,
     uses=_convolution_uses,
     refusal=_convolution_refusal,
+    misread=_convolution_misread,
 )
 _LINEAR = LayerRule(
     axes=lambda _, side: [Axis("weight", 0), Axis("bias", 0)] if side == "out" else [Axis("weight", 1)],
@@ -210,7 +166,7 @@ _BATCH_NORM = LayerRule(
 _FROZEN_BATCH_NORM = LayerRule(
     axes=_of_norm("weight", "bias", "running_mean", "running_var"),
     count=lambda layer, _: len(layer.weight),
-    resize=_nothing,
+    resize=nothing,
     silent_dim=1,
     ours=True,
 )
@@ -248,14 +204,6 @@ _ATTENTION = LayerRule(
     folds=lambda layer: int(layer.num_heads),
     refusal=_attention_refusal,
 )
-_RECURRENT = LayerRule(
-    axes=lambda _, __: [],
-    count=lambda layer, side: int(layer.input_size if side == "in" else layer.hidden_size),
-    resize=_nothing,
-    same=False,
-    refusal=lambda layer: f"is a {type(layer).__name__}, which torch-pruning cuts wrongly",
-)
-
 # The first that fits counts. A string names a class of a package that may not be installed, as module:class.
 RULES: tuple[tuple[type | str, LayerRule], ...] = (
     (_ConvNd, _CONVOLUTION),
@@ -267,7 +215,7 @@ RULES: tuple[tuple[type | str, LayerRule], ...] = (
     (nn.LayerNorm, _LAYER_NORM),
     (nn.RMSNorm, _RMS_NORM),
     (nn.GroupNorm, _GROUP_NORM),
-    (nn.RNNBase, _RECURRENT),
+    (nn.RNNBase, RECURRENT),
     ("torchvision.ops.misc:FrozenBatchNorm2d", _FROZEN_BATCH_NORM),
     ("transformers.pytorch_utils:Conv1D", _TRANSPOSED_LINEAR),
 )
@@ -297,6 +245,6 @@ def stores_channels(layer: object) -> bool:
 
 
 def makes_channels(layer: object) -> bool:
-    """Tell whether a layer makes channels of its own, as convolutions and linear layers do: roots of groups."""
+    """Tell whether a layer makes channels of its own, as convolutions, linear and recurrent layers do."""
     rule = rule_of(layer)
-    return rule in (_CONVOLUTION, _LINEAR, _TRANSPOSED_LINEAR)
+    return rule in (_CONVOLUTION, _LINEAR, _TRANSPOSED_LINEAR, RECURRENT)

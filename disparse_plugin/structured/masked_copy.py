@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..parameters import keys_by_name, module_names
 from .applying import Pruners
-from .attention import attention_heads, head_dim_left
+from .attention import attention_heads, head_dim_left, scale_by_kept
 from .cuts import Cut
 from .groups import Follower, parameter_slices
-from .layers import Axis, rule_of
-from .shrinking import cut as cut_tensor
+from .layers import rule_of
+from .means import has_own_code, over_kept
 from .shrinking import kept_of, shrink
 
 _Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -44,7 +44,9 @@ def mask(model: nn.Module, cuts: list[Cut], customized_pruners: Pruners | None =
     """Silence the positions of a removal in a model itself; see :func:`masked_copy`."""
     modules = {name: module for module, name in module_names(model).items()}
     parameters = {name: module._parameters[key] for name, (module, key) in keys_by_name(model).items()}
-    full = {name: copy.deepcopy(modules[name]) for name in {_owner(cut) for cut in cuts}}
+    pruners = customized_pruners or {}
+    owners = dict.fromkeys(_owner(cut) for cut in cuts)
+    full = {name: copy.deepcopy(modules[name]) for name in owners if _computes_otherwise(modules[name], pruners)}
     with torch.no_grad():
         for cut in cuts:
             if cut.side == "parameter" and cut.target not in parameters:
@@ -55,9 +57,11 @@ def mask(model: nn.Module, cuts: list[Cut], customized_pruners: Pruners | None =
             follower = Follower(cut.target, layer, cut.side, cut.dim, cut.count, cut.positions, cut.positions)
             for piece in parameter_slices(follower):
                 _silence(parameters[piece.name], piece.dim, piece.blocks, piece.positions)
-        for cut in cuts:
-            _over_kept(modules[_owner(cut)], full[_owner(cut)], cut, customized_pruners or {})
+        for owner in owners:
+            _over_kept(modules[owner], full.get(owner), [cut for cut in cuts if _owner(cut) == owner], pruners)
         _rescale(model, [cut for cut in cuts if cut.side == "out"], modules)
+    for parent in dict.fromkeys(cut.target.rpartition(".")[0] for cut in cuts if cut.side == "out"):
+        scale_by_kept(modules[parent])
     return model
 
 
@@ -76,28 +80,32 @@ def _silence(parameter: nn.Parameter | None, dim: int, blocks: int, positions: T
         parameter[block * height : (block + 1) * height, place] = 0.0
 
 
-def _over_kept(layer: nn.Module, full: nn.Module, cut: Cut, pruners: Pruners) -> None:
+def _computes_otherwise(layer: nn.Module, pruners: Pruners) -> bool:
+    """Tell whether a layer may compute something else with zeros than with fewer channels."""
+    rule = rule_of(layer)
+    return type(layer) in pruners or has_own_code(layer) or (rule is not None and rule.over is not None)
+
+
+def _over_kept(layer: nn.Module, full: nn.Module | None, cuts: Sequence[Cut], pruners: Pruners) -> None:
     """Let a layer compute as it will with fewer channels, where zero weights are not enough for that."""
-    if cut.side == "parameter":
-        name = cut.target.rpartition(".")[2]
-        if is_rms_norm(full, name):
-            parameter = full._parameters[name]
-            assert parameter is not None
-            full._parameters[name] = nn.Parameter(cut_tensor(parameter, Axis(name, 0), cut.count, cut.positions))
-            layer.register_forward_hook(_through(full, kept_of(cut.count, cut.positions), lambda x: x.dim() - 1))
+    rule = rule_of(layer)
+    if full is not None and has_own_code(full):
+        if (hook := over_kept(full, cuts)) is not None:
+            layer.register_forward_hook(hook)
         return
-    kept, rule = kept_of(cut.count, cut.positions), rule_of(layer)
-    if type(layer) in pruners and cut.side == "out" and rule is None:
-        pruners[type(layer)].prune_out_channels(full, cut.positions.tolist())
-        layer.register_forward_hook(_through(full, kept, lambda x: _channel_dim(x, cut.count)))
-    elif rule is not None and rule.over is not None:
-        over, original = rule.over, copy.deepcopy(full)
-        shrink(full, "out", cut.positions)
-        layer.register_forward_hook(_through(full, kept, lambda x: over(original, x)))
-    elif rule is not None:
-        rule.adjust(layer, len(kept))
-        if (dim := rule.silent_dim) is not None:
-            layer.register_forward_hook(lambda _, __, output: output * _column(kept, output, dim))
+    for cut in [cut for cut in cuts if cut.side != "parameter"]:
+        kept = kept_of(cut.count, cut.positions)
+        if full is not None and rule is None and cut.side == "out":
+            pruners[type(layer)].prune_out_channels(full, cut.positions.tolist())
+            layer.register_forward_hook(_through(full, kept, partial(_channel_dim, cut.count)))
+        elif full is not None and rule is not None and rule.over is not None:
+            over, original = rule.over, copy.deepcopy(full)
+            shrink(full, "out", cut.positions)
+            layer.register_forward_hook(_through(full, kept, partial(over, original)))
+        elif rule is not None:
+            rule.adjust(layer, len(kept))
+            if rule.silent_dim is not None:
+                layer.register_forward_hook(partial(_silenced, kept, rule.silent_dim))
 
 
 def _through(smaller: nn.Module, kept: Tensor, dim_of: Callable[[Tensor], int]) -> _Hook:
@@ -112,7 +120,11 @@ def _through(smaller: nn.Module, kept: Tensor, dim_of: Callable[[Tensor], int]) 
     return hook
 
 
-def _channel_dim(x: Tensor, count: int) -> int:
+def _silenced(kept: Tensor, dim: int, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output * _column(kept, output, dim)
+
+
+def _channel_dim(count: int, x: Tensor) -> int:
     if x.dim() > 2 and x.shape[1] == count:
         return 1
     return next((dim for dim in reversed(range(x.dim())) if x.shape[dim] == count), x.dim() - 1)
@@ -131,33 +143,6 @@ def kept_mask(kept: Tensor, count: int) -> Tensor:
     return flags
 
 
-def is_rms_norm(module: nn.Module, name: str) -> bool:
-    """Tell by trying whether a module divides by the root of the mean square over the last dimension.
-
-    Such norms have many classes (Llama, Qwen, T5, Gemma, ...), so it is not the name that decides: on random rows ``x``
-    the output must be ``g * x / sqrt(mean(x ** 2))`` with the same ``g`` for every row.
-
-    Example:
-        >>> is_rms_norm(nn.RMSNorm(8), "weight"), is_rms_norm(nn.LayerNorm(8), "weight")
-        (True, False)
-    """
-    weight = module._parameters.get(name)
-    others = [p for other, p in module._parameters.items() if p is not None and other != name]
-    if weight is None or weight.dim() != 1 or others or next(module.children(), None) is not None:
-        return False
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, len(weight), generator=generator).to(weight)
-    try:
-        with torch.no_grad():
-            out: Any = module(x)
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):
-        return False
-    if not isinstance(out, Tensor) or out.shape != x.shape:
-        return False
-    gain = (out / (x * x.square().mean(-1, keepdim=True).rsqrt())).float()
-    return bool(torch.allclose(gain, gain[:1].expand_as(gain), rtol=1e-2, atol=1e-4))
-
-
 def _rescale(model: nn.Module, outs: list[Cut], modules: dict[str, nn.Module]) -> None:
     """Give attention layers of timm the scale of the head width that is left."""
     heads = attention_heads(model)
@@ -169,5 +154,3 @@ def _rescale(model: nn.Module, outs: list[Cut], modules: dict[str, nn.Module]) -
         if gone:
             width = head_dim_left(qkv.out_features // 3, heads[qkv], torch.cat(gone))
             module.__dict__["scale"] = width**-0.5
-        if "fused_attn" in module.__dict__:
-            module.__dict__["fused_attn"] = False  # the fused product takes its scale from the full width

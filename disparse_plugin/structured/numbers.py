@@ -64,16 +64,17 @@ def shrunk_sizes(root: nn.Module, changes: Iterable[tuple[ChannelGroup, Tensor]]
         changes: Groups, and which of their channels go (bool).
     """
     modules = {name: module for module, name in module_names(root).items()}
-    gone: dict[int, int] = {}
-    met: dict[int, StoredSize] = {}
+    gone: dict[tuple[str, int], int] = {}
+    met: dict[tuple[str, int], StoredSize] = {}
     for group, lost in changes:
         for entry in group.sizes:
-            met[entry.number] = entry
-            gone[entry.number] = gone.get(entry.number, 0) + int(lost[entry.channels[entry.channels >= 0]].sum())
+            key = (entry.way, entry.number)
+            met[key] = entry
+            gone[key] = gone.get(key, 0) + int(lost[entry.channels[entry.channels >= 0]].sum())
     new: dict[str, dict[int, int]] = {}
     for entry in sorted(met.values(), key=lambda entry: (entry.cut, -entry.number)):  # the last that is set counts
-        if gone[entry.number]:
-            new.setdefault(entry.module, {})[entry.size] = entry.size - gone[entry.number]
+        if lost_here := gone[entry.way, entry.number]:
+            new.setdefault(entry.module, {})[entry.size] = entry.size - lost_here
     found: dict[str, dict[str, Any]] = {}
     for path, by_size in new.items():
         for name, value in plain_attributes(modules[path]).items():

@@ -40,6 +40,7 @@ def removal_order(
     tasks: Sequence[str],
     rule: ChannelRule,
     magnitudes: Sequence[Tensor] | None = None,
+    parts: Sequence[Sequence[Tensor]] | None = None,
 ) -> list[Tensor]:
     """Put all units of one ranking scope in the order of their removal.
 
@@ -56,6 +57,7 @@ def removal_order(
         tasks: All task names.
         rule: The reductions over tasks.
         magnitudes: For each group, the sum of ``abs(w)`` of each unit; None where the order alone decides.
+        parts: For each group, sets of units (int64) the best of which is among those that may not go.
 
     Returns:
         For each group, float64 places in the order, ``0..n-1`` over all groups, each once.
@@ -76,8 +78,9 @@ def removal_order(
         counted = _places(candidates, tasks, rule.how_many)
         places = [others.sort().values[ranks(own).long()] for own, others in zip(places, counted, strict=True)]
     lifted = []
-    for place, count in zip(places, keep, strict=True):
+    for place, count, own in zip(places, keep, parts or [()] * len(keep), strict=True):
         value = place.clone()
+        value[[int(part[place[part].argmax()]) for part in own]] += sum(sizes)
         value[value.topk(min(count, value.numel())).indices] += sum(sizes)
         lifted.append(value)
     return list(ranks(torch.cat(lifted)).double().split(sizes))

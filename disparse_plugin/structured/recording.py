@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..parameters import module_names, plain_attributes, unwrap
 from .adapter.private import parameter_name, tp
 from .cuts import Attributes, Cut
-from .layers import Side
+from .layer_rule import Side
 from .plan import RemovalPlan
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .._support.text_table import Table, Tabular
-from .contest import parts
+from .contest import part_of_parameters
 from .plan import RemovalPlan
 from .search import Removal
 
@@ -187,7 +187,7 @@ def joined(first: RemovalReport, later: RemovalReport) -> RemovalReport:
 def tally(removal: Removal, asked: float | Mapping[str, float]) -> RemovalReport:
     """Count what a removal changes."""
     contest, choice = removal.contest, removal.choice
-    budget, of_parameter = contest.budget(), parts(contest)
+    budget, of_parameter = contest.budget(), part_of_parameters(contest)
     left, none = budget.entries(choice), [torch.zeros_like(gone) for gone in choice]
     counts: dict[str, list[int]] = {}
     for name, size in contest.sizes.items():

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..agreement.ranking import ranks
 from ..parameters import keys_by_name, stored
-from .budget import choose, multiples, units_to_keep
-from .contest import Contest, parts
+from .budget import choose, multiples, parts_of, units_to_keep
+from .contest import Contest, part_of_parameters
 from .cuts import Attributes, Cut, merge_cuts
 from .groups import ChannelGroup, channel_magnitudes
 from .numbers import heads_left, shrunk_sizes, stored_widths
@@ -105,7 +105,7 @@ def search_wider(
     """
     if contest.is_whole and (removal := attempt(contest, trial, measure)) is not None:
         return removal
-    ways: tuple[How, ...] = ("width", "tied", "whole heads")
+    ways: tuple[How, ...] = ("width", "tied", "whole heads", "tied heads")
     contests = [contest.instead(*found) if (found := spares.groups(how))[0] else contest for how in ways]
     for other in contests:
         if other.groups and other.is_whole and (removal := attempt(other, trial, measure)) is not None:
@@ -137,7 +137,8 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
     """Choose the units that go, for each group a bool vector."""
     options, groups = contest.options, contest.groups
     keep = [units_to_keep(group, options.max_pruning_ratio) for group in groups]
-    order = removal_order(contest.scores, keep, contest.tasks, options.rule, _magnitudes(contest))
+    parts = [parts_of(group) for group in groups]
+    order = removal_order(contest.scores, keep, contest.tasks, options.rule, _magnitudes(contest), parts)
     round_to = multiples(groups, options.round_to, next(contest.root.parameters()).device)
     if isinstance(options.amount, Mapping):
         return _chosen_by_part(contest, options.amount, keep, order, round_to)
@@ -164,7 +165,7 @@ def _chosen_by_part(
     none = [torch.zeros(group.num_units, dtype=torch.bool) for group in groups]
     choice = list(none)
     of_group = [next(iter(scores)) if len(scores) == 1 else "shared" for scores in contest.scores]
-    of_parameter = parts(contest)
+    of_parameter = part_of_parameters(contest)
     for part in sorted(amounts, key=lambda name: name != "shared"):
         members = [number for number, other in enumerate(of_group) if other == part]
         if not members:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .layers import Axis, Side, rule_of
+from .layer_rule import Axis, Side
+from .layers import rule_of
 
 
 def tensors_of(layer: nn.Module, side: Side) -> Iterator[tuple[nn.Module, str, Axis, Tensor]]:

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disparse_plugin.structured import remove_channels, replay_removal
-from disparse_plugin.structured.masked_copy import is_rms_norm, masked_copy
+from disparse_plugin.structured.cuts import Cut
+from disparse_plugin.structured.masked_copy import masked_copy
+from disparse_plugin.structured.means import over_kept
 from structured_networks import build, deviation
 from structured_networks import losses as dense_and_label
 
@@ -230,16 +232,110 @@ def test_multihead_attention_takes_the_scale_of_its_new_width(tmp_path: Path) ->
     assert attention.in_proj_weight.shape == (3 * attention.embed_dim, attention.embed_dim)
 
 
-def test_an_rms_norm_is_known_by_what_it_computes() -> None:
-    class Signed(LlamaNorm):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.weight * x.sign()
+class Signed(LlamaNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x.sign() * x.sum(-1, keepdim=True)
 
-    assert is_rms_norm(LlamaNorm(8), "weight")
-    assert is_rms_norm(ZeroCentredNorm(8), "weight")
-    assert not is_rms_norm(Signed(8), "weight")
-    assert not is_rms_norm(nn.LayerNorm(8, bias=False), "weight")
-    assert not is_rms_norm(nn.PReLU(8), "weight")
+
+class ResponseNorm(nn.Module):
+    """As in ConvNeXt V2: norms over places, divided by their mean over channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(dim=(1, 2), keepdim=True)
+        return x + self.weight * x * (size / size.mean(-1, keepdim=True)) + self.bias
+
+
+@pytest.mark.parametrize("norm", [LlamaNorm(8), ZeroCentredNorm(8), ResponseNorm(8)])
+def test_means_over_channels_are_found_by_trying(norm: nn.Module) -> None:
+    x, gone, kept = torch.randn(2, 3, 5, 8), torch.tensor([1, 4]), [0, 2, 3, 5, 6, 7]
+    cuts = [Cut(f"norm.{name}", "parameter", 0, 8, gone) for name, _ in norm.named_parameters()]
+    narrow = type(norm)(6)
+    narrow.load_state_dict({name: value[kept] for name, value in norm.state_dict().items()})
+    hook = over_kept(norm, cuts)
+    assert hook is not None
+    found = hook(norm, (x,), norm(x))
+    torch.testing.assert_close(found[..., kept], narrow(x[..., kept]))
+    assert not found[..., gone].any()
+
+
+def test_a_sum_over_channels_is_no_mean() -> None:
+    x, norm = torch.randn(2, 8), Signed(8)
+    hook = over_kept(norm, [Cut("norm.weight", "parameter", 0, 8, torch.tensor([1, 4]))])
+    assert hook is not None
+    assert hook(norm, (x,), norm(x)) is None
+
+
+class StandardConv(nn.Conv2d):
+    """As in NFNet: each output's weights are standardised over its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(
+            x, weight / weight.std((1, 2, 3), keepdim=True, correction=0), self.bias, padding=1, groups=self.groups
+        )
+
+
+class Standardised(nn.Module):
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.stem, self.body = StandardConv(3, 16, 3), StandardConv(16, 16, 3, groups=groups)
+        self.a, self.b = nn.Linear(16, 3), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.body(self.stem(x).relu()).relu()
+        return self.a(h.mean((2, 3))), self.b(h.amax((2, 3)))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_standardised_weights_are_standardised_over_what_is_left(groups: int, tmp_path: Path) -> None:
+    report = check(Standardised(groups).eval(), torch.randn(2, 3, 8, 8), tmp_path)
+    assert report.parameters.removed > 0.4
+    assert set(report.skipped) == {"a", "b"}
+
+
+class Fused(nn.Module):
+    """Layers for queries and for keys with values, and an attention that takes its own scale, as in PVT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.q, self.kv, self.proj = (nn.Linear(n, m) for n, m in ((10, 32), (32, 32), (32, 64), (32, 32)))
+        self.heads, self.head_dim = 4, 8
+        self.a, self.b = nn.Linear(32, 4), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.embed(x)
+        n, t, width = h.shape
+        q = self.q(h).reshape(n, t, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(h).reshape(n, t, 2, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        h = h + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, width))
+        return self.a(h[:, 0]), self.b(h.mean(1))
+
+
+def test_the_masked_attention_takes_the_scale_of_what_is_left(tmp_path: Path) -> None:
+    model = Fused().eval()
+    report = check(model, torch.randn(2, 5, 10), tmp_path)
+    assert set(report.skipped) == {"a", "b"}
+    assert model.q.out_features == 4 * model.head_dim == model.embed.out_features < 32
+
+
+def test_a_weight_that_another_module_multiplies_with_is_followed(tmp_path: Path) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner = nn.Linear(10, 16), nn.Linear(16, 16)
+            self.a, self.b = nn.Linear(16, 4), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = F.linear(self.embed(x).relu(), self.inner.weight, self.inner.bias).relu()  # inner itself never runs
+            return self.a(h), self.b(h)
+
+    report = check(Reader().eval(), torch.randn(4, 10), tmp_path)
+    assert set(report.skipped) == {"a", "b"}
+    assert report.parameters.removed > 0.4
 
 
 class Halved(nn.Module):

@@ -6,6 +6,7 @@ What leaves this file are :class:`ChannelGroup` objects, or the reason why a lay
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ from ...parameters import module_names
 from ..attention import attention_heads
 from ..copies import copied
 from ..groups import ChannelGroup
-from ..layers import Side, makes_channels, stores_channels
+from ..layer_rule import Side
+from ..layers import makes_channels, stores_channels
 from .graph import TRACE_ERRORS, one_line, trace
 from .observation import Inputs, Observation, observe
 from .private import unchanging
@@ -71,27 +73,10 @@ def find_groups(
         **dict(zip(original.modules(), model.modules(), strict=True)),
         **dict(zip(original.parameters(), model.parameters(), strict=True)),
     }
-    own, unfit = {twins[layer] for layer in kept}, list[nn.Parameter]()
-    while True:
-        try:
-            graph = trace(
-                model,
-                inputs,
-                losses=losses if seen.only_in_losses else None,
-                side_branches=seen.side_branches,
-                ignored_parameters=unfit,
-                customized_pruners=customized_pruners,
-            )
-        except TRACE_ERRORS as error:
-            raise ValueError(
-                f"model: torch-pruning must be able to trace it, found {type(error).__name__}: {error}; pass "
-                "customized_pruners for unusual layers, or mask weights instead (DiSparseStatic)"
-            ) from error
-        found = channel_groups(graph, ignored_layers=own, seen=seen, heads=attention_heads(model))
-        fresh = [p for p in found.clashing if not any(p is known for known in unfit)]
-        if not fresh:
-            break
-        unfit += fresh
+    own = {twins[layer] for layer in kept}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Maximum recursive depth")  # in long sequences; our own tracing follows those
+        graph, found = _mapped(model, inputs, losses if seen.only_in_losses else None, own, seen, customized_pruners)
     names = module_names(model)
     found.last = tuple(names[layer] for layer in names if layer in seen.outputs - seen.only_in_losses)
     named: dict[Any, str] = {**names, **{parameter: name for name, parameter in model.named_parameters()}}
@@ -104,6 +89,38 @@ def find_groups(
         original, found.usable, found.skipped, {names[module] for module in graph.module2node if module in names}
     )
     return found, seen
+
+
+def _mapped(
+    model: nn.Module,
+    inputs: Inputs,
+    losses: Callable[[nn.Module], list[Tensor]] | None,
+    own: Collection[nn.Module | nn.Parameter],
+    seen: Observation,
+    customized_pruners: Mapping[type[nn.Module], Any] | None,
+) -> tuple[Any, Groups]:
+    """Trace a model, and once more without the bare parameters that do not fit, as long as there are any."""
+    unfit = list[nn.Parameter]()
+    while True:
+        try:
+            graph = trace(
+                model,
+                inputs,
+                losses=losses,
+                side_branches=seen.side_branches,
+                ignored_parameters=unfit,
+                customized_pruners=customized_pruners,
+            )
+        except TRACE_ERRORS as error:
+            raise ValueError(
+                f"model: torch-pruning must be able to trace it, found {type(error).__name__}: {error}; pass "
+                "customized_pruners for unusual layers, or mask weights instead (DiSparseStatic)"
+            ) from error
+        found = channel_groups(graph, ignored_layers=own, seen=seen, heads=attention_heads(model))
+        fresh = [p for p in found.clashing if not any(p is known for known in unfit)]
+        if not fresh:
+            return graph, found
+        unfit += fresh
 
 
 def _of_original(group: ChannelGroup, back: Mapping[Any, Any]) -> ChannelGroup:

@@ -25,7 +25,7 @@ class Observation:
         outputs: Convolutions and linear layers that make an output, with nothing of their kind after them.
         side_branches: Modules that ran but reach no output.
         only_in_losses: Those that the losses reach and the forward does not run (heads of other tasks, of training).
-        idle: Those that ran in neither.
+        idle: Those that ran in neither, and whose weights no other module multiplies with (``F.linear(x, fc.weight)``).
         uses: Parameter name to the number of multiplications per weight: output positions times batch.
     """
 
@@ -102,8 +102,24 @@ def observe(model: nn.Module, inputs: Inputs, losses: Callable[[nn.Module], list
     if losses is not None:
         _observe_losses(model, losses, seen, ran)
     seen.side_branches = ran - reached
-    seen.idle = {m for m in model.modules() if makes_channels(m) and m not in ran and m not in seen.only_in_losses}
+    ran |= seen.only_in_losses
+    seen.idle = {m for m in model.modules() if makes_channels(m) and m not in ran} - _read_by_others(model, outputs)
     return seen
+
+
+def _read_by_others(model: nn.Module, outputs: list[Tensor]) -> set[nn.Module]:
+    """Return layers with a weight that outputs depend on; not those inside a layer whose rule covers them."""
+    inside = {child for module in model.modules() if rule_of(module) is not None for child in module.children()}
+    front, seen, read = [tensor.grad_fn for tensor in outputs], set[Any](), set[int]()
+    while front:
+        node = front.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        read |= {id(node.variable)} if hasattr(node, "variable") else set()
+        front += [following for following, _ in node.next_functions]
+    layers = [module for module in model.modules() if makes_channels(module) and module not in inside]
+    return {layer for layer in layers if id(layer._parameters.get("weight")) in read}
 
 
 def _observe_losses(

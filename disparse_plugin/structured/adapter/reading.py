@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..groups import ChannelGroup, Follower
-from ..layers import Side, is_depthwise, rule_of
+from ..layer_rule import Side
+from ..layers import is_depthwise, rule_of
 from .private import parameter_name, tp
 
 
@@ -147,7 +148,7 @@ def _follower(graph: Any, item: Any, names: Mapping[nn.Module, str]) -> Follower
 def _misfit(follower: Follower, size: int) -> str | None:
     """Say why torch-pruning's positions cannot be those of the layer, or return None."""
     count, what, rule = follower.count, f"{follower.target} ({follower.side})", rule_of(follower.layer)
-    refusal = rule.refusal(follower.layer) if rule is not None else None
+    refusal = (rule.refusal(follower.layer) or rule.misread(follower.layer)) if rule is not None else None
     if refusal is not None:
         return f"{what} {refusal}"
     if follower.positions.numel() and not 0 <= int(follower.positions.min()) <= int(follower.positions.max()) < count:

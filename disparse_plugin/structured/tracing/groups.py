@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ...parameters import module_names
 from ..groups import ChannelGroup, Follower, StoredSize, join
-from ..layers import Side, makes_channels, rule_of, stores_channels
+from ..layer_rule import Side
+from ..layers import makes_channels, rule_of, stores_channels
 from ..shrinking import tensors_of
 from .labels import Row
 from .run import How, Run, Size, sides, watched
@@ -72,15 +73,15 @@ def traced_groups(
                 size,
                 torch.from_numpy(units.reshape(-1)),
                 tuple(f for f in followers if len(f.positions)),
-                tuple(_stored(size, n, first) for n, size in enumerate(sizes) if np.isin(size.classes, own).any()),
+                tuple(_stored(size, how, n, first) for n, size in enumerate(sizes) if np.isin(size.classes, own).any()),
             )
         )
     return groups, frozenset(run.unknown)
 
 
-def _stored(size: Size, number: int, first: dict[int, int]) -> StoredSize:
+def _stored(size: Size, how: How, number: int, first: dict[int, int]) -> StoredSize:
     channels = torch.tensor([first.get(int(label), -1) for label in size.classes], dtype=torch.int64)
-    return StoredSize(size.module, number, size.cut, len(channels), channels)
+    return StoredSize(size.module, how, number, size.cut, len(channels), channels)
 
 
 def _follower(end: _End, mine: npt.NDArray[np.bool_], first: dict[int, int] | None) -> Follower:

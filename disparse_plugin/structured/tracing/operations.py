@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def product(noted: Noted, args: Sequence[Any], _: dict[str, Any], __: Tensor) ->
     """Multiply matrices: what is summed over is united."""
     *rest, a, b = (t for t in args if isinstance(t, Tensor))
     one, other = noted.rows(a), noted.rows(b)
-    noted.labels.merged([one[-1], other[-2] if len(other) > 1 else other[0]])
+    summed = [(a, one[-1]), (b, other[-2] if len(other) > 1 else other[0])]
+    noted.labels.merged([row for t, row in summed if not noted.is_made(t)])
     batch = tuple(noted.labels.merged([x, y]) for x, y in zip(one[:-2], other[:-2], strict=True))
     rows: Rows = (*batch, *one[-2:-1], *other[-1:]) if len(other) > 1 else one[:-1]
     for bias in rest:
@@ -35,15 +37,21 @@ def convolution(noted: Noted, args: Sequence[Any], _: dict[str, Any], out: Tenso
     x, weight, bias, backwards, groups = args[0], args[1], args[2], args[6], args[8]
     labels, row, rows = noted.labels, noted.rows(x)[1], noted.rows(weight)
     outer, inner = (rows[1], rows[0]) if backwards else (rows[0], rows[1])
-    depthwise = groups == x.shape[1] == out.shape[1]
+    depthwise, many = groups == x.shape[1] == out.shape[1], groups == x.shape[1] < out.shape[1]
     if groups == 1:
         labels.merged([row, inner] if x.shape[1] > 1 else [inner])
     elif depthwise:
         outer = labels.merged([row, rows[0]])
     elif row is None:
         labels.freeze(inner, outer)
+    elif many and not backwards and outer is not None:  # an input goes with all that it makes
+        labels.unite(row[:, None], outer.reshape(groups, -1))
+    elif backwards and inner is not None and outer is not None:  # the weight is (inputs, outputs of a group)
+        labels.unite(row, inner)
+        labels.unite(inner.reshape(groups, -1)[:1], inner.reshape(groups, -1))
+        outer = np.tile(outer, groups)
     elif backwards or inner is None or outer is None:
-        noted.unknown.add("a convolution in which each group has one input, or that is transposed")
+        noted.unknown.add("a convolution in which each group has one input or one output")
         labels.freeze(row, inner, outer)
     else:
         labels.unite(row.reshape(groups, -1), inner)
@@ -75,6 +83,18 @@ def group_norm(noted: Noted, args: Sequence[Any], kwargs: dict[str, Any], out: A
     return normalized(1)(noted, args[:3], kwargs, out)
 
 
+def recurrent(noted: Noted, args: Sequence[Any], _: dict[str, Any], out: Any) -> list[Rows]:
+    """Run one layer of an LSTM: its weights are united already, so the first rows name the hidden channels."""
+    x, weight, states = args[0], args[1], args[5:7]
+    labels, (rows, columns), size = noted.labels, noted.rows(weight), args[10]
+    labels.merged([noted.rows(x)[-1], columns])
+    hidden = None if rows is None else rows[:size]
+    labels.merged([hidden, *(noted.rows(state)[-1] for state in states if not noted.is_made(state))])
+    return [
+        (*(None,) * (t.dim() - 1), hidden if t.shape[-1:] == (size,) else None)[-t.dim() :] for t in tensors_in(out)
+    ]
+
+
 def _table(**entries: tuple[Rule, str]) -> dict[str, Rule]:
     return {name: rule for rule, names in entries.values() for name in names.split()}
 
@@ -82,13 +102,14 @@ def _table(**entries: tuple[Rule, str]) -> dict[str, Rule]:
 RULES: dict[str, Rule] = _table(
     same=(
         shapes.same,
-        "clone _to_copy contiguous detach alias lift_fresh native_dropout dropout bernoulli _softmax _log_softmax "
-        "cumsum max_pool2d_with_indices max_pool3d_with_indices max_pool2d avg_pool1d avg_pool2d avg_pool3d "
+        "clone _to_copy contiguous detach alias lift_fresh native_dropout dropout bernoulli cumsum "
+        "max_pool2d_with_indices max_pool3d_with_indices max_pool2d avg_pool1d avg_pool2d avg_pool3d "
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d "
         "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_linear1d "
-        "constant_pad_nd reflection_pad2d replication_pad2d reflection_pad1d flip sort _safe_softmax "
+        "constant_pad_nd reflection_pad2d replication_pad2d reflection_pad1d "
         "ones_like zeros_like empty_like full_like rand_like randn_like",
     ),
+    across=(shapes.across, "_softmax _log_softmax _safe_softmax sort flip"),
     reduced=(
         shapes.reduced,
         "mean sum amax amin max min var std var_mean std_mean argmax argmin prod logsumexp any all",
@@ -117,6 +138,7 @@ RULES: dict[str, Rule] = _table(
     layer_norm=(normalized(-1), "native_layer_norm _fused_rms_norm"),
     group_norm=(group_norm, "native_group_norm"),
     prelu=(normalized(1), "_prelu_kernel"),
+    recurrent=(recurrent, "mkldnn_rnn_layer"),
     embedded=(shapes.embedded, "embedding"),
     indexed=(shapes.indexed, "index"),
     along=(shapes.along, "gather index_select"),

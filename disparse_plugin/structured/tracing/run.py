@@ -14,15 +14,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...parameters import module_names, plain_attributes
-from ..layers import Axis, Side, is_depthwise, rule_of
+from ..layer_rule import Axis, Side
+from ..layers import has_multiplier, is_depthwise, rule_of
 from ..shrinking import tensors_of
 from .labels import Labels, Row, Rows
 from .noted import tensors_in
 from .operations import rule_for
 
-# Where a dimension is cut into heads, their width shrinks, or their number; "tied" is as width, and a dimension that is
-# joined again goes with an input of the module of the same size.
-How: TypeAlias = Literal["width", "tied", "whole heads"]
+# Where a dimension is cut into heads, their width shrinks, or their number. Tied: a dimension that is joined again goes
+# with an input of the module of the same size, and dimensions that it cuts by one number stay equal.
+How: TypeAlias = Literal["width", "tied", "whole heads", "tied heads"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,18 +41,19 @@ class Run(TorchDispatchMode):
     Attributes:
         labels: Which labels are one.
         unknown: What labels met that cannot be followed, in words.
-        how: What happens where dimensions are cut and joined.
         whole: As in :meth:`Labels.reshaped`.
+        tied: Whether a dimension that a module gives a shape goes with an input of it, and those cut alike stay alike.
     """
 
     def __init__(self, model: nn.Module, how: How) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.labels, self.how, self.whole = Labels(), how, how == "whole heads"
+        self.labels, self.whole, self.tied = Labels(), how.endswith("heads"), how.startswith("tied")
         self._known: dict[int, tuple[Tensor, Rows]] = {}
         self._made: dict[int, Tensor] = {}
         self.unknown: set[str] = set()
         self._inside: list[tuple[str, frozenset[int], list[Row]]] = []
         self._sizes: dict[tuple[str, bytes], Size] = {}
+        self._cut: dict[tuple[str, int], Row] = {}
         for module in model.modules():
             self._label(module)
 
@@ -134,7 +136,7 @@ class Run(TorchDispatchMode):
             ]:
                 raise AssertionError(f"{func} gives {tuple(tensor.shape)}, found labels of another shape")
             self._known[id(tensor)] = (tensor, rows)
-            if self.how == "tied":
+            if self.tied:
                 self._tie(func, rows)
         self._note_sizes(entering, leaving)
         return out
@@ -155,7 +157,10 @@ class Run(TorchDispatchMode):
         for tensor in (*entering, *leaving) if numbers else ():
             for row in self.rows(tensor):
                 if row is not None and len(row) in numbers:
-                    self._sizes.setdefault((name, row.tobytes()), Size(name, row, longest > len(row) not in known))
+                    size = Size(name, row, longest > len(row) not in known)
+                    self._sizes.setdefault((name, row.tobytes()), size)
+                    if self.tied and size.cut:  # by one number, so that all of them must stay equal
+                        self.labels.unite(self._cut.setdefault((name, len(row)), row), row)
 
     def sizes(self) -> list[Size]:
         """Return the sizes that modules hold as numbers too, in the order in which they were met."""
@@ -196,7 +201,7 @@ def sides(layer: nn.Module) -> tuple[Side, ...]:
     """Return the sides on which a layer loses channels of its own."""
     rule = rule_of(layer)
     assert rule is not None
-    return ("out",) if rule.same or is_depthwise(layer) else ("out", "in")
+    return ("out",) if rule.same or is_depthwise(layer) or has_multiplier(layer) else ("out", "in")
 
 
 def watched(model: nn.Module, calls: Sequence[Callable[[nn.Module], Sequence[Tensor]]], how: How) -> Run:

@@ -26,6 +26,15 @@ def same(noted: Noted, args: Sequence[Any], _: dict[str, Any], out: Any) -> list
     return results
 
 
+def across(noted: Noted, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> list[Rows]:
+    """Work across some dimensions, which must stay: zeros have their part in a softmax, and places in an order."""
+    wanted, rows = (args[1] if len(args) > 1 else kwargs.get("dim", -1)), list(noted.rows(args[0]))
+    for dim in [wanted] if isinstance(wanted, int) else wanted:
+        noted.labels.freeze(rows[dim])
+        rows[dim] = None
+    return [tuple(rows)] * len(list(tensors_in(out)))
+
+
 def reduced(noted: Noted, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> list[Rows]:
     """Drop the dimensions that are summed up; their positions may go, as they are zero where they are masked."""
     rows = noted.rows(args[0])
