@@ -46,11 +46,12 @@ def check_options(
     normalizer: str | None,
     max_pruning_ratio: float,
     round_to: int | Literal["auto"] | None,
+    isomorphic: bool,
 ) -> None:
     """Check the options of a removal as far as that is possible without the model.
 
     Raises:
-        TypeError: If ``amount`` is no number.
+        TypeError: If ``amount`` is no number, or ``isomorphic`` no bool.
         ValueError: If an option is unknown or out of range.
     """
     for part, one in amount.items() if isinstance(amount, Mapping) else [(None, amount)]:
@@ -67,6 +68,8 @@ def check_options(
         raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
     if not 0 <= max_pruning_ratio <= 1:
         raise ValueError(f"max_pruning_ratio: must be in [0, 1], found {max_pruning_ratio}")
+    if not isinstance(isomorphic, bool):
+        raise TypeError(f"isomorphic: must be True or False, found {isomorphic!r}")
     if round_to not in (None, "auto") and (not isinstance(round_to, numbers.Integral) or round_to < 1):
         raise ValueError(f"round_to: must be a positive int, 'auto' or None, found {round_to!r}")
 

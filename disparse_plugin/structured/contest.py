@@ -32,6 +32,7 @@ class Options:
     max_pruning_ratio: float
     round_to: int | Literal["auto"] | None
     customized_pruners: Pruners | None
+    isomorphic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -123,6 +123,11 @@ class ChannelGroup:
     sizes: tuple[StoredSize, ...] = ()
 
     @property
+    def kind(self) -> tuple[tuple[str, str], ...]:
+        """The types of the layers that follow, with the side that they lose: alike for groups of one shape."""
+        return tuple(sorted((type(f.layer).__name__, f.side) for f in self.followers))
+
+    @property
     def num_units(self) -> int:
         """Number of units, the smallest things that can be removed."""
         return int(self.units.max()) + 1 if self.size else 0

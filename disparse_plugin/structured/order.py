@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -84,6 +84,38 @@ def removal_order(
         value[value.topk(min(count, value.numel())).indices] += sum(sizes)
         lifted.append(value)
     return list(ranks(torch.cat(lifted)).double().split(sizes))
+
+
+def interleaved_order(
+    kinds: Sequence[Hashable], order_of: Callable[[Sequence[int]], list[Tensor]], sizes: Sequence[int]
+) -> list[Tensor]:
+    """Put units in the order of their removal such that groups of each kind lose the same share.
+
+    Groups of one kind are ranked among themselves, as with ``isomorphic=True`` of torch-pruning (Fang et al.,
+    Isomorphic Pruning for Vision Models, 2024). A unit's place is its rank divided by the number of units of its kind,
+    and equal places go in the order of the groups.
+
+    Args:
+        kinds: Of each group.
+        order_of: From numbers of groups to the places of their units among these groups.
+        sizes: Number of units of each group.
+
+    Returns:
+        As :func:`removal_order`.
+
+    Example:
+        >>> places = {0: [0.0, 2.0], 1: [1.0, 3.0], 2: [1.0, 0.0]}
+        >>> order_of = lambda members: [torch.tensor(places[n]) for n in members]
+        >>> [own.tolist() for own in interleaved_order(["conv", "conv", "fc"], order_of, [2, 2, 2])]
+        [[0.0, 3.0], [1.0, 4.0], [5.0, 2.0]]
+    """
+    shares: list[Tensor] = [torch.zeros(size, dtype=torch.float64) for size in sizes]
+    for kind in dict.fromkeys(kinds):
+        members = [number for number, other in enumerate(kinds) if other == kind]
+        total = sum(sizes[number] for number in members)
+        for number, places in zip(members, order_of(members), strict=True):
+            shares[number] = (places.double() + 1) / total
+    return list(ranks(torch.cat(shares)).double().split(list(sizes)))
 
 
 def _places(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) -> list[Tensor]:

@@ -50,6 +50,7 @@ def remove_channels(
     normalizer: str | None = "mean",
     max_pruning_ratio: float = 1.0,
     round_to: int | Literal["auto"] | None = None,
+    isomorphic: bool = False,
     exclude: Exclude = (),
     parameters: Iterable[ParameterKey] | None = None,
     num_batches: int | None = None,
@@ -92,15 +93,17 @@ def remove_channels(
         round_to: Groups that lose channels keep a multiple of this. ``"auto"``: of what the kernels of the device are
             made for (16 or 8), in narrow layers of less. What that brings on a device,
             ``benchmarks/structured_latency.py`` shows.
+        isomorphic: Rank groups of channels among those of their kind alone (the same types of layers follow), so that
+            each kind loses the same share, as torch-pruning does with the option of that name. By default all compete.
         exclude: What must keep its outputs: modules (with everything inside them), names or glob patterns, as in
             :func:`~disparse_plugin.prunable_parameters`.
         parameters: What is scored; by default :func:`~disparse_plugin.structured.channel_parameters`, without tensors
             that layers share.
         num_batches: As in :func:`~disparse_plugin.score_tasks`.
         exact: Leave alone what cannot be removed without changing more than masking would: layers that torch-pruning
-            maps wrongly, and those that compute with the number or the mean of their channels (as the
-            GlobalResponseNorm of ConvNeXt V2 does). With False those are removed, and ``report.deviation`` says how
-            far the outputs are off.
+            maps wrongly, and what computes with the number or the sum of its channels. With False those are removed,
+            and ``report.deviation`` says how far the outputs are off. Layers that take means over their channels
+            (LayerNorm, RMSNorm, the norm of ConvNeXt V2) take them over those that are left.
         customized_pruners: As in torch-pruning: ``{class: tp.pruner.BasePruningFunc}``.
         compare: ``compare(outputs)`` returns what of the model's outputs must be equal to masking, where not all of it
             need be; by default every tensor.
@@ -135,10 +138,12 @@ def remove_channels(
     """
     root = unwrap(model)
     with failing_together():
-        check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to)
+        check_options(amount, of, reduction, normalizer, max_pruning_ratio, round_to, isomorphic)
         check_counted(of)
         rule = ChannelRule.of(arbiter, across)
-        options = Options(amount, of, rule, reduction, normalizer, max_pruning_ratio, round_to, customized_pruners)
+        options = Options(
+            amount, of, rule, reduction, normalizer, max_pruning_ratio, round_to, customized_pruners, isomorphic
+        )
         resolve_criterion(criterion)
         check_plain(root)
         if ignored_layers is not None:

@@ -15,7 +15,7 @@ from .contest import Contest, part_of_parameters
 from .cuts import Attributes, Cut, merge_cuts
 from .groups import ChannelGroup, channel_magnitudes
 from .numbers import heads_left, shrunk_sizes, stored_widths
-from .order import removal_order
+from .order import interleaved_order, removal_order
 from .plan import RemovalPlan
 from .spare import Spares, apart
 from .tracing import How
@@ -137,8 +137,7 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
     """Choose the units that go, for each group a bool vector."""
     options, groups = contest.options, contest.groups
     keep = [units_to_keep(group, options.max_pruning_ratio) for group in groups]
-    parts = [parts_of(group) for group in groups]
-    order = removal_order(contest.scores, keep, contest.tasks, options.rule, _magnitudes(contest), parts)
+    order = _order(contest, keep)
     round_to = multiples(groups, options.round_to, next(contest.root.parameters()).device)
     if isinstance(options.amount, Mapping):
         return _chosen_by_part(contest, options.amount, keep, order, round_to)
@@ -151,6 +150,22 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
         groups, order, keep, left=left, of=options.of, amount=options.amount, round_to=round_to,
         why=_what_holds(contest),
     )  # fmt: skip
+
+
+def _order(contest: Contest, keep: Sequence[int]) -> list[Tensor]:
+    """Put all units in the order of their removal."""
+    groups, magnitudes = contest.groups, _magnitudes(contest)
+    parts = [parts_of(group) for group in groups]
+
+    def order_of(members: Sequence[int]) -> list[Tensor]:
+        scores, least, weights, own = (
+            [table[n] for n in members] for table in (contest.scores, keep, magnitudes, parts)
+        )
+        return removal_order(scores, least, contest.tasks, contest.options.rule, weights, own)
+
+    if not contest.options.isomorphic:
+        return order_of(range(len(groups)))
+    return interleaved_order([group.kind for group in groups], order_of, [group.num_units for group in groups])
 
 
 def _chosen_by_part(

@@ -1,5 +1,8 @@
 """The order in which channels go: by agreement, of equal ones by magnitude, then as they come."""
 
+import copy
+from fractions import Fraction
+
 import torch
 import torch_pruning as tp
 from hypothesis import given
@@ -8,7 +11,7 @@ from torch import nn
 
 from disparse_plugin import TaskScores
 from disparse_plugin.structured import DiSparseImportance, remove_channels
-from disparse_plugin.structured.order import ChannelRule, removal_order
+from disparse_plugin.structured.order import ChannelRule, interleaved_order, removal_order
 from layouts import layouts, oracle, weights_of
 from oracles.agreement import Layout
 
@@ -105,3 +108,52 @@ def _layout(rows, weights, order):
         tables[task] = {place: by_layer[layer] for place, layer in enumerate(order)}
     sizes = [(weights[0].sum(1) + weights[1].sum(0)).tolist(), weights[1].sum(1).tolist()]
     return Layout(tables, [6, 6], [sizes[layer] for layer in order])
+
+
+class Mixed(nn.Module):
+    """Two convolutions with norms, and two linear layers: groups of three kinds."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(n, 16, 3, padding=1, bias=False) for n in (3, 16))
+        self.norm1, self.norm2 = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+        self.three, self.four = nn.Linear(16, 12), nn.Linear(12, 8)
+        self.a, self.b = nn.Linear(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = self.norm2(self.two(self.norm1(self.one(x)).relu())).relu().mean((2, 3))
+        h = self.four(self.three(h).relu()).relu()
+        return self.a(h), self.b(h)
+
+
+def test_isomorphic_groups_are_ranked_among_themselves():
+    """The kinds: conv norm conv; conv norm linear; and linear linear twice (one with two heads: a kind of its own)."""
+    torch.manual_seed(0)
+    net, x = Mixed().eval(), torch.randn(4, 3, 8, 8)
+
+    def losses(model, batch):
+        a, b = model(batch)
+        return {"a": a.square().mean(), "b": 100 * b.square().mean()}
+
+    alone = {}
+    for name in ("one", "two", "three", "four"):  # each group is of a kind of its own here, so each loses its share
+        other = copy.deepcopy(net)
+        exclude = [module for module in ("one", "two", "three", "four") if module != name]
+        remove_channels(other, losses, [x], x, 0.5, exclude=exclude)
+        alone[name] = other.get_submodule(name).weight.shape[0]
+    remove_channels(net, losses, [x], x, 0.5, isomorphic=True)
+    assert {name: net.get_submodule(name).weight.shape[0] for name in alone} == alone
+    assert alone == {"one": 8, "two": 8, "three": 6, "four": 4}
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6)), min_size=1, max_size=6), st.data())
+def test_kinds_lose_equal_shares_in_their_own_order(groups, data):
+    kinds, sizes = zip(*groups, strict=True)
+    total = {kind: sum(size for other, size in groups if other == kind) for kind in kinds}
+    inside = {kind: iter(data.draw(st.permutations(range(total[kind])))) for kind in total}
+    own = [torch.tensor([float(next(inside[kind])) for _ in range(size)]) for kind, size in groups]
+    places = interleaved_order(kinds, lambda members: [own[n] for n in members], sizes)
+    entries = [(n, unit) for n, size in enumerate(sizes) for unit in range(size)]
+    order = sorted(entries, key=lambda entry: float(places[entry[0]][entry[1]]))
+    expected = sorted(entries, key=lambda e: (Fraction(int(own[e[0]][e[1]]) + 1, total[kinds[e[0]]]), e))
+    assert order == expected
