@@ -62,8 +62,8 @@ class RemovalReport(Tabular):
         outside: Share of the parameters that follow no group that could be removed from.
         deviation: Largest difference, on the scale of each entry, between outputs and losses after the removal and
             those of the full model with the same channels masked. Below 1e-6 if the removal is right (it is tried in
-            double precision where the model runs in that); larger if a layer computes with the number or the mean of
-            its channels (as GlobalResponseNorm does).
+            double precision where the model runs in that); larger if something computes with the number or the sum
+            of its channels.
         latency: Seconds of one forward on the example inputs, before and after, as measured; None unless
             ``of="latency"``.
         plan: The removal as data.

@@ -158,9 +158,8 @@ def _order(contest: Contest, keep: Sequence[int]) -> list[Tensor]:
     parts = [parts_of(group) for group in groups]
 
     def order_of(members: Sequence[int]) -> list[Tensor]:
-        scores, least, weights, own = (
-            [table[n] for n in members] for table in (contest.scores, keep, magnitudes, parts)
-        )
+        scores, least = [contest.scores[n] for n in members], [keep[n] for n in members]
+        weights, own = [magnitudes[n] for n in members], [parts[n] for n in members]
         return removal_order(scores, least, contest.tasks, contest.options.rule, weights, own)
 
     if not contest.options.isomorphic:
