@@ -1,4 +1,4 @@
-"""Per-task accuracy at equal MACs, and what of the saved arithmetic becomes saved time.
+"""Per-task accuracy at equal MACs and at equal measured time.
 
     python benchmarks/structured.py                       # two and five tasks, three seeds
     python benchmarks/structured.py --seeds 1 --epochs 2  # a quick look
@@ -8,6 +8,10 @@ corner that it is in, and how noisy it is. All methods prune the same trained ne
 fine-tuned equally. *Taylor* and *magnitude* are torch-pruning's own criteria in its own pruner (global, heads ignored);
 Taylor sees the gradient of the summed loss. Of 45 ratios, the one that comes
 closest to the MACs is taken: they are not monotone, since it leaves layers whole that it would have to empty.
+
+For equal time each method makes a network for each of many amounts, and the one is taken whose forward on 16 pictures
+comes closest to the share of the dense one's time that was asked; dense and pruned networks are timed in turns, one
+thread, medians. ``structured_latency.py`` has times alone, of a larger network, also compiled and with channels last.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import argparse
 import copy
 import statistics
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,10 +28,10 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from disparse_plugin.structured import remove_channels
 from disparse_plugin.structured.adapter.observation import observe
+from interleaved import shares
 
 CLASSES = {"digit": 10, "turn": 4, "inverted": 2, "corner": 4, "noise": 3}
 # Losses of very different size are the rule in multi-task learning.
@@ -115,10 +119,12 @@ def macs(model: nn.Module) -> int:
     return sum(model.get_parameter(name).numel() * uses for name, uses in seen.uses.items())
 
 
-def by_torch_pruning(
-    importance: Callable[[], Any], gradients: bool
-) -> Callable[[nn.Module, list[Data], float], nn.Module]:
-    """Make a method that prunes with torch-pruning alone, to given MACs."""
+# From a trained network, batches and a number to a pruned copy; more of the number, more is gone.
+Pruner = Callable[[nn.Module, list[Data], float], nn.Module]
+
+
+def by_torch_pruning(importance: Callable[[], Any], gradients: bool) -> Pruner:
+    """Make a method that prunes with torch-pruning alone, by a ratio."""
 
     def pruned(model: nn.Module, data: list[Data], ratio: float) -> nn.Module:
         model = copy.deepcopy(model)
@@ -138,88 +144,94 @@ def by_torch_pruning(
         model.zero_grad()
         return model
 
-    def method(model: nn.Module, data: list[Data], amount: float) -> nn.Module:
-        target = (1 - amount) * macs(model)
-        candidates = [pruned(model, data, ratio / 100) for ratio in range(10, 99, 2)]
-        return min(candidates, key=lambda candidate: abs(macs(candidate) - target))
-
-    return method
+    return pruned
 
 
-def disparse(**options: Any) -> Callable[[nn.Module, list[Data], float], nn.Module]:
-    """Make a method that removes what all tasks rank low."""
+def disparse(**options: Any) -> Pruner:
+    """Make a method that removes what all tasks rank low, by a share of the MACs."""
 
-    def method(model: nn.Module, data: list[Data], amount: float) -> nn.Module:
+    def pruned(model: nn.Module, data: list[Data], amount: float) -> nn.Module:
         model = copy.deepcopy(model)
         remove_channels(model, losses, data, data[0]["x"][:1], amount, of="macs", **options)
         return model
 
-    return method
+    return pruned
+
+
+def at_macs(name: str, model: nn.Module, data: list[Data], left: float) -> nn.Module:
+    """Prune to a share of the MACs: what torch-pruning cannot be asked for is searched."""
+    if name.startswith("DiSparse"):
+        return METHODS[name](model, data, 1 - left)
+    candidates = [METHODS[name](model, data, ratio / 100) for ratio in range(10, 99, 2)]
+    return min(candidates, key=lambda candidate: abs(macs(candidate) / macs(model) - left))
+
+
+def at_time(name: str, model: nn.Module, data: list[Data], left: float) -> nn.Module:
+    """Prune to a share of the time of a forward, as measured."""
+    candidates = {f"{number}": METHODS[name](model, data, number / 100) for number in range(15, 96, 5)}
+    x = data[0]["x"][:16]
+    found = shares({"dense": model.eval(), **{number: other.eval() for number, other in candidates.items()}}, x, 60)
+    return candidates[min(candidates, key=lambda number: abs(found[number][1] - left))]
 
 
 METHODS = {
     "DiSparse": disparse(),
     "DiSparse, normalizer=None": disparse(normalizer=None),
     "DiSparse, arbiter=mean": disparse(arbiter="mean"),
+    "DiSparse, round_to=8": disparse(round_to=8),
     "tp Taylor, summed loss": by_torch_pruning(lambda: tp.importance.GroupTaylorImportance(), gradients=True),
     "tp magnitude": by_torch_pruning(lambda: tp.importance.GroupMagnitudeImportance(), gradients=False),
 }
+AT_TIME = ("DiSparse", "DiSparse, round_to=8", "tp Taylor, summed loss", "tp magnitude")
 
 
-def compare(tasks: tuple[str, ...], amount: float, seeds: int, epochs: int) -> tuple[nn.Module, nn.Module]:
-    """Print one table; return a dense and a pruned network for timing."""
+def compare(
+    title: str,
+    prune: Callable[[str, nn.Module, list[Data], float], nn.Module],
+    names: Sequence[str],
+    tasks: tuple[str, ...],
+    left: float,
+    options: argparse.Namespace,
+) -> None:
+    """Print one table: what is left of MACs and time, the accuracies, and how much the worst task loses."""
     results: dict[str, list[dict[str, float]]] = {}
-    shares: dict[str, list[float]] = {}
-    for seed in range(seeds):
+    costs: dict[str, list[tuple[float, float]]] = {}
+    for seed in range(options.seeds):
         torch.manual_seed(seed)
         data, test = make_data(seed)
         dense = Net(tasks)
-        train(dense, data, epochs)
-        results.setdefault("dense", []).append(accuracies(dense, test))
-        shares.setdefault("dense", []).append(1.0)
-        for name, method in METHODS.items():
-            model = method(dense, batches(data, seed=99)[:8], amount)
-            shares.setdefault(name, []).append(macs(model) / macs(dense))
-            train(model, data, max(1, epochs // 2))
+        train(dense, data, options.epochs)
+        models = {"dense": dense, **{name: prune(name, dense, batches(data, seed=99)[:8], left) for name in names}}
+        seconds = shares({name: model.eval() for name, model in models.items()}, test["x"][:16], 100)
+        for name, model in models.items():
+            costs.setdefault(name, []).append((macs(model) / macs(dense), seconds[name][1]))
+            if name != "dense":
+                train(model, data, max(1, options.epochs // 2))
             results.setdefault(name, []).append(accuracies(model, test))
-            if name == "DiSparse":
-                pruned = model
-    print(f"\n{len(tasks)} tasks, {amount:.0%} of the MACs removed, {seeds} seeds; accuracy in %, mean (deviation)")
-    print(f"{'':28}{'MACs':>7}" + "".join(f"{task:>14}" for task in tasks) + f"{'worst drop':>12}")
+    print(f"\n{len(tasks)} tasks, {title}, {options.seeds} seeds; accuracy in %, mean (deviation)")
+    print(f"{'':28}{'MACs':>7}{'time':>7}" + "".join(f"{task:>14}" for task in tasks) + f"{'worst drop':>12}")
     for name, runs in results.items():
-        cells = ""
+        cells = "".join(f"{statistics.mean(column):7.1%}" for column in zip(*costs[name], strict=True))
         for task in tasks:
             values = [100 * run[task] for run in runs]
             cells += f"{statistics.mean(values):7.1f} ({statistics.pstdev(values):4.1f})"
         drops = [100 * max(d[t] - r[t] for t in tasks) for d, r in zip(results["dense"], runs, strict=True)]
-        print(f"{name:28}{statistics.mean(shares[name]):7.1%}{cells}{statistics.mean(drops):12.1f}")
-    return dense, pruned
-
-
-def time_both(dense: nn.Module, pruned: nn.Module) -> None:
-    """Print the latency of both networks next to their MACs."""
-    print(f"\n{'batch':>6}{'dense ms':>10}{'pruned ms':>11}{'time left':>11}{'MACs left':>11}")
-    for size in (1, 16):
-        times = []
-        for model in (dense, pruned):
-            timer = Timer("model(x)", globals={"model": model.eval(), "x": torch.zeros(size, 1, 12, 12)})
-            with torch.no_grad():
-                times.append(1000 * timer.blocked_autorange(min_run_time=1).median)
-        print(f"{size:6}{times[0]:10.3f}{times[1]:11.3f}{times[1] / times[0]:11.1%}{macs(pruned) / macs(dense):11.1%}")
+        print(f"{name:28}{cells}{statistics.mean(drops):12.1f}", flush=True)
 
 
 def main() -> None:
-    """Run both task sets."""
+    """Run both task sets, at equal MACs and at equal time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--amount", type=float, default=0.8)
+    parser.add_argument("--macs", type=float, default=0.2, help="share of the MACs that stays")
+    parser.add_argument("--time", type=float, default=0.5, help="share of the time that stays")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for tasks in (("digit", "turn"), tuple(CLASSES)):
-        dense, pruned = compare(tasks, options.amount, options.seeds, options.epochs)
-        time_both(dense, pruned)
+        compare(f"{options.macs:.0%} of the MACs left", at_macs, list(METHODS), tasks, options.macs, options)
+        compare(f"{options.time:.0%} of the time left", at_time, AT_TIME, tasks, options.time, options)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,27 @@
 """What of the saved arithmetic becomes saved time: numbers of channels as they come, in multiples, and by the clock.
 
     python benchmarks/structured_latency.py --batch 8
+    python benchmarks/structured_latency.py --batch 1 --compile --profile
 
 A ResNet-18 of torchvision with two heads, random weights, one thread. At equal MACs ``round_to`` takes the numbers of
 channels as they come, multiples of 8, or what ``"auto"`` finds for the device. ``of="latency"`` asks for a share of the
-time instead; *asked* and *time left* should then agree within a tenth. Times are the least of many forwards, taken in
-turns, so that what else runs on the machine falls on all alike.
+time instead; *asked* and *time left* should then agree within a tenth. Every way of running (as it is, with channels
+last, compiled) compares with the dense network run in the same way. Models take turns, and the median over the rounds
+of their share of the dense one's time is what counts, so that what else runs on the machine falls on all alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from disparse_plugin.structured import RemovalReport, remove_channels
+from interleaved import shares, variants
 
 
 class TwoHeads(nn.Module):
@@ -56,34 +59,49 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@torch.no_grad()
-def times(models: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str, float]:
-    """Return the least seconds of a forward of each model, taken in turns."""
-    least = dict.fromkeys(models, float("inf"))
-    for _ in range(rounds):
-        for name, model in models.items():
-            start = time.perf_counter()
-            model(x)
-            least[name] = min(least[name], time.perf_counter() - start)
-    return least
-
-
-def table(reports: dict[str, RemovalReport], seconds: dict[str, float]) -> str:
-    """Tabulate what is left of MACs and of the time."""
-    lines = [f"{'':34}{'MACs left':>10}{'ms':>8}{'time left':>11}"]
-    for name, value in seconds.items():
+def table(models: dict[str, nn.Module], reports: dict[str, RemovalReport], x: Tensor, options: Any) -> str:
+    """Tabulate what is left of MACs, and of the time in each way of running."""
+    ways: dict[str, dict[str, Any]] = {}
+    inputs: dict[str, Tensor] = {}
+    for name, model in models.items():
+        for way, (run, own) in variants(model.eval(), x, compiled=options.compile).items():
+            ways.setdefault(way, {})[name] = run
+            inputs[way] = own
+    found = {way: shares(runs, inputs[way], options.rounds) for way, runs in ways.items()}
+    lines = [f"{'':34}{'MACs left':>10}" + "".join(f"{way + ', ms':>20}{'left':>8}" for way in found)]
+    for name in models:
         left = 1 - reports[name].macs.removed if name in reports else 1.0
-        lines.append(f"{name:34}{left:10.1%}{1000 * value:8.2f}{value / seconds['dense']:11.1%}")
+        cells = "".join(f"{1000 * own[name][0]:20.2f}{own[name][1]:8.1%}" for own in found.values())
+        lines.append(f"{name:34}{left:10.1%}{cells}")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def operations(models: dict[str, nn.Module], x: Tensor, rounds: int) -> str:
+    """Tabulate microseconds of a forward by operation, as torch's profiler sees them."""
+    found: dict[str, dict[str, float]] = {}
+    for name, model in models.items():
+        model(x)
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            for _ in range(rounds):
+                model(x)
+        for entry in profiler.key_averages():
+            found.setdefault(entry.key, {})[name] = entry.self_cpu_time_total / rounds
+    top = sorted(found, key=lambda key: -max(found[key].values()))[:8]
+    lines = [f"{'microseconds of its own':34}" + "".join(f"{name[:30]:>32}" for name in models)]
+    lines += [f"{key[:33]:34}" + "".join(f"{found[key].get(name, 0.0):32.0f}" for name in models) for key in top]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="run torch.compile too")
+    parser.add_argument("--profile", action="store_true", help="say which operations take the time")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -92,7 +110,9 @@ def main() -> None:
     for name, setting in SETTINGS.items():
         models[name] = build().to(options.device)
         reports[name] = remove_channels(models[name], losses, [x], x, **setting)
-    print(table(reports, times({name: model.eval() for name, model in models.items()}, x, options.rounds)))
+    print(table(models, reports, x, options))
+    if options.profile:
+        print(operations({name: model.eval() for name, model in models.items()}, x, 30))
 
 
 if __name__ == "__main__":

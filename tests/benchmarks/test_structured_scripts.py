@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from typing import Any
 
@@ -88,13 +89,27 @@ def test_the_normalizer_table_shows_the_worst_task() -> None:
     assert "| 50% | mean | 50.0 | 25.0 | 88.0 ± 0.0 | 70.0 ± 0.0 | 10.0 ± 0.0 |" in normalizer.table("x", runs)
 
 
-def test_the_table_of_times_compares_with_the_dense_network() -> None:
+def test_times_are_shares_of_the_first_model_of_the_same_round() -> None:
+    interleaved: Any = pytest.importorskip("interleaved")
+    order: list[str] = []
+
+    def sleeper(name: str, seconds: float) -> Any:
+        return lambda _: (order.append(name), time.sleep(seconds))
+
+    found = interleaved.shares({"dense": sleeper("dense", 0.01), "half": sleeper("half", 0.005)}, torch.zeros(1), 3)
+    assert order == ["dense", "half"] * 5
+    assert found["dense"][1] == 1.0
+    assert 0.005 <= found["half"][0] < found["dense"][0]
+    assert found["half"][1] < 1
+
+
+def test_the_table_of_times_compares_in_every_way_of_running() -> None:
     latency: Any = pytest.importorskip("structured_latency")
     torch.set_num_threads(1)
-    models = {"dense": torch.nn.Linear(4, 4), "half": torch.nn.Linear(4, 4)}
-    found = latency.times(models, torch.zeros(1, 4), rounds=2)
-    assert set(found) == set(models)
-    assert all(0 < seconds < 1 for seconds in found.values())
-    lines = latency.table({}, {"dense": 0.002, "half": 0.001}).splitlines()
-    assert lines[1].split() == ["dense", "100.0%", "2.00", "100.0%"]
-    assert lines[2].split() == ["half", "100.0%", "1.00", "50.0%"]
+    models = {name: torch.nn.Conv2d(3, 4, 3) for name in ("dense", "other")}
+    options = argparse.Namespace(rounds=2, compile=False)
+    lines = latency.table(models, {}, torch.zeros(1, 3, 8, 8), options).splitlines()
+    assert lines[0].split() == ["MACs", "left", "plain,", "ms", "left", "channels_last,", "ms", "left"]
+    assert lines[1].split()[0::2] == ["dense", lines[1].split()[2], lines[1].split()[4]]
+    assert [cell for cell in lines[1].split() if cell == "100.0%"] == ["100.0%"] * 3
+    assert "conv" in latency.operations(models, torch.zeros(1, 3, 8, 8), 1)
