@@ -69,7 +69,8 @@ def remove_channels(
     forward and losses, in evaluation and training mode, must run, and give what they give with the same channels
     masked. Groups that break it are left alone and reported. Only then is the model changed.
 
-    What a model needs beside itself is memory for two copies of it, in double precision where it runs in that.
+    The peak of memory is the model, two copies of it (in double precision where it runs in that) and a tensor of scores
+    for each task: about seven times the weights for two tasks (``benchmarks/structured_memory.py``).
 
     Args:
         model: The model; changed in place, on any device. Optimizers must be made anew afterwards.
