@@ -57,7 +57,7 @@ def test_layer_adaptive_keeps_every_layer_alive():
     assert adapted[key].any()
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("exponent", [0.0, 0.25, 0.3, 0.5, 0.75, 1.0])
 def test_damped_is_its_formula(exponent):
     model, data = TwoHeads().eval(), digit_batches()
     plain = score_tasks(model, digit_losses, data, criterion="taylor")
@@ -67,6 +67,16 @@ def test_damped_is_its_formula(exponent):
             weight = getattr(module, name).detach().double().abs()
             expected = weight ** (1 - exponent) * score.double() ** exponent
             torch.testing.assert_close(found[task][module, name].double(), expected, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 0.5, 0.75])
+def test_a_damped_score_does_not_depend_on_where_in_memory_it_lies(exponent):
+    finish = criteria.damped("taylor", exponent).complete
+    weight, total = torch.randn(200, 64), torch.rand(200, 64)
+    whole = finish(weight, total)
+    assert torch.equal(finish(weight[:, ::2], total[:, ::2]), whole[:, ::2])
+    for row, (own, sums) in enumerate(zip(weight[:, :37], total[:, :37], strict=True)):
+        assert torch.equal(finish(own.clone(), sums.clone()), whole[row, :37])
 
 
 def test_damped_is_between_magnitude_and_the_criterion():
