@@ -10,22 +10,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import mean
 from typing import NamedTuple
 
 from accuracy_tables import setting_in_words
 from multitask.problem.relative import Interval, holm
 from multitask.pruning.methods import EXPONENTS, METHODS, TUNED_AT
-from multitask.report import hero, long_overview, tables
+from multitask.report import exponent, hero, long_overview, tables
 from multitask.report.names import title
 from multitask.report.results import Result, load
 from multitask.report.summary import Summary
 from multitask.runs import best_rate
 
 ROOT = Path(__file__).parent.parent
-LEVEL = 0.05
 OLD_DEFAULT, DEFAULT = "DiSparse Taylor", "DiSparse damped 0.5"  # of disparse_pretrained
-RULES = ("DiSparse damped", "shares, damped")  # each with an exponent, which validation chooses
 CHOSEN_ON = ("fashion+mnist", "fashion+mnist-adam-1-20", "yeast")  # exponents; other settings confirm
 BASELINES = ("magnitude", "LAMP", "LAMP with reach", "adaptive Taylor, joint", "SNIP")
 
@@ -36,11 +33,11 @@ are trained about ten times longer before the cut and tuned for a fifth of that,
 Written by `benchmarks/long_regime_tables.py` from the runs in `benchmarks/results/long`; how to read the numbers is
 under [Accuracy](accuracy.md), and how to run it under [Compare methods](guides/benchmark.md).
 
-Rules, fixed before the test split was looked at: the learning rate of each method, and the exponent of the damped
-saliency, are those that did best on the *validation* split of a seed that is not reported, at 98 %; one exponent for
-all settings, by the mean over {chosen_on}. A comparison *wins* or *loses* where its p-value (paired, Student's t),
-after Holm's correction over all comparisons of its table, is below 0.05; the intervals are not corrected. With few
-seeds that is a high bar, and an interval that leaves out zero is a hint.
+Rules: the learning rate of each method is the one that did best on the *validation* split of a seed that is not
+reported, at 98 %; so was the exponent of the default, one for all settings, by the mean over {chosen_on}. The test
+split chooses nothing. A comparison *wins* or *loses* where its p-value (paired, Student's t), after Holm's correction
+over all comparisons of its table, is below 0.05; the intervals are not corrected. With few seeds that is a high bar,
+and an interval that leaves out zero is a hint.
 
 * *DiSparse Taylor*: `criterion="taylor"`, the paper's rule. *DiSparse adaptive*: `"layer_adaptive(taylor)"`.
 * *DiSparse damped e*: `"layer_adaptive(damped(taylor, e))"`, still the paper's rule.
@@ -63,35 +60,8 @@ class Paired(NamedTuple):
     def words(self) -> tuple[str, str]:
         """Wins, ties or loses: by the mean over the tasks, and by the task that lost most."""
         intervals = (self.mean, self.worst)
-        found = [_word(interval, p) for interval, p in zip(intervals, self.corrected, strict=True)]
+        found = [interval.word(p) for interval, p in zip(intervals, self.corrected, strict=True)]
         return found[0], found[1]
-
-
-def _word(interval: Interval, p_value: float) -> str:
-    if p_value >= LEVEL:
-        return "ties"
-    return "wins" if interval.mean > 0 else "loses"
-
-
-def chosen(results: Sequence[Result], rule: str) -> str:
-    """Return the method of a rule whose exponent did best in validation, over the settings that choose."""
-    return max((f"{rule} {exponent}" for exponent in EXPONENTS), key=lambda name: _validated(results, name))
-
-
-def _validated(results: Sequence[Result], method: str) -> float:
-    """Return what the best learning rate of a method reached on the seed that is not reported."""
-    tried = [result.rates[method] for result in results if result.name in CHOSEN_ON and method in result.rates]
-    return mean(max(scores.values()) for scores in tried) if tried else float("-inf")
-
-
-def choice(results: Sequence[Result]) -> str:
-    """Tabulate what validation says of each exponent; the chosen one in bold."""
-    rows = []
-    for rule in RULES:
-        best = chosen(results, rule)
-        cells = [(f"{rule} {exponent}", _validated(results, f"{rule} {exponent}")) for exponent in EXPONENTS]
-        rows.append([rule, *(f"**{value:.1f}**" if name == best else f"{value:.1f}" for name, value in cells)])
-    return tables.markdown(["rule", *(f"exponent {exponent}" for exponent in EXPONENTS)], rows, len(EXPONENTS))
 
 
 def paired(summary: Summary, pairs: Sequence[tuple[str, str]]) -> list[Paired]:
@@ -154,23 +124,22 @@ def setting_page(result: Result, candidates: Sequence[str], joint: Sequence[str]
     yield "</details>"
 
 
-def page(results: Sequence[Result], folder: Path) -> Iterator[str]:
-    """The whole page, in paragraphs."""
+def page(results: Sequence[Result], validation: Sequence[Result], folder: Path) -> Iterator[str]:
+    """The whole page, in paragraphs; ``validation`` are the runs of seeds that serve for choices only."""
     yield HEAD.rstrip().replace("{chosen_on}", "; ".join(f"*{title(name)}*" for name in CHOSEN_ON))
     machines = sorted({f"{result.facts.get('device', 'cpu')} (torch {result.facts['torch']})" for result in results})
     yield f"Run so far: {'; '.join(title(result.name) for result in results)}; on {' and '.join(machines)}."
-    damped = [chosen(results, rule) for rule in RULES]
+    damped = [f"{rule} {each}" for rule in exponent.RULES for each in EXPONENTS]
     rules = [OLD_DEFAULT, "DiSparse adaptive", *damped, "LAMP with reach"]
-    yield from long_overview.paragraphs(results, rules, DEFAULT, BASELINES, TUNED_AT)
+    ran = {method.name for result in results for method in result.summary.methods}
+    yield from long_overview.paragraphs(results, rules, DEFAULT, [n for n in BASELINES if n in ran], TUNED_AT)
     yield "### On validation"
     yield (
         "What the best of the learning rates reached at 98 %, mean over the tasks, on the validation split of the one "
         "seed that is not reported. Settings without runs on the test split have only this."
     )
     yield long_overview.validated(folder, [name for name in METHODS if METHODS[name].family == "one-shot"])
-    yield "## The exponent"
-    yield "Mean change over the tasks on validation, at 98 %, in % of the dense network; the chosen one in bold."
-    yield choice(results)
+    yield from exponent.paragraphs(results, validation, CHOSEN_ON)
     yield "## Trained long enough?"
     yield (
         "The dense network of the unreported seed on its way: validation metrics, mean over the tasks, as changes to "
@@ -187,13 +156,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "long")
+    parser.add_argument("--validation", type=Path, default=Path(__file__).parent / "results" / "chosen")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results_long_regime.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     options = parser.parse_args(arguments)
     results = load(options.results)
     if not results:
         raise SystemExit(f"results: needs finished runs under {options.results}, found none; run accuracy.py first")
-    options.page.write_text("\n\n".join(page(results, options.results)) + "\n", encoding="utf-8")
+    options.page.write_text(
+        "\n\n".join(page(results, load(options.validation), options.results)) + "\n", encoding="utf-8"
+    )
     for theme in hero.THEMES:
         hero.draw(results, options.images / f"hero-{theme}.png", theme, DEFAULT)
     print(f"{options.page}: {', '.join(result.name for result in results)}")

@@ -6,7 +6,11 @@ Worker processes take what is ready. It stops by itself after ``--seconds``; wha
 and a later call goes on from there.
 
     python benchmarks/many_runs.py --root data --device cuda --workers 12 --seconds 380 --packed "$OUT/long.tar.gz"
-    python benchmarks/many_runs.py --root data --settings yeast
+    python benchmarks/many_runs.py --root data --settings yeast --rates-at 0.9 0.95 0.98 0.99
+    python benchmarks/many_runs.py --root data --settings yeast --first-seed 1001 --out benchmarks/results/chosen
+
+The last is for choices that are not to be made by the test split: of seeds from 1001 on only validation is measured,
+and only the rules are run among which to choose.
 """
 
 from __future__ import annotations
@@ -18,96 +22,23 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from accuracy import RESULTS, begin
 from multitask.problem.problem import Problem
-from multitask.pruning.methods import DENSE, METHODS, WINDOWS
-from multitask.runs import TUNING_SEED, Run, Store, best_rate, describe
-from multitask.settings import SETTINGS, prolonged, weighted
+from multitask.pruning.methods import DENSE, METHODS, TUNED_AT
+from multitask.runs import TUNING_SEED, Run, Store, best_rate, describe, rate_at, rates_key
 from multitask.together import Job, dense_networks, dense_rates, make_benches, on_device, runs_of, scores_of_rates
 from multitask.training.bench import Setting
+from multitask.work import AMOUNTS, WANTED, Unit, chosen_setting, queue
 
-UNEQUAL = tuple(f"fashion+mnist-adam:1,{ratio}" for ratio in (20, 100))
-WANTED = ("fashion+mnist", UNEQUAL[0], "yeast", "multimnist", UNEQUAL[1], "questions", "multifashion")
-ONE_SHOT = (
-    "magnitude",
-    "LAMP",
-    "LAMP with reach",
-    "adaptive Taylor, joint",
-    "DiSparse Taylor",
-    "DiSparse adaptive",
-    "damped 0.5, joint",
-    *(f"DiSparse damped {e}" for e in (0.25, 0.5)),
-    *(f"shares, damped {e}" for e in (0.25, 0.5)),
-)
-AT_START = ("SNIP",)
-ON_THE_WAY = tuple(f"{rule}, {window}" for rule in ("magnitude", "DiSparse damped 0.5") for window in WINDOWS)
-AMOUNTS = (0.9, 0.95, 0.98, 0.99)
 PACK_EVERY = 20.0  # seconds
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work for one process, and the pieces that must be done before."""
-
-    kind: str  # "rates of dense", "dense", "rates", "runs"
-    setting: str
-    seeds: tuple[int, ...] = ()
-    methods: tuple[str, ...] = ()
-    amounts: tuple[float, ...] = ()
-    needs: tuple[str, ...] = ()  # names of units
-    most: int = field(default=160, compare=False)  # networks side by side
-
-    @property
-    def name(self) -> str:
-        """What others need it by."""
-        return " ".join([self.kind, self.setting, *map(str, self.seeds), *self.methods, *map(str, self.amounts)])
-
-
-def chosen_setting(name: str, *, quick: bool) -> Setting:
-    """Return a setting in the long regime; ``fashion+mnist-adam:1,20`` has these loss weights."""
-    base, _, weights = name.partition(":")
-    setting = SETTINGS[base]
-    if weights:
-        setting = weighted(setting, [float(weight) for weight in weights.split(",")])
-    setting = prolonged(setting)
-    return replace(setting, budget=setting.budget.quick()) if quick else setting
-
-
-def queue(settings: Sequence[str], seeds: int, most: int) -> list[Unit]:
-    """List all work, the most valuable first."""
-    everything: list[Unit] = []
-
-    def add(kind: str, setting: str, *needs: Unit, **facts: Any) -> Unit:
-        unit = Unit(kind, setting, needs=tuple(need.name for need in needs), most=most, **facts)
-        everything.append(unit)
-        return unit
-
-    dense_rate = {setting: add("rates of dense", setting) for setting in settings}
-    dense, rates = {}, {}
-    for setting in settings:
-        dense[setting] = add("dense", setting, dense_rate[setting], seeds=tuple(range(seeds)))
-        rates[setting] = add("rates", setting, dense_rate[setting], methods=ONE_SHOT)
-    pairs = [tuple(range(first, min(first + 2, seeds))) for first in range(0, seeds, 2)]
-    for amounts in (AMOUNTS[:3], AMOUNTS[3:]):
-        for which in pairs:
-            for setting in settings:
-                ready = (dense[setting], rates[setting])
-                add("runs", setting, *ready, seeds=which, methods=(DENSE.name, *ONE_SHOT), amounts=amounts)
-    for setting in settings:
-        snip = add("rates", setting, dense_rate[setting], methods=AT_START)
-        add("runs", setting, dense[setting], snip, seeds=tuple(range(seeds)), methods=AT_START, amounts=AMOUNTS[:3])
-    for setting in settings:
-        window = add("rates", setting, dense_rate[setting], methods=ON_THE_WAY)
-        for which in pairs[:2]:
-            add("runs", setting, dense[setting], window, seeds=which, methods=ON_THE_WAY, amounts=AMOUNTS[2:3])
-    return everything
+T = TypeVar("T")
 
 
 class Shop:
@@ -133,28 +64,32 @@ class Shop:
             states = dense_networks(setting, problem, unit.seeds, best_rate(tried[DENSE.name]), self.device)
             torch.save(states, self._states(unit.setting, "seeds"))
         elif unit.kind == "rates":
-            yield from self._rates(unit, setting, problem)
+            yield from self._rates(unit, setting, problem, tried)
         else:
             yield from self._runs(unit, setting, problem, tried, done)
 
     def _is_there(self, unit: Unit, tried: dict[str, dict[str, float]]) -> bool:
         """Tell whether an earlier call has done it; runs are looked through one by one."""
         if unit.kind == "rates of dense":
-            return DENSE.name in tried and self._states(unit.setting, "tuning").exists()
+            return DENSE.name in tried
         if unit.kind == "dense":
             return self._states(unit.setting, "seeds").exists()
-        return unit.kind == "rates" and tried.keys() >= set(unit.methods)
+        return unit.kind == "rates" and all(rates_key(METHODS[name], unit.amounts[0]) in tried for name in unit.methods)
 
-    def _rates(self, unit: Unit, setting: Setting, problem: Problem) -> Iterator[Any]:
-        states = torch.load(self._states(unit.setting, "tuning"))
+    def _rates(
+        self, unit: Unit, setting: Setting, problem: Problem, tried: dict[str, dict[str, float]]
+    ) -> Iterator[Any]:
+        path = self._states(unit.setting, "tuning")
+        if not path.exists():  # the rates were chosen on another machine
+            torch.save(dense_networks(setting, problem, [TUNING_SEED], best_rate(tried[DENSE.name]), self.device), path)
+        states = torch.load(path)
         benches = make_benches(setting, problem, [TUNING_SEED], states, self.device)
-        methods = [METHODS[name] for name in unit.methods]
-        jobs = [Job(method, method.tuned_at, TUNING_SEED, rate) for method in methods for rate in setting.budget.rates]
-        tried: dict[str, dict[str, float]] = {}
-        for part in _parts(jobs, unit.most):
-            for name, scores in scores_of_rates(part, benches, benches[TUNING_SEED]).items():
-                tried.setdefault(name, {}).update(scores)
-        yield {"rates": tried}
+        amount, rates = unit.amounts[0], setting.budget.rates
+        missing = [METHODS[name] for name in unit.methods if rates_key(METHODS[name], amount) not in tried]
+        for methods in _parts(missing, max(1, unit.most // len(rates))):
+            jobs = [Job(method, amount, TUNING_SEED, rate) for method in methods for rate in rates]
+            found = scores_of_rates(jobs, benches, benches[TUNING_SEED])
+            yield {"rates": {rates_key(METHODS[name], amount): scores for name, scores in found.items()}}
 
     def _runs(
         self, unit: Unit, setting: Setting, problem: Problem, tried: dict[str, dict[str, float]], done: set[Any]
@@ -162,7 +97,7 @@ class Shop:
         states = torch.load(self._states(unit.setting, "seeds"))
         benches = make_benches(setting, problem, unit.seeds, states, self.device)
         jobs = [
-            Job(METHODS[name], amount, seed, best_rate(tried[name]))
+            Job(METHODS[name], amount, seed, rate_at(tried, METHODS[name], amount))
             for seed in unit.seeds
             for name in unit.methods
             for amount in ((0.0,) if name == DENSE.name else unit.amounts)
@@ -178,15 +113,15 @@ class Shop:
 
     def _states(self, setting: str, which: str) -> Path:
         steps = chosen_setting(setting, quick=self.options.quick).budget.train
-        seeds = f"-{self.options.seeds}" if which == "seeds" else ""
+        seeds = f"-{self.options.first_seed}-{self.options.seeds}" if which == "seeds" else ""
         return self.options.states / f"{setting.replace(':', '-')}-{steps}-{which}{seeds}.pt"
 
 
-def _parts(jobs: Sequence[Job], most: int) -> Iterator[Sequence[Job]]:
-    """Divide jobs evenly, at most so many at a time."""
-    count = -(-len(jobs) // most)
+def _parts(things: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """Divide evenly, at most so many at a time."""
+    count = -(-len(things) // most)
     for part in range(count):
-        yield jobs[part * len(jobs) // count : (part + 1) * len(jobs) // count]
+        yield things[part * len(things) // count : (part + 1) * len(things) // count]
 
 
 def worker(options: argparse.Namespace, problems: dict[str, Problem], pipe: Connection) -> None:
@@ -313,7 +248,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         processes[-1].start()
         there.close()
         pipes.append(here)
-    foreman = Foreman(options, queue(options.settings, options.seeds, options.most))
+    units = queue(
+        options.settings,
+        range(options.first_seed, options.first_seed + options.seeds),
+        options.most,
+        amounts=options.amounts,
+        rates_at=options.rates_at,
+    )
+    foreman = Foreman(options, units)
     foreman.run(pipes, started + options.seconds)
     foreman.pack()
     for process in processes:
@@ -330,6 +272,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--states", type=Path, default=Path("/tmp/disparse-dense"), help="for dense networks")
     parser.add_argument("--packed", type=Path, help="a .tar.gz that everything is put in every few seconds")
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--amounts", type=float, nargs="+", default=AMOUNTS)
+    parser.add_argument("--rates-at", type=float, nargs="+", default=(TUNED_AT,), help="amounts to choose rates at")
     parser.add_argument("--most", type=int, default=160, help="networks side by side in a process")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="when to stop")

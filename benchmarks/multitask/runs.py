@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from .problem.relative import mean_change
 from .pruning.methods import DENSE, METHODS, TUNED_AT, Method
 from .training.bench import Bench, Measured, Setting
 
-TUNING_SEED = 1000  # never among the seeds that are reported
+TUNING_SEED = 1000  # with all above it never among the seeds that are reported, nor measured on the test split
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,18 @@ class Store:
         return json.loads((self.folder / "setting.json").read_text())
 
     def set_facts(self, facts: dict[str, Any]) -> None:
-        """Write it; runs made under other facts must not be mixed with new ones."""
+        """Write it; runs made under other facts must not be mixed with new ones, the machine excepted.
+
+        What is compared is paired by seed, and a seed is run on one machine.
+        """
         path = self.folder / "setting.json"
         facts = json.loads(json.dumps(facts))
-        if path.exists() and {"device": "cpu", **self.setting_facts(), "torch": ""} != {**facts, "torch": ""}:
-            raise ValueError(f"out: {self.folder} holds runs of another budget, problem or device; give another folder")
+        if path.exists():
+            known, free = self.setting_facts(), {"torch": "", "device": ""}
+            if {**known, **free} != {**facts, **free}:
+                raise ValueError(f"out: {self.folder} holds runs of another budget or problem; give another folder")
+            for fact in free:
+                facts[fact] = " and ".join(dict.fromkeys([*known.get(fact, "cpu").split(" and "), facts[fact]]))
         path.write_text(json.dumps(facts, indent=1) + "\n")
 
     def set_rates(self, tried: dict[str, dict[str, float]]) -> None:
@@ -104,6 +111,16 @@ def describe(setting: Setting, problem: Problem, device: str = "cpu") -> dict[st
 def best_rate(tried: dict[str, float]) -> float:
     """Return the learning rate with the highest validation score."""
     return float(max(tried, key=lambda rate: tried[rate]))
+
+
+def rates_key(method: Method, amount: float) -> str:
+    """Return what the learning rates that were tried of a method at an amount are stored by."""
+    return method.name if amount == method.tuned_at else f"{method.name} at {100 * amount:g}%"
+
+
+def rate_at(tried: Mapping[str, dict[str, float]], method: Method, amount: float) -> float:
+    """Return the rate chosen at an amount; where none was, that of the amount that the method is tuned at."""
+    return best_rate(tried.get(rates_key(method, amount)) or tried[method.name])
 
 
 def choose_rates(
@@ -165,15 +182,16 @@ def run_seed(
     device: torch.device,
 ) -> Iterator[Run]:
     """Do what is not in the store yet, and yield each run as it is stored."""
-    rates = {name: best_rate(tried) for name, tried in store.rates().items()}
+    tried = store.rates()
     done = {run.key for run in store.runs()}
-    bench = Bench(setting, problem, seed, rates[DENSE.name], device)
+    bench = Bench(setting, problem, seed, best_rate(tried[DENSE.name]), device)
     for method, amount in planned(methods, amounts):
         if (method.name, amount, seed) in done:
             continue
         start = time.process_time()
-        model = bench.run(method.procedure, amount, rates[method.name])
-        run = record(setting.name, bench, method, amount, rates[method.name], model, time.process_time() - start)
+        rate = rate_at(tried, method, amount)
+        model = bench.run(method.procedure, amount, rate)
+        run = record(setting.name, bench, method, amount, rate, model, time.process_time() - start)
         store.add(run)
         yield run
 
@@ -181,7 +199,7 @@ def run_seed(
 def record(
     setting: str, bench: Bench, method: Method, amount: float, rate: float, model: nn.Module, seconds: float
 ) -> Run:
-    """Measure a finished network: here, and nowhere else, the test split is looked at."""
+    """Measure a finished network: only here and in :mod:`.together`, and of reported seeds, on the test split."""
     problem = bench.problem
     return Run(
         setting=setting,
@@ -192,7 +210,7 @@ def record(
         steps=method.steps(bench),
         **bench.sparsity(model),
         validation=bench.measure(model, problem.validation),
-        test=bench.measure(model, problem.test),
+        test=bench.measure(model, problem.test) if bench.seed < TUNING_SEED else {},
         seconds=seconds,
     )
 

@@ -21,7 +21,7 @@ from disparse_plugin.masks import masks_of
 from multitask import settings
 from multitask.problem.relative import Interval, holm
 from multitask.pruning.methods import METHODS
-from multitask.report import long_overview
+from multitask.report import exponent, long_overview
 from multitask.report.results import load
 from multitask.settings import SETTINGS, prolonged
 from multitask.training.bench import Bench
@@ -97,29 +97,43 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     methods = ["magnitude", "DiSparse Taylor", "DiSparse adaptive", *names]
     accuracy.main(command(tmp_path, "--methods", *methods, "--quick", "--regime", "long"))
     page = tmp_path / "page.md"
-    long_regime_tables.main(["--results", str(tmp_path / "long"), "--page", str(page), "--images", str(tmp_path)])
+    long_regime_tables.main(
+        [
+            *("--results", str(tmp_path / "long"), "--validation", str(tmp_path / "none")),
+            *("--page", str(page), "--images", str(tmp_path)),
+        ]
+    )
     result, text = load(tmp_path / "long")[0], page.read_text()
     assert str(result.summary.interval("DiSparse adaptive", 0.98, "worst")) in text
     found = long_regime_tables.paired(result.summary, [("DiSparse adaptive", "DiSparse Taylor")])
     assert f"| DiSparse adaptive | DiSparse Taylor | 90% | {found[0].mean} | {found[0].worst} |" in text
-    best = long_regime_tables.chosen([result], "shares, damped")
-    assert re.search(rf"\| {best} \| magnitude \|", text)
+    assert re.search(r"\| shares, damped 0.25 \| magnitude \|", text)
     assert all((tmp_path / f"hero-{theme}.png").stat().st_size > 10_000 for theme in ("light", "dark"))
 
 
-def test_the_exponent_is_chosen_on_the_seed_that_is_not_reported(
-    tmp_path: Path, known: None, monkeypatch: pytest.MonkeyPatch
+def test_the_exponent_is_judged_by_validation_of_all_seeds_and_never_by_the_test_split(
+    tmp_path: Path, known: None
 ) -> None:
-    monkeypatch.setattr(long_regime_tables, "CHOSEN_ON", ("signs",))
     names = ["shares, damped 0.25", "shares, damped 0.5"]
-    accuracy.main(command(tmp_path, "--methods", *names, "--quick"))
-    result = load(tmp_path)[0]
+    only = ("--methods", *names, "--quick", "--seeds", "1")
+    accuracy.main(command(tmp_path / "reported", *only))
+    accuracy.main(command(tmp_path / "chosen", *only, "--first-seed", "1001"))
+    reported, validation = load(tmp_path / "reported"), load(tmp_path / "chosen")
+    assert all(run.test == {} for run in validation[0].runs)
+    everything = [*reported, *validation]
     for favoured, other in (names, names[::-1]):
-        result.rates.update({favoured: {"0.1": -9.0, "0.2": -1.0}, other: {"0.1": -3.0, "0.2": -2.0}})
-        for run in result.runs:  # what the reported seeds say is the opposite
-            for task in run.test:
-                run.validation[task]["accuracy"] = run.test[task]["accuracy"] = float(run.method == other)
-        assert long_regime_tables.chosen([result], "shares, damped") == favoured
+        reported[0].rates.update({favoured: {"0.1": -9.0, "0.2": -2.0}, other: {"0.1": -3.0, "0.2": -1.0}})
+        validation[0].rates.clear()
+        for run in (run for result in everything for run in result.runs):
+            right = 0.5 + 0.1 * (run.method == favoured)
+            for task in run.validation:
+                run.validation[task]["accuracy"] = right
+            for task in run.test:  # what the test split says is the opposite
+                run.test[task]["accuracy"] = 1 - right
+        assert exponent.validated(everything, favoured, "signs") == pytest.approx({1000: -2.0, 0: 20.0, 1001: 20.0})
+    text = [*exponent.paragraphs(reported, validation, ["signs"])][-1]
+    assert "| shares, damped | signs | 3 | -0.3 | 12.7 | -13.0 ± 30.1 |" in text  # of (-1, 0, 0) and (-2, 20, 20)
+    assert "| shares, damped | all |  | -0.3 | **12.7** | -13.0 |" in text
 
 
 def test_a_folder_without_runs_is_said(tmp_path: Path) -> None:

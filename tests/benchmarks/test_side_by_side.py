@@ -18,7 +18,7 @@ pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[b
 
 import many_runs
 from disparse_plugin.masks import masks_of
-from multitask import settings
+from multitask import settings, work
 from multitask.data.splits import InMemory
 from multitask.problem.problem import Problem
 from multitask.problem.tasks import classification
@@ -173,14 +173,21 @@ def test_jobs_that_start_differently_or_have_no_plan_are_refused() -> None:
 def test_the_queue_is_worked_through_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.SETTINGS, "signs", replace(SETTING, load=in_memory))
     for name, kept in (("ONE_SHOT", ("magnitude", "DiSparse damped 0.5")), ("ON_THE_WAY", ("magnitude, cut at 1/4",))):
-        monkeypatch.setattr(many_runs, name, kept)
+        monkeypatch.setattr(work, name, kept)
     options = argparse.Namespace(
-        device="cpu", quick=True, out=tmp_path, states=tmp_path, packed=tmp_path / "all.tar.gz", threads=1, seeds=2
+        device="cpu",
+        quick=True,
+        out=tmp_path,
+        states=tmp_path,
+        packed=tmp_path / "all.tar.gz",
+        threads=1,
+        seeds=2,
+        first_seed=0,
     )
     store = Store(tmp_path, "signs")
-    store.set_facts(many_runs.describe(many_runs.chosen_setting("signs", quick=True), in_memory(), "cpu"))
+    store.set_facts(many_runs.describe(work.chosen_setting("signs", quick=True), in_memory(), "cpu"))
 
-    def work_through(units: list[many_runs.Unit]) -> many_runs.Foreman:
+    def work_through(units: list[work.Unit]) -> many_runs.Foreman:
         here, there = torch.multiprocessing.Pipe()
         thread = threading.Thread(target=many_runs.worker, args=(options, {"signs": in_memory()}, there))
         thread.start()
@@ -191,7 +198,7 @@ def test_the_queue_is_worked_through_and_goes_on(tmp_path: Path, monkeypatch: py
         thread.join()
         return foreman
 
-    units = many_runs.queue(["signs"], 2, 5)
+    units = work.queue(["signs"], range(2), 5)
     first = work_through([unit for unit in units if unit.kind != "runs"])
     assert "failed" not in (tmp_path / "log.txt").read_text()
     assert len(first.done) == len([unit for unit in units if unit.kind != "runs"])
@@ -199,7 +206,7 @@ def test_the_queue_is_worked_through_and_goes_on(tmp_path: Path, monkeypatch: py
     work_through(units)
     assert store.rates() == rates
     found = load(tmp_path)[0]
-    expected = 2 * (1 + 4 * 2 + 3 + 1)
+    expected = 2 * (1 + 4 * 2 + 4 + 1)
     assert len(found.runs) == len({run.key for run in found.runs}) == expected
     work_through(units)
     assert len(store.runs()) == expected
@@ -208,7 +215,7 @@ def test_the_queue_is_worked_through_and_goes_on(tmp_path: Path, monkeypatch: py
 
 def test_a_unit_that_fails_is_said_and_the_others_go_on(tmp_path: Path) -> None:
     options = argparse.Namespace(out=tmp_path, packed=None)
-    units = [many_runs.Unit("rates", "yeast"), many_runs.Unit("dense", "yeast", needs=("rates yeast",))]
+    units = [work.Unit("rates", "yeast"), work.Unit("dense", "yeast", needs=("rates yeast",))]
     foreman = many_runs.Foreman(options, units)
     here, there = torch.multiprocessing.Pipe()
     there.send(("failed", "CUDA out of memory, and where"))

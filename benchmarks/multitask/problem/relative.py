@@ -15,6 +15,7 @@ T95 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
+LEVEL = 0.05  # of p-values: below it, a difference is one
 Metrics = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 
 
@@ -94,12 +95,12 @@ class Interval:
             return float(self.mean == 0)
         return 2 * float(stats.t.sf(abs(self.mean) / self.error, self.count - 1))
 
-    @property
-    def above(self) -> bool:
-        """Whether zero lies below the interval."""
-        return self.mean - self.half > 0
+    def word(self, p_value: float | None = None) -> str:
+        """Say whether what it is a difference of wins, ties or loses.
 
-    @property
-    def below(self) -> bool:
-        """Whether zero lies above the interval."""
-        return self.mean + self.half < 0
+        Args:
+            p_value: The corrected one; by default the interval's own, and then it ties where it holds zero.
+        """
+        if (self.p_value if p_value is None else p_value) >= LEVEL:
+            return "ties"
+        return "wins" if self.mean > 0 else "loses"

@@ -43,6 +43,7 @@ class Plan:
     cut: Cut | None
     start: Literal["dense", "initial"]  # tune the trained network, or train the initial one for the steps of both
     when: tuple[float, ...] = (0.0,)  # after which shares of the course it cuts; the last is to the whole amount
+    times: int = 1  # how many times the steps of the budget a trained network is tuned for
 
     @property
     def stage(self) -> int:
@@ -51,7 +52,7 @@ class Plan:
 
     def steps(self, bench: Bench) -> int:
         """Count the steps of the course."""
-        return bench.budget.tune if self.start == "dense" else bench.budget.train + bench.budget.tune
+        return self.times * bench.budget.tune if self.start == "dense" else both_stages(bench)
 
     def network(self, bench: Bench) -> nn.Module:
         """Return what it starts from."""
@@ -89,17 +90,17 @@ def cut_to(cut: Cut, bench: Bench, model: nn.Module, amount: float) -> None:
     cut(bench, model, round(amount * total) - sum(int((~mask).sum()) for mask in masks.values()))
 
 
-def one_shot(cut: Cut | None) -> Procedure:
-    """Prune the trained network, then tune it."""
-    return Plan(cut, "dense")
+def one_shot(cut: Cut | None, times: int = 1) -> Procedure:
+    """Prune the trained network, then tune it, for so many times the steps of the budget."""
+    return Plan(cut, "dense", times=times)
 
 
-def iterative(cut: Cut, rounds: int = ROUNDS) -> Procedure:
-    """Prune the trained network in rounds, tuning after each with an equal share of the steps."""
+def iterative(cut: Cut, rounds: int = ROUNDS, times: int = 1) -> Procedure:
+    """Prune the trained network in rounds, tuning after each with an equal share of so many times the steps."""
 
     def procedure(bench: Bench, amount: float, rate: float) -> nn.Module:
-        model = bench.dense()
-        shares = [bench.budget.tune * (i + 1) // rounds - bench.budget.tune * i // rounds for i in range(rounds)]
+        model, tune = bench.dense(), times * bench.budget.tune
+        shares = [tune * (i + 1) // rounds - tune * i // rounds for i in range(rounds)]
         for stage, (count, steps) in enumerate(zip(counts(model, amount, rounds), shares, strict=True), start=1):
             cut(bench, model.eval(), count)
             Course(bench, model, steps, rate, stage=stage).run()
@@ -108,12 +109,15 @@ def iterative(cut: Cut, rounds: int = ROUNDS) -> Procedure:
     return procedure
 
 
-def lottery(cut: Cut, rounds: int = ROUNDS) -> Procedure:
-    """Train to the end, prune, go back to early weights, in rounds (Frankle et al., ICML 2020)."""
+def lottery(cut: Cut, rounds: int = ROUNDS, share: float = 1.0) -> Procedure:
+    """Train to the end, prune, go back to early weights, in rounds (Frankle et al., ICML 2020).
+
+    Each of the trainings takes a share of the steps of both stages.
+    """
 
     def procedure(bench: Bench, amount: float, rate: float) -> nn.Module:
         model = bench.initial()
-        steps = bench.budget.train + bench.budget.tune
+        steps = round(share * both_stages(bench))
         course = Course(bench, model, steps, rate, stage=0)
         course.run(until=int(REWIND * steps))
         early, point = course.step, RewindPoint(model, course.optimizer)
@@ -170,7 +174,7 @@ def both_stages(bench: Bench) -> int:
     return bench.budget.train + bench.budget.tune
 
 
-def lottery_steps(bench: Bench, rounds: int = ROUNDS) -> int:
+def lottery_steps(bench: Bench, rounds: int = ROUNDS, share: float = 1.0) -> int:
     """Count the steps of the lottery ticket: all of them in every round and once more, without the early ones again."""
-    steps = both_stages(bench)
+    steps = round(share * both_stages(bench))
     return steps + rounds * (steps - int(REWIND * steps))

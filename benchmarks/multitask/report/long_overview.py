@@ -15,8 +15,6 @@ from .results import Result
 from .summary import Summary
 from .tables import by_method, markdown, percent
 
-LEVEL = 0.05
-
 
 class Averaged(NamedTuple):
     """How much better a rule is than another in a setting, in points, averaged over the amounts."""
@@ -29,9 +27,7 @@ class Averaged(NamedTuple):
     @property
     def word(self) -> str:
         """Wins, ties or loses."""
-        if self.corrected >= LEVEL:
-            return "ties"
-        return "wins" if self.interval.mean > 0 else "loses"
+        return self.interval.word(self.corrected)
 
 
 def averaged(summary: Summary, method: str, other: str, amounts: Sequence[float], what: str) -> dict[int, float]:
@@ -108,6 +104,13 @@ def differences(results: Sequence[Result], method: str, others: Sequence[str], a
     return markdown(["setting", "seeds", *others], rows, len(others) + 1)
 
 
+def totals(results: Sequence[Result], method: str, others: Sequence[str], amounts: Sequence[float]) -> str:
+    """Say in a sentence how often a method wins, ties and loses against all the simple rules together."""
+    words = [line.word for other in others for line in against(results, method, other, amounts)]
+    found = ", ".join(f"{word} {words.count(word)}" for word in ("wins", "ties", "loses"))
+    return f"Of these {len(words)} comparisons it {found}."
+
+
 def _marked(line: Averaged) -> str:
     return str(line.interval) if line.word == "ties" else f"**{line.interval}**"
 
@@ -155,6 +158,7 @@ def paragraphs(
         "worst task, with 95 % intervals; bold where significant after correction over the settings."
     )
     yield differences(results, default, others, [amount])
+    yield totals(results, default, others, [amount])
     yield f"### Every rule against what is simple, {which}"
     yield "The mean difference over the settings in points, and in how many of them it wins, ties and loses."
     yield matrix(results, methods, others, [amount])

@@ -22,11 +22,7 @@ class Comparison(NamedTuple):
     @property
     def verdict(self) -> str:
         """Say it for the mean over the tasks, and for the task that lost most."""
-        return " / ".join(_word(interval) for interval in (self.mean, self.worst))
-
-
-def _word(interval: Interval) -> str:
-    return "wins" if interval.above else "loses" if interval.below else "ties"
+        return " / ".join(interval.word() for interval in (self.mean, self.worst))
 
 
 def twins(summary: Summary) -> Iterator[Comparison]:
@@ -68,7 +64,7 @@ def _compare(summary: Summary, method: str, other: Callable[[float], str]) -> It
 
 def counts(comparisons: Sequence[Comparison], what: str) -> tuple[int, int, int]:
     """Count how many are won, tied and lost, by ``"mean"`` or ``"worst"``."""
-    words = [_word(getattr(comparison, what)) for comparison in comparisons]
+    words = [getattr(comparison, what).word() for comparison in comparisons]
     return words.count("wins"), words.count("ties"), words.count("loses")
 
 

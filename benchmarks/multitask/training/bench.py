@@ -180,12 +180,23 @@ class Course:
     """One course of training, that can be stopped at a step, taken back to it and gone on with.
 
     The learning rate is a function of the step: linear warm-up over a tenth of the course, then a cosine to zero; or
-    steps down, where the budget says so.
+    steps down, where the budget says so. ``backward(model, batch)`` fills the gradients, by default with those of the
+    summed loss.
     """
 
-    def __init__(self, bench: Bench, model: nn.Module, steps: int, rate: float, *, stage: int) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        model: nn.Module,
+        steps: int,
+        rate: float,
+        *,
+        stage: int,
+        backward: Callable[[nn.Module, Batch], None] | None = None,
+    ) -> None:
         self.bench, self.model, self.steps, self.rate = bench, model, steps, rate
         self.step = 0
+        self._backward = backward or (lambda model, batch: bench.summed(model, batch)["joint"].backward())
         self.optimizer = _optimizer(model, rate, bench.budget)
         self._order = bench.order(steps, stage)
 
@@ -198,7 +209,7 @@ class Course:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * factor(self.bench.budget, self.step, self.steps)
             self.optimizer.zero_grad()
-            self.bench.summed(self.model, batch)["joint"].backward()
+            self._backward(self.model, batch)
             self.optimizer.step()
             if after_step is not None:
                 after_step(batch)
