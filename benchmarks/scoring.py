@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py
 
-Three procedures (see benchmarks/scoring_variants.py), each run in a process of its own so that its peak memory is its
+Four procedures (see benchmarks/scoring_variants.py), each run in a process of its own so that its peak memory is its
 own, in turn and several times over; medians are printed as one Markdown table. Only the ratios carry over to other
 machines, and they depend on the image size: the smaller the images, the more the work on weights (scores, masks, topk)
 weighs against the convolutions, which no procedure avoids.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-VARIANTS = ("floor", "package", "authors")
+VARIANTS = ("floor", "package", "recommended", "authors")
 WORKER = Path(__file__).with_name("scoring_variants.py")
 
 # (number of tasks, variant) -> what each run of it measured.
@@ -139,6 +139,22 @@ ROWS: tuple[Row, ...] = (
     (
         "scoring and masks: c / b",
         lambda m: f"{m.seconds('authors', 'scoring', 'masks') / m.seconds('package', 'scoring', 'masks'):.2f}",
+        "",
+    ),
+    ("recommended criterion (d), scoring", lambda m: f"{m.seconds('recommended', 'scoring'):.2f} s", ""),
+    (
+        "recommended criterion, scoring: d / a",
+        lambda m: f"{m.seconds('recommended', 'scoring') / m.seconds('floor', 'scoring'):.2f}",
+        "<= 1.35",
+    ),
+    (
+        "recommended criterion, scoring and masks: c / d",
+        lambda m: f"{m.seconds('authors', 'scoring', 'masks') / m.seconds('recommended', 'scoring', 'masks'):.2f}",
+        "",
+    ),
+    (
+        "recommended criterion, peak memory of scoring: d - a - scores",
+        lambda m: f"{1024 * (m.gib('recommended', 'scoring') - m.gib('floor', 'scoring') - m.scores_gib):+.0f} MiB",
         "",
     ),
     ("peak memory of scoring: (a)", lambda m: f"{m.gib('floor', 'scoring'):.2f} GiB", ""),

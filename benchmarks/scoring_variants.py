@@ -1,14 +1,15 @@
 """One procedure of benchmarks/scoring.py, run and measured in a process of its own; prints its figures as JSON.
 
-=============  ======================================================================================================
-``floor``      what no method can avoid: one forward and T ``autograd.grad`` calls per batch, nothing kept
-``package``    ``score_tasks`` and ``TaskScores.masks``
-``authors``    the procedure of the DiSparse authors, written from its description: a deep copy of the network with a
-               mask of ones on every weight; T full forwards and T backwards per batch; the absolute mask gradients
-               summed; then, per task, ``torch.cat`` and a sorted ``torch.topk``, and the union of the tasks' masks.
-               Where it changes no mask, the cheaper way is taken: no division by the sum of the scores, bool masks
-               where theirs are int32, no printing, no pruning hooks.
-=============  ======================================================================================================
+===============  ====================================================================================================
+``floor``        what no method can avoid: one forward and T ``autograd.grad`` calls per batch, nothing kept
+``package``      ``score_tasks`` by ``abs(w * g)`` and ``TaskScores.masks``
+``recommended``  the same by ``layer_adaptive(damped(taylor, 0.5))``
+``authors``      the procedure of the DiSparse authors, written from its description: a deep copy of the network with a
+                 mask of ones on every weight; T full forwards and T backwards per batch; the absolute mask gradients
+                 summed; then, per task, ``torch.cat`` and a sorted ``torch.topk``, and the union of the tasks' masks.
+                 Where it changes no mask, the cheaper way is taken: no division by the sum of the scores, bool masks
+                 where theirs are int32, no printing, no pruning hooks.
+===============  ====================================================================================================
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from disparse_plugin import prunable_parameters, score_tasks
 from models.paper_network import TASK_SETS, DenseBatch, PaperNetwork, random_batches, task_loss, task_losses
 
+# The variants of this package, and by which criterion they score.
+CRITERIA = {"package": "snip", "recommended": "layer_adaptive(damped(taylor, 0.5))"}
 # The authors' scores: for each task, those of the trunk and then those of its own head, in the order of the modules.
 MaskScores = dict[str, list[Tensor]]
 
@@ -150,8 +153,9 @@ def measured(variant: str, network: PaperNetwork, batches: Sequence[DenseBatch],
     """Run one procedure under the meter."""
     if variant == "floor":
         meter.measure("scoring", lambda: floor(network, batches))
-    elif variant == "package":
-        scores = meter.measure("scoring", lambda: score_tasks(network, task_losses, batches))
+    elif variant in CRITERIA:
+        rule = CRITERIA[variant]
+        scores = meter.measure("scoring", lambda: score_tasks(network, task_losses, batches, criterion=rule))
         meter.measure("masks", lambda: scores.masks(amount))
     else:
         found = meter.measure("scoring", lambda: authors_scores(network, batches))
@@ -189,7 +193,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line that benchmarks/scoring.py writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", choices=("floor", "package", "authors"), required=True)
+    parser.add_argument("--variant", choices=("floor", *CRITERIA, "authors"), required=True)
     parser.add_argument("--tasks", type=int, choices=sorted(TASK_SETS), default=2)
     parser.add_argument("--size", type=int, default=129)
     parser.add_argument("--batch", type=int, default=2)

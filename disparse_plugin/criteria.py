@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean, wrong
-from .sorting import descending, shares_of_descending
+from .sorting import PIECE, squared_shares
 
 ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -195,12 +195,7 @@ def lamp_scores(scores: Tensor) -> Tensor:
         raise TypeError(f"scores: must be a tensor, found {type(scores).__name__}")
     if scores.dim() != 1:
         raise ValueError(f"scores: must be those of one layer, 1-D, found shape {tuple(scores.shape)}; flatten them")
-    ordered, order = descending(scores.abs())
-    alive = int(ordered.count_nonzero())  # what is zero stays zero, and comes last
-    result = torch.zeros_like(scores)
-    if alive:
-        result.scatter_(0, order[:alive], shares_of_descending(ordered[:alive]).to(scores.dtype))
-    return result
+    return squared_shares(scores)
 
 
 def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: float = 0.5) -> Criterion:
@@ -252,6 +247,14 @@ class _Damping:
     exponent: float
 
     def __call__(self, weight: Tensor, total: Tensor) -> Tensor:
+        if weight.device.type != "cpu":
+            return self._of(weight, total)
+        result = torch.empty_like(total)  # piece by piece: what is made on the way stays in the cache
+        for part, w, s in zip(result.split(PIECE), weight.split(PIECE), total.split(PIECE), strict=True):
+            part.copy_(self._of(w, s))
+        return result
+
+    def _of(self, weight: Tensor, total: Tensor) -> Tensor:
         return _power(weight.abs(), 1 - self.exponent) * _power(total.abs(), self.exponent)
 
 

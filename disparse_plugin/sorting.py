@@ -7,8 +7,6 @@ On an accelerator nothing leaves it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 _OF_NUMPY = frozenset({torch.float32, torch.float64, torch.int32, torch.int64})
 # Entries taken at a time, so that what is made of them stays in the cache.
 PIECE = 2**16
+_HALF = np.uint64(32)
 # So many bits of a key are used.
 KEY_BITS = 64
 
@@ -147,26 +146,74 @@ def stable_order(values: Tensor) -> Tensor:
     return in_turn(values, torch.arange(values.numel(), device=values.device))
 
 
-def descending(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort values that are not negative from the highest to the lowest; equal ones in any order.
+def squared_shares(values: Tensor) -> Tensor:
+    """Divide the square of each value by the sum of the squares of all that are at least as large.
 
     Args:
-        values: 1-D, floating point, 0 or more, no NaN.
+        values: 1-D, floating point, no NaN; the sign does not matter.
 
     Returns:
-        The values, and their positions (int64).
+        Same shape and type, in [0, 1]; zeros stay zero.
 
     Example:
-        >>> descending(torch.tensor([0.5, 0.25, 0.75]))
-        (tensor([0.7500, 0.5000, 0.2500]), tensor([2, 0, 1]))
+        >>> squared_shares(torch.tensor([1.0, 2.0, 0.0, 1.0]))
+        tensor([0.1667, 1.0000, 0.0000, 0.1667])
     """
-    if values.device.type != "cpu" or values.dtype != torch.float32 or values.numel() >= 2**32:
-        result = values.sort(descending=True)
-        return result.values, result.indices
-    # Floats that are not negative are in the order of their bits, and the keys hold them: nothing is gathered.
-    keys = _packed(~values.contiguous().numpy().view(np.uint32))
-    bits = ~(keys >> np.uint64(32)).astype(np.uint32)
-    return torch.from_numpy(bits.view(np.float32)), _places(keys)
+    if values.device.type == "cpu" and values.dtype == torch.float32 and values.numel() < 2**32:
+        return torch.from_numpy(_shares_by_keys(values.numpy()))
+    found = values.abs().sort(descending=True)
+    alive = int(found.values.count_nonzero())  # zeros come last
+    result = torch.zeros_like(values)
+    if alive:
+        shares = _shares_of_descending(found.values[:alive])
+        result.scatter_(0, found.indices[:alive], shares.to(values.dtype))
+    return result
+
+
+def _shares_by_keys(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Sort keys that hold the value above the place, and go through them piece by piece: nothing else is held."""
+    keys, result = np.empty(values.size, np.uint64), np.zeros(values.size, np.float32)
+    for start in range(0, keys.size, PIECE):
+        part = keys[start : start + PIECE]
+        # The bits of floats that are not negative are in the order of the floats, and flipped in the reverse order.
+        part[:] = ~np.abs(values[start : start + PIECE]).view(np.uint32)
+        part <<= _HALF
+        part |= np.arange(start, start + part.size, dtype=np.uint64)
+    keys.sort()
+    alive = int(np.searchsorted(keys, np.uint64(2**32 - 1) << _HALF))
+    start, before, largest = 0, 0.0, _value_of(keys[:1])
+    while start < alive:
+        stop = min(start + PIECE, alive)
+        # Equal values stay together: they have one share.
+        stop = int(np.searchsorted(keys, (keys[stop - 1] | np.uint64(2**32 - 1)), "right"))
+        part = keys[start:stop]
+        shares, before = _shares_of_piece(_value_of(part), largest, before)
+        result[(part & np.uint64(2**32 - 1)).view(np.int64)] = shares
+        start = stop
+    return result
+
+
+def _value_of(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+    return (~(keys >> _HALF).astype(np.uint32)).view(np.float32).astype(np.float64)
+
+
+def _shares_of_piece(
+    values: npt.NDArray[np.float64], largest: npt.NDArray[np.float64], before: float
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Return the shares of values in descending order, and the sum of squares up to the last of them."""
+    last = np.append(values[1:] != values[:-1], True)
+    # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
+    values /= largest
+    values *= values
+    sums = values.copy()
+    sums[0] += before
+    np.add.accumulate(sums, out=sums)
+    total = float(sums[-1])
+    if not last.all():
+        ends = np.flatnonzero(last)
+        sums = np.repeat(sums[ends], np.diff(ends, prepend=-1))
+    values /= sums
+    return values.astype(np.float32), total
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -197,13 +244,8 @@ def taken(values: Tensor, places: Tensor) -> Tensor:
     return values[places]
 
 
-def shares_of_descending(ordered: Tensor) -> Tensor:
-    """Divide the squares of positive scores, the largest first, by the sums up to the last of equal ones; float64.
-
-    Example:
-        >>> shares_of_descending(torch.tensor([2.0, 1.0, 1.0])).tolist()
-        [1.0, 0.16666666666666666, 0.16666666666666666]
-    """
+def _shares_of_descending(ordered: Tensor) -> Tensor:
+    """Return the shares of positive values, the largest first; float64."""
     # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
     squares = ordered.double()
     squares /= squares[0].clone()
@@ -217,18 +259,3 @@ def shares_of_descending(ordered: Tensor) -> Tensor:
     lengths = torch.diff(ends, prepend=torch.full_like(ends[:1], -1))
     shares = taken(squares, ends).div_(taken(sums, ends))
     return shares.repeat_interleave(lengths, output_size=ordered.numel())
-
-
-def _packed(bits: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """Sort integers that hold 32 bits of a value above the entry's position: stable, and faster than an argsort."""
-    keys = bits.astype(np.uint64)
-    keys <<= np.uint64(32)
-    keys |= np.arange(keys.size, dtype=np.uint64)
-    keys.sort()
-    return keys
-
-
-def _places(keys: npt.NDArray[np.uint64]) -> Tensor:
-    """Read the positions off sorted keys."""
-    keys &= np.uint64(0xFFFFFFFF)
-    return torch.from_numpy(keys.view(np.int64))

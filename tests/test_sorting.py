@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disparse_plugin import sorting
+from oracles.agreement import lamp
 
 KINDS = {
     "uniform": lambda generator, size: torch.rand(size, generator=generator, dtype=torch.float64),
@@ -61,3 +62,14 @@ def test_of_equal_values_and_among_some_of_the_units_the_turn_decides(kind):
     assert found.tolist() == some[np.lexsort((numbers[some], values + 0.0))].tolist()
     sorted_already = sorting.in_turn(values, numbers[some], units, sorting.sorted_values(values))
     assert torch.equal(found, sorted_already)
+
+
+@given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 3.0, 1e-30, 2e30]) | st.floats(-9, 9, width=32), max_size=30))
+def test_shares_are_those_of_the_definition_across_pieces(values):
+    expected = lamp(np.asarray(values, dtype=np.float32) / max(1, *map(abs, values), 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "PIECE", 3)
+        for dtype in (torch.float32, torch.float64):
+            found = sorting.squared_shares(torch.tensor(values, dtype=torch.float32).to(dtype))
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-30)

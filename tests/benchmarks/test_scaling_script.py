@@ -12,6 +12,35 @@ def test_the_script_runs_small(tmp_path, capsys):
     assert all(f"| {call} | 2 | 30,000 |" in printed for call in scaling.CALLS)
 
 
+def test_what_has_run_is_not_run_again_and_the_page_shows_it(tmp_path, monkeypatch):
+    cases = [
+        {
+            "network": network,
+            "weights": 10**6,
+            "tasks": 2,
+            "call": call,
+            "seconds": 0.5,
+            "reached": 10**7,
+            "bytes": 10**7,
+        }
+        for network, call in (("drawn", "masks"), ("drawn", "mean"), ("vit", "masks"))
+    ]
+    monkeypatch.setattr(scaling.subprocess, "run", None)
+    out = tmp_path / "kept.json"
+    wanted = [("drawn", 10**6, 2, "mean"), ("vit", 0, 2, "masks")]
+    assert scaling.run(wanted, cases, out) is cases
+    assert not out.exists()
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{scaling.BEGIN}\nold\n{scaling.END}\nafter\n")
+    scaling.write_page(cases, page)
+    written = page.read_text()
+    assert written.startswith("before")
+    assert written.endswith("after\n")
+    assert "old" not in written
+    assert "| mean | 2 | 1,000,000 | 0.50 | 50 | 10.0 | n^1.00 | 500 s, 9 GiB |" in written
+    assert "| vit | 2 | 1,000,000 | masks | 0.50 | 50 | 10.0 |" in written
+
+
 def test_the_growth_law_is_that_of_the_figures():
     cases = [{"weights": weights, "seconds": 3e-9 * weights**1.5} for weights in (10**6, 10**7, 10**8)]
     exponent, at_a_billion = scaling.law(cases, "seconds")

@@ -11,7 +11,7 @@ import torch
 import scoring
 from disparse_plugin import prunable_parameters, score_tasks
 from models.paper_network import NYU_V2, TASK_SETS, TASKONOMY, PaperNetwork, random_batches, task_losses
-from scoring_variants import Meter, authors_masks, authors_scores, count_weights, parse, run
+from scoring_variants import CRITERIA, Meter, authors_masks, authors_scores, count_weights, parse, run
 
 QUICK = ["--width=4", "--hidden=8", "--size=33", "--batch=1", "--batches=1"]
 
@@ -45,7 +45,11 @@ def test_the_authors_procedure_keeps_what_the_package_keeps(tasks):
 @pytest.mark.parametrize("tasks", TASK_SETS)
 @pytest.mark.parametrize(
     ("variant", "steps"),
-    [("floor", {"scoring"}), ("package", {"scoring", "masks"}), ("authors", {"scoring", "topk", "masks"})],
+    [
+        ("floor", {"scoring"}),
+        *((name, {"scoring", "masks"}) for name in CRITERIA),
+        ("authors", {"scoring", "topk", "masks"}),
+    ],
 )
 def test_a_procedure_is_measured(variant, steps, tasks, device):
     found = run(parse([f"--variant={variant}", f"--tasks={tasks}", f"--device={device.type}", *QUICK]))
@@ -57,24 +61,25 @@ def test_a_procedure_is_measured(variant, steps, tasks, device):
 
 
 def test_the_table_holds_medians_of_interleaved_runs(monkeypatch, capsys):
-    order, scoring_seconds = [], {"floor": 10.0, "package": 11.0, "authors": 33.0}
+    order, scoring_seconds = [], {"floor": 10.0, "package": 11.0, "recommended": 12.0, "authors": 33.0}
 
     def measured(arguments, tasks, variant):
         order.append((tasks, variant))
-        noise = 5.0 if 3 <= len(order) - 1 < 6 else 1.0  # one busy moment
+        noise = 5.0 if 4 <= len(order) - 1 < 8 else 1.0  # one busy moment
         seconds = {"scoring": scoring_seconds[variant], "masks": 1.0, "topk": 4.0}
         found = {step: noise * value for step, value in seconds.items()}
-        peaks = dict.fromkeys(seconds, 1024.0 * {"floor": 1, "package": 2, "authors": 5}[variant])
+        peaks = dict.fromkeys(seconds, 1024.0 * {"floor": 1, "package": 2, "recommended": 3, "authors": 5}[variant])
         facts = {"weights": 7, "scores": 2**28, "torch": "0", "threads": 3, "device": ""}
         return {"seconds": found, "cpu_seconds": dict.fromkeys(seconds, 1.0), "peak_mib": peaks, **facts}
 
     monkeypatch.setattr(scoring, "run_one", measured)
     scoring.main(["--tasks", "2", "--repeats", "3"])
     printed = capsys.readouterr().out
-    assert order == [(2, variant) for _ in range(3) for variant in ("floor", "package", "authors")]
+    assert order == [(2, variant) for _ in range(3) for variant in scoring.VARIANTS]
     for row in (
         "| scoring: b / a | 1.10 |",
         "| scoring: c / b | 3.00 |",
+        "| recommended criterion, scoring: d / a | 1.20 | <= 1.35 |",
         "| scores to masks: b / topk of c | 0.25 |",
         "| peak memory of scoring: b - a - scores | +0 MiB |",
         "| peak memory of scoring: c / b | 2.50 |",
