@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..parameters import module_names, plain_attributes
+from ..parameters import module_names
 from .adapter.private import known_pruner
 from .attention import attention_heads, sync_attention
 from .cuts import Attributes, Cut
@@ -18,6 +18,7 @@ from .layer_rule import Axis
 from .layers import rule_of
 from .shrinking import cut as cut_tensor
 from .shrinking import replace, tensors_of
+from .stored import set_number, stored_numbers
 
 # torch-pruning's objects that cut layers, by class of layer.
 Pruners = Mapping[type[nn.Module], Any]
@@ -81,7 +82,7 @@ def apply_cuts(root: nn.Module, cuts: Sequence[Cut], attributes: Attributes, pru
     sync_attention({qkv: count for qkv, count in heads.items() if qkv in changed and qkv not in told}, root)
     for name, values in attributes.items():
         for attribute, value in values.items():
-            setattr(modules[name], attribute, value)
+            set_number(modules[name], attribute, value)
 
 
 def _layer(cut: Cut, modules: Mapping[str, nn.Module]) -> nn.Module | Tensor:
@@ -182,7 +183,7 @@ def _prune(cut: Cut, layer: nn.Module, pruner: Any) -> None:
 
 def _check_attributes(attributes: Attributes, modules: Mapping[str, nn.Module], cuts: Sequence[Cut]) -> None:
     for name, values in attributes.items():
-        plain = plain_attributes(modules[name]) if name in modules else {}
+        plain = stored_numbers(modules[name]) if name in modules else {}
         missing = set(values) - set(plain)
         if missing:
             raise ValueError(

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..parameters import module_names, plain_attributes
+from ..parameters import module_names
 from .cuts import Attributes, Cut
 from .groups import ChannelGroup, StoredSize
 from .layers import makes_channels, rule_of
+from .stored import stored_numbers
 
 
 def stored_widths(root: nn.Module, cuts: Iterable[Cut]) -> Attributes:
@@ -46,7 +47,7 @@ def stored_widths(root: nn.Module, cuts: Iterable[Cut]) -> Attributes:
     found: dict[str, dict[str, Any]] = {}
     for path, by_count in widths.items():
         new = {old: next(iter(values)) for old, values in by_count.items() if len(values) == 1 and old > 1}
-        for name, value in plain_attributes(modules[path]).items() if rule_of(modules[path]) is None else ():
+        for name, value in stored_numbers(modules[path]).items() if rule_of(modules[path]) is None else ():
             changed = _replaced(value, new)
             if changed != value and not name.startswith("_"):
                 found.setdefault(path, {})[name] = changed
@@ -77,7 +78,7 @@ def shrunk_sizes(root: nn.Module, changes: Iterable[tuple[ChannelGroup, Tensor]]
             new.setdefault(entry.module, {})[entry.size] = entry.size - lost_here
     found: dict[str, dict[str, Any]] = {}
     for path, by_size in new.items():
-        for name, value in plain_attributes(modules[path]).items():
+        for name, value in stored_numbers(modules[path]).items():
             changed = _replaced(value, by_size)
             if changed != value and not name.startswith("_"):
                 found.setdefault(path, {})[name] = changed
@@ -124,7 +125,7 @@ def whole_heads(root: nn.Module, group: ChannelGroup) -> WholeHeads | None:
             parent = follower.target.rpartition(".")[0]
             outs[parent] = outs.get(parent, 0) + 1
     parents = tuple(parent for parent, count in outs.items() if count >= 3)
-    widths = {_head_width(plain_attributes(modules[parent]), group.size) for parent in parents}
+    widths = {_head_width(stored_numbers(modules[parent]), group.size) for parent in parents}
     width = widths.pop() if len(widths) == 1 else None
     if width is None:
         return None
@@ -156,7 +157,7 @@ def heads_left(root: nn.Module, heads: WholeHeads, size: int, left: int) -> Attr
     modules = {name: module for module, name in module_names(root).items()}
     found: dict[str, dict[str, Any]] = {}
     for path in heads.modules:
-        for name, value in plain_attributes(modules[path]).items():
+        for name, value in stored_numbers(modules[path]).items():
             if value == size and type(value) is int:
                 found.setdefault(path, {})[name] = left
             elif value == size // heads.width and type(value) is int and not _says_width(name) and "head" in name:

@@ -11,11 +11,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ..parameters import module_names, plain_attributes, unwrap
+from ..parameters import module_names, unwrap
 from .adapter.private import parameter_name, tp
 from .cuts import Attributes, Cut
 from .layer_rule import Side
 from .plan import RemovalPlan
+from .stored import stored_numbers
 
 
 def record_removal(pruner: Any) -> RemovalRecording:
@@ -66,7 +67,7 @@ class RemovalRecording:
         self._graph = pruner.DG
         self._root = unwrap(pruner.model)
         self._names = module_names(self._root)
-        self._before = {module: plain_attributes(module) for module in self._root.modules()}
+        self._before = {module: stored_numbers(module) for module in self._root.modules()}
         # By layer, side and dimension: how many positions there were, and which of those are left.
         self._left: dict[tuple[str, Side, int], tuple[int, Tensor]] = {}
         self._watched: list[tuple[weakref.ref[Any], Any]] = []
@@ -166,7 +167,7 @@ class RemovalRecording:
             inside = [module, *module.children()]
             if next(module.children(), None) is None or not any(self._names[m] in cut for m in inside):
                 continue
-            after = plain_attributes(module)
+            after = stored_numbers(module)
             changed = {name: value for name, value in after.items() if name in before and before[name] != value}
             if changed:
                 found[self._names[module]] = changed

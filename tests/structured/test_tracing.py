@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from disparse_plugin.structured import remove_channels
+from disparse_plugin.structured import remove_channels, replay_removal
 from disparse_plugin.structured.tracing.labels import Labels
 
 pytest.importorskip("timm", reason="the coverage script needs timm")
@@ -66,6 +68,42 @@ def test_recurrent_layers_lose_inputs_and_hidden_channels(
     fresh.load_state_dict(model.rnn.state_dict())
     h = model.enter(x)
     torch.testing.assert_close(model.rnn(h)[0], fresh(h)[0])
+
+
+class Pieces(nn.Module):
+    """Splits by a list that it holds, of equal and unequal sizes, and gates by single positions of the last piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.splits = [13, 12, 12, 2]
+        self.stem, self.mix = nn.Conv2d(3, 39, 1), nn.Conv2d(37, 16, 1)
+        self.one, self.two, self.three = (nn.Conv2d(n, n, 3, padding=1) for n in self.splits[:3])
+        self.a, self.b = nn.Conv2d(16, 3, 1), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        *pieces, gates = self.stem(x).split(self.splits, 1)
+        h = [layer(piece) for layer, piece in zip((self.one, self.two, self.three), pieces, strict=True)]
+        h = self.mix(torch.cat([h[0] * gates[:, 0:1], h[1] * gates[:, 1:], h[2]], 1)).relu()
+        return self.a(h), self.b(h)
+
+
+def test_split_sizes_in_a_list_shrink_and_gates_that_are_picked_out_stay(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Pieces().eval(), torch.randn(2, 3, 6, 6)
+    fresh = copy.deepcopy(model)
+    report = remove_channels(
+        model, lambda model, x: {k: v.square().mean() for k, v in zip("ab", model(x), strict=True)}, [x], x, 0.5
+    )
+    assert set(report.skipped) == {"a", "b"}
+    assert report.deviation < 1e-9
+    assert type(model.splits) is list
+    assert model.splits[3] == 2
+    assert model.splits[:3] == [layer.in_channels for layer in (model.one, model.two, model.three)]
+    assert sum(model.splits) == model.stem.out_channels < 39
+    report.save(tmp_path / "removal.safetensors")
+    replay_removal(fresh, tmp_path / "removal.safetensors")
+    assert fresh.splits == model.splits
+    assert type(fresh.splits) is list
 
 
 def shapes() -> st.SearchStrategy[tuple[int, ...]]:

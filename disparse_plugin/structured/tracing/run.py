@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ...parameters import module_names, plain_attributes
+from ...parameters import module_names
 from ..layer_rule import Axis, Side
 from ..layers import has_multiplier, is_depthwise, rule_of
 from ..shrinking import tensors_of
+from ..stored import stored_numbers
 from .labels import Labels, Row, Rows
 from .noted import tensors_in
 from .operations import rule_for
@@ -171,7 +172,7 @@ class Run(TorchDispatchMode):
         """Notice in which module an operation runs, and which numbers that holds."""
         with contextlib.ExitStack() as stack:
             for module, name in module_names(model).items():
-                numbers = frozenset(_whole_numbers(list(plain_attributes(module).values())))
+                numbers = frozenset(_whole_numbers(list(stored_numbers(module).values())))
                 entry = (name, numbers if rule_of(module) is None else frozenset[int]())
 
                 def enter_it(_: nn.Module, inputs: Any, entry: tuple[str, frozenset[int]] = entry) -> None:

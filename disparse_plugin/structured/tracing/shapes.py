@@ -102,12 +102,15 @@ def repeated(noted: Noted, args: Sequence[Any], _: dict[str, Any], out: Tensor) 
     return [(None,) * extra + tuple(tiled)]
 
 
-def sliced(noted: Noted, args: Sequence[Any], _: dict[str, Any], __: Tensor) -> list[Rows]:
-    """Take a range of one dimension."""
+def sliced(noted: Noted, args: Sequence[Any], _: dict[str, Any], out: Tensor) -> list[Rows]:
+    """Take a range of one dimension; where that is one position, as by :func:`selected`, all must stay."""
     missing: list[Any] = [0, None, None, 1]
     dim, start, end, step = [*args[1:], *missing[len(args) - 1 :]]
     rows = list(noted.rows(args[0]))
     row = rows[dim]
+    if row is not None and out.shape[dim] == 1:
+        noted.labels.freeze(row)
+        row = None
     rows[dim] = None if row is None else row[start:end:step]
     return [tuple(rows)]
 
