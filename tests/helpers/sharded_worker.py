@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.utils import prune
 
@@ -99,6 +99,29 @@ def asked(scores):
 
 def score(rank, ranks):
     return asked(score_tasks(sharded(ranks), square_losses, batches_of(rank, ranks)))
+
+
+def hybrid(rank, ranks):
+    """Two shards of everything, and with four ranks two copies of each (HSDP)."""
+    model = net()
+    mesh = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("copies", "shards"))
+    for layer in (model.trunk[0], model.trunk[2], model):
+        fully_shard(layer, mesh=mesh)
+    return asked(score_tasks(model, square_losses, batches_of(rank, ranks)))
+
+
+def half(rank, ranks):
+    """Weights kept in full precision that are multiplied in bfloat16, and gradients added up in float32."""
+    model, policy = net().float(), MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    fully_shard(model, mesh=init_device_mesh("cpu", (ranks,)), mp_policy=policy)
+    batches = [batch.float() for batch in batches_of(rank, ranks)]
+    return asked(score_tasks(model, square_losses, batches))
+
+
+def rounded(rank, ranks):
+    """Scores kept in bfloat16, a task at a time."""
+    options = {"dtype": torch.bfloat16, "tasks_at_once": 1}
+    return asked(score_tasks(sharded(ranks), square_losses, batches_of(rank, ranks), **options))
 
 
 def recommended(rank, ranks):

@@ -34,6 +34,9 @@ from sharded_worker import (
 
 SCENARIOS = [
     "score",
+    "hybrid",
+    "half",
+    "rounded",
     "recommended",
     "mixed",
     "ties",
@@ -92,11 +95,36 @@ def check_like(found, scores):
         assert all(torch.equal(found[what][name], value) for name, value in expected[what].items()), what
 
 
-@pytest.mark.parametrize("scenario", ["score", "mixed"])
+@pytest.mark.parametrize("scenario", ["score", "mixed", "hybrid"])
 def test_scores_and_masks_are_those_of_one_process_on_the_joined_batches(results, scenario):
     found, _ = results
     for of_rank in found:
         check_like(of_rank[scenario], unsharded(ranks=len(found)))
+
+
+def test_mixed_precision_scores_what_is_kept(results):
+    """The scores are float32, near those of full precision, and all ranks cut alike, exactly as much as asked."""
+    found, _ = results
+    expected = asked(unsharded(net(), len(found)))
+    for of_rank in found:
+        result = of_rank["half"]
+        assert isinstance(result, dict), result
+        for task, table in expected["scores"].items():
+            for name, score in table.items():
+                kept = result["scores"][task][name]
+                assert kept.dtype == torch.float32
+                assert (kept - score).norm() < 0.05 * score.norm()
+        for arbiter, masks in result["masks"].items():
+            count = sum(int((~mask).sum()) for mask in masks.values())
+            assert count == sum(int((~mask).sum()) for mask in expected["masks"][arbiter].values())
+            assert all(torch.equal(mask, found[0]["half"]["masks"][arbiter][name]) for name, mask in masks.items())
+
+
+def test_rounded_scores_of_a_task_at_a_time(results):
+    found, _ = results
+    options = {"dtype": torch.bfloat16, "tasks_at_once": 1}
+    for of_rank in found:
+        check_like(of_rank["rounded"], unsharded(ranks=len(found), **options))
 
 
 def test_tensor_parallel_weights(results):
