@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean, wrong
+from .kinds import check_flag, check_kind
 from .whole_numbers import whole_number
 
 Arbiter: TypeAlias = Callable[[Tensor], Tensor]
@@ -51,6 +52,7 @@ def register(
         replace: Whether it may take the place of an arbiter of this package.
 
     Raises:
+        TypeError: If ``name`` is no str, or ``replace`` no bool.
         ValueError: If the name is one of this package's, unless ``replace``.
 
     Example:
@@ -60,6 +62,8 @@ def register(
         >>> resolve("first_task") is first_task
         True
     """
+    check_kind("name", name, str, "a str")
+    check_flag("replace", replace)
     if name in _BUILT_IN and not replace:
         raise ValueError(f"name: must not be one of this package's, found {name!r}; choose another, or replace=True")
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean, wrong
+from .kinds import check_flag, check_kind
 from .sorting import PIECE, squared_shares
 
 ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -45,8 +46,7 @@ class Criterion:
         name: What reports and saved files call it.
         score: ``(weight, grad) -> score``, each of the weight's shape.
         summed: Whether the scores of all batches are added up. False for a score that does not depend on the data.
-        elementwise: Whether each score depends on its own weight and gradient only. Such a score is computed piece by
-            piece, without temporaries of the weight's size.
+        elementwise: Whether each score depends on its own weight and gradient only; it is then made piece by piece.
         finish: A step on the sum, ``(weight, sum) -> score``, elementwise, or None.
         per_layer: A last step on all alive scores of one layer (1-D in, 1-D out), or None.
     """
@@ -57,6 +57,11 @@ class Criterion:
     elementwise: bool = False
     finish: Callable[[Tensor, Tensor], Tensor] | None = None
     per_layer: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("score", self.score, Callable, "a function of weight and gradient")  # type: ignore[arg-type]
+        check_flag("summed", self.summed)
+        check_flag("elementwise", self.elementwise)
 
     @property
     def shares(self) -> bool:
@@ -107,7 +112,7 @@ def register(
         replace: Whether it may take the place of a criterion of this package.
 
     Raises:
-        TypeError: If a name is no str.
+        TypeError: If a name is no str, or another argument no bool.
         ValueError: If a name is one of this package's, unless ``replace``.
 
     Example:
@@ -117,9 +122,9 @@ def register(
         >>> resolve("cubic").name
         'cubic'
     """
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"names: must be str, found {type(name).__name__}")
+    check_flag("replace", replace)
+    if odd := [name for name in names if not isinstance(name, str)]:
+        raise TypeError(f"names: must be str, found {wrong(odd[0])}")
     taken = sorted(_BUILT_IN.intersection(names))
     if taken and not replace:
         raise ValueError(f"names: must not be of this package, found {taken[0]!r}; choose another, or replace=True")
@@ -191,8 +196,7 @@ def lamp_scores(scores: Tensor) -> Tensor:
         >>> lamp_scores(torch.tensor([1.0, 3.0, 2.0]))
         tensor([0.0714, 1.0000, 0.3077])
     """
-    if not isinstance(scores, Tensor):
-        raise TypeError(f"scores: must be a tensor, found {type(scores).__name__}")
+    check_kind("scores", scores, Tensor, "a tensor")
     if scores.dim() != 1:
         raise ValueError(f"scores: must be those of one layer, 1-D, found shape {tuple(scores.shape)}; flatten them")
     return squared_shares(scores)
@@ -201,15 +205,14 @@ def lamp_scores(scores: Tensor) -> Tensor:
 def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: float = 0.5) -> Criterion:
     """Damp a criterion towards the magnitude: ``abs(w)^(1 - e) * s^e``, the weighted geometric mean of the two.
 
-    ``s`` is the criterion's score, added up over the batches. With ``e = 0`` it is the magnitude, with ``e = 1`` the
-    criterion itself. A first-order saliency such as ``s = abs(w) * sum of abs(g)`` varies over many more orders of
-    magnitude than what removing a weight really costs; squared, the damped score is ``w^2 * A^(2e)`` with ``A`` the sum
-    of ``abs(g)``: for ``e = 1/2`` the second-order cost of optimal brain damage (LeCun et al., NeurIPS 1989) with the
-    curvature replaced by the size of the gradients. Multiplying a loss by a constant changes no order.
+    ``s`` is the criterion's score, added up over the batches. A first-order saliency such as ``s = abs(w) * sum of
+    abs(g)`` varies over many more orders of magnitude than what removing a weight really costs; squared, the damped
+    score is ``w^2 * A^(2e)`` with ``A`` the sum of ``abs(g)``: for ``e = 1/2`` the second-order cost of optimal brain
+    damage (LeCun et al., NeurIPS 1989) with the curvature replaced by the size of the gradients. No factor matters.
 
     Args:
         criterion: A name, a criterion or a function ``(weight, grad) -> score``.
-        exponent: From 0 to 1.
+        exponent: From 0 (the magnitude) to 1 (the criterion itself).
 
     Returns:
         A criterion.
@@ -231,10 +234,10 @@ def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: floa
         raise TypeError(f"exponent: must be a number from 0 to 1, found {wrong(exponent)}")
     if not 0 <= exponent <= 1:
         raise ValueError(f"exponent: must be from 0 (magnitude) to 1 (the criterion itself), found {exponent}")
-    if base.per_layer is not None or base.finish is not None:
+    if base.has_last_steps:
         raise ValueError(
-            f"criterion: damped takes a criterion that is neither damped nor layer-adaptive yet, found {base.name!r}; "
-            "write layer_adaptive(damped(...))"
+            f"criterion: must be neither damped nor layer-adaptive yet, found {base.name!r}; write "
+            "layer_adaptive(damped(...))"
         )
     step = _Damping(float(exponent))
     return dataclasses.replace(base, name=f"damped({base.name}, {step.exponent:g})", finish=step)
@@ -292,10 +295,7 @@ def layer_adaptive(criterion: str | Criterion | ScoreFunction) -> Criterion:
     """
     base = resolve(criterion)
     if base.per_layer is not None:
-        raise ValueError(
-            f"criterion: layer_adaptive takes a criterion that is not layer-adaptive yet, found {base.name!r}; pass it "
-            "as it is"
-        )
+        raise ValueError(f"criterion: must be one not layer-adaptive yet, found {base.name!r}; pass it as it is")
     return dataclasses.replace(base, name=f"layer_adaptive({base.name})", per_layer=lamp_scores)
 
 

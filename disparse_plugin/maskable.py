@@ -16,6 +16,7 @@ from ._support.distributed import ranks_in_all
 from ._support.shards import is_sharded
 from ._support.shared_memory import sharing_memory
 from ._support.user_warning import warn_user
+from .kinds import check_kind
 from .parameters import (
     Exclude,
     ParameterKey,
@@ -105,6 +106,18 @@ def select(model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude:
         raise ValueError(_nothing(obstacles))
     skipped = {name: obstacle.reason for name, obstacle in obstacles.items()}
     return Selection(tuple(key for key, _ in left), tuple(name for _, name in left), skipped, listed)
+
+
+def check_tensor(module: nn.Module, name: str) -> None:
+    """Check that one tensor of a module can be masked.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If there is no such tensor, or it cannot be masked.
+    """
+    check_kind("module", module, nn.Module, "a torch.nn.Module")
+    check_kind("name", name, str, "the name of one of its tensors")
+    check_parameters(module, [(module, name)])
 
 
 def _check_engine(model: nn.Module) -> None:

@@ -81,12 +81,7 @@ def left_in(
         [True]
     """
     pairs = list(parameters)
-    if isinstance(exclude, str | nn.Module):
-        raise TypeError(f"{argument}: must be a list, found {type(exclude).__name__}; write [{_shown(exclude)}]")
-    if not isinstance(exclude, Iterable):
-        raise TypeError(f"{argument}: must be a list of modules, names or patterns, found {type(exclude).__name__}")
-    entries = list(exclude)
-    if not entries:
+    if not (entries := listed(argument, exclude)):
         return pairs
     # A weight that is computed by a parametrization is in the list under a name that no Parameter has.
     named = {**keys_by_name(model), **dict(zip(qualified_names(model, pairs), pairs, strict=True))}
@@ -95,6 +90,24 @@ def left_in(
     for entry in entries:
         gone |= _matching(entry, named, paths, model, argument)
     return [pair for pair in pairs if pair not in gone]
+
+
+def listed(argument: str, entries: object) -> list[Any]:
+    """Return modules and names as a list.
+
+    Raises:
+        TypeError: If it is one of them, or nothing that holds any.
+
+    Example:
+        >>> listed("exclude", "head.*")
+        Traceback (most recent call last):
+        TypeError: exclude: must be a list, found str; write ['head.*']
+    """
+    if isinstance(entries, str | nn.Module):
+        raise TypeError(f"{argument}: must be a list, found {type(entries).__name__}; write [{_shown(entries)}]")
+    if not isinstance(entries, Iterable):
+        raise TypeError(f"{argument}: must be a list of modules, names or patterns, found {type(entries).__name__}")
+    return list(entries)
 
 
 def _matching(

@@ -115,10 +115,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         A temporary path beside it, to write to. Whatever happens, none is left behind.
 
     Raises:
+        ValueError: If there is something else than a file of that name.
         OSError: If it cannot be written, e.g. because the disk is full; the error names ``path``.
     """
     _check_path(path)
     target = Path(os.path.realpath(path))
+    if target.exists() and not (target.is_file() or target.is_dir()):  # /dev/null would become a file
+        raise ValueError(f"path: must be the name of a file, found that {str(path)!r} is a device or a pipe")
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     with _naming(path), contextlib.ExitStack() as stack:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

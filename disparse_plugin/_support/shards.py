@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kinds import check_kind
+
 
 def is_sharded(tensor: object) -> bool:
     """Tell whether a tensor is a DTensor: spread over ranks, or replicated by torch's own engine.
@@ -26,7 +28,11 @@ def reshard(model: nn.Module) -> None:
     """Let ``fully_shard`` free the weights that it has gathered, and put the shares back in their place.
 
     After a forward without a backward, as in an evaluation, the outermost layers are still whole.
+
+    Raises:
+        TypeError: If it is no module.
     """
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     for module in model.modules():
         if hasattr(module, "set_reshard_after_backward"):  # an FSDPModule
             module.reshard()  # type: ignore[operator]

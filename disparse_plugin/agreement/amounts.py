@@ -7,6 +7,8 @@ import numbers
 from .._support.user_warning import warn_user
 from ..errors import wrong
 
+_COUNTED_BY_HAND = 500  # up to so many, who passes 90 counts
+
 
 def check_amount(amount: float, what: str = "amount") -> None:
     """Check an ``amount`` as far as that is possible without knowing the number of entries.
@@ -65,36 +67,41 @@ def count_to_prune(amount: float, alive: int, what: str = "amount") -> int:
     return int(amount)
 
 
-def percentage_meant(amount: object, alive: int, what: str = "amount") -> str | None:
-    """Tell whether a count is nearly certainly a percentage: at most 100, and less than 1 % of what is alive.
+def percentage_meant(amount: object, alive: int, what: str = "amount", unit: str = "weights") -> str | None:
+    """Tell whether a count may be meant as a percentage: 1 to 100 that is below 1 %, or 50 to 100 of more than 500.
+
+    Shares that are pruned are mostly of 50 % and more; a count of that size is then less than a fifth of the share.
 
     Returns:
         What to say about it, or None.
 
     Example:
-        >>> percentage_meant(90, 1_000_000)
-        'amount: 90 is a number of weights, 0.009 % of 1,000,000; for 90 % pass 0.9'
-        >>> percentage_meant(90, 1000), percentage_meant(0.9, 1_000_000)
-        (None, None)
+        >>> percentage_meant(90, 832)
+        'amount: 90 is a number of weights, 11 % of 832; for 90 % pass 0.9, for 90 weights 90 / 832'
+        >>> percentage_meant(90, 500), percentage_meant(20, 832), percentage_meant(0.9, 832)
+        (None, None, None)
     """
     count = int(amount) if isinstance(amount, numbers.Integral) else 0
-    if not 0 < count <= 100 or 100 * count >= alive:
+    tiny, like_a_share = 100 * count < alive, count >= 50 and alive > _COUNTED_BY_HAND
+    if not 0 < count <= 100 or not (tiny or like_a_share):
         return None
-    share = 100 * count / alive
-    return f"{what}: {count} is a number of weights, {share:.2g} % of {alive:,}; for {count} % pass {count / 100:g}"
+    return (
+        f"{what}: {count} is a number of {unit}, {100 * count / alive:.2g} % of {alive:,}; for {count} % pass "
+        f"{count / 100:g}, for {count} {unit} {count} / {alive}"
+    )
 
 
-def warn_of_percentage(amount: object, alive: int, what: str = "amount") -> None:
-    """Warn, at the user's line, of a count that is nearly certainly a percentage."""
-    if (message := percentage_meant(amount, alive, what)) is not None:
+def warn_of_percentage(amount: object, alive: int, what: str = "amount", unit: str = "weights") -> None:
+    """Warn, at the user's line, of a count that may be meant as a percentage."""
+    if (message := percentage_meant(amount, alive, what, unit)) is not None:
         warn_user(message)
 
 
-def refuse_percentage(amount: float, alive: int, what: str = "amount") -> None:
-    """Refuse a count that is nearly certainly a percentage, where training would run for hours with it.
+def refuse_percentage(amount: float, alive: int) -> None:
+    """Refuse a count that may be meant as a percentage if it is below 1 %: training would run for hours with it.
 
     Raises:
         ValueError: If it is.
     """
-    if (message := percentage_meant(amount, alive, what)) is not None:
+    if 100 * amount < alive and (message := percentage_meant(amount, alive)) is not None:
         raise ValueError(message)

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from ..errors import wrong
-from .amounts import check_amount, count_to_prune
+from .amounts import check_amount, count_to_prune, warn_of_percentage
 from .candidates import Candidates
 
 # How much is pruned: of everything, or of each part by its name.
@@ -165,6 +165,23 @@ def part_of(reaching: Collection[str]) -> str:
         ('depth', 'shared')
     """
     return next(iter(reaching)) if len(reaching) == 1 else SHARED
+
+
+def warn_of_percentages(amount: object, candidates: Candidates, unit: str = "weights") -> None:
+    """Warn of counts that may be meant as percentages, of everything or of a part.
+
+    Args:
+        amount: What the user passed; a :class:`Budget` is made by code, which has counted.
+        candidates: What is ranked.
+        unit: What is counted.
+    """
+    if isinstance(amount, Mapping):
+        parts = [part_of(rows) for rows in candidates.scores]
+        for part, value in amount.items():
+            own = sum(size for size, found in zip(candidates.sizes, parts, strict=True) if found == part)
+            warn_of_percentage(value, own, _called(part), unit)
+    elif not isinstance(amount, Budget):
+        warn_of_percentage(amount, sum(candidates.sizes), unit=unit)
 
 
 def check_room(count: int, alive: int, protected: int, part: str = "") -> None:

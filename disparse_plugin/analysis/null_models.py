@@ -14,9 +14,13 @@ from torch import Tensor, nn
 from ..agreement.amounts import check_amount
 from ..agreement.candidates import Candidates
 from ..criteria import Criterion, ScoreFunction, resolve
+from ..errors import wrong
+from ..maskable import checked_pairs
 from ..parameters import ParameterKey
+from ..scoring.batches import check_source
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
+from ..whole_numbers import whole_number
 from .controls import Controls
 from .measures import Overlap, count_stratum
 from .overlap import TaskOverlap, overlap_of_masks
@@ -88,8 +92,14 @@ def overlap_with_controls(
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 2:
         raise ValueError(f"groups: must be an int of at least 2, found {groups!r}")
     rule = resolve(criterion)
-    keys = None if parameters is None else list(parameters)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    keys = None if parameters is None else checked_pairs(parameters)
+    check_source(data)
+    if num_batches is not None:
+        whole_number("num_batches", num_batches, least=1, otherwise=" or None (all of data)")
+    if not callable(permute) or isinstance(permute, type):
+        raise TypeError(f"permute: must be a function of batch and generator, found {wrong(permute)}")
+    generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed, least=0))
+    whole_number("resamples", resamples, least=0)
     real: list[_ScoreTables] = []
     permuted: list[_ScoreTables] = []
     count = 0

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .._support.text_table import Table, Tabular, readable
+from ..agreement.amounts import warn_of_percentage
+from ..kinds import check_flag
 from ..scoring.task_scores import TaskScores
 from .measures import Overlap, count_stratum, together
 from .task_masks import AliveMasks, AmountOf, alive_masks, counted
@@ -235,8 +237,10 @@ def task_overlap(
         >>> overlap.trunk.kept_by, round(overlap.trunk.iou, 3), overlap.trunk.kappa
         ((1, 2, 1), 0.333, 0.0)
     """
+    check_flag("rank_correlation", rank_correlation)
     places = counted(scores, as_scored)
     alive = scores.candidates(places=places)
+    warn_of_percentage(amount, sum(alive.sizes))
     masks = alive_masks(alive, scores.tasks, amount, cut)
     ranked = alive.scores if rank_correlation else None
     overlap = overlap_of_masks(scores.names, scores.tasks, amount, cut, masks, ranked)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kinds import check_kind
 from ..scoring.losses import Batch
 
 
@@ -26,7 +27,8 @@ def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
         A batch of the same structure.
 
     Raises:
-        TypeError: If the batch is neither a tuple, a list nor a mapping, or an entry holds no tensor.
+        TypeError: If ``generator`` is no generator, the batch neither a tuple, a list nor a mapping, or an entry holds
+            no tensor.
         ValueError: If it has a single entry, a single sample, or entries of different lengths inside one.
 
     Example:
@@ -34,6 +36,7 @@ def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
         >>> sorted(labels.tolist()), bool((labels == torch.tensor([0, 1, 2])).any())
         ([0, 1, 2], False)
     """
+    check_kind("generator", generator, torch.Generator, "a torch.Generator")
     if isinstance(batch, Mapping):
         entries = list(batch.items())
         _check_entries(len(entries))

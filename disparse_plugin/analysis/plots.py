@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from .._support.text_table import readable
+from ..kinds import check_kind
 from .controls import Controls
 from .gradient_conflict import GradientConflict, LayerConflict
 from .measures import Overlap
@@ -246,9 +247,11 @@ def _matplotlib() -> ModuleType:
 def _canvas(ax: Axes | None, columns: int, size: tuple[float, float] | None = None) -> tuple[Figure, Axes]:
     """Return the axes' figure, or a new one made without a window and without entering pyplot's list."""
     _matplotlib()
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     if ax is not None:
+        check_kind("ax", ax, Axes, "axes of matplotlib")
         fig = ax.figure
         while fig is not None and not isinstance(fig, Figure):  # a sub-figure
             fig = fig.figure

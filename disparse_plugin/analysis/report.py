@@ -19,7 +19,9 @@ from torch import nn
 
 from .._support.files import replacing
 from .._support.text_table import Table, escaped
+from ..kinds import check_kind
 from ..masks.sparsity import sparsity_report
+from ..parameters import unwrap
 from .controls import LOWEST_CEILING
 from .gradient_conflict import GradientConflict
 from .measures import Overlap
@@ -103,6 +105,10 @@ def html_report(
         ImportError: If matplotlib is not installed.
         OSError: If the file cannot be written; the error names it.
     """
+    check_kind("overlap", overlap, TaskOverlap, "a TaskOverlap; task_overlap(scores, amount) makes one")
+    check_kind("title", title, str, "text")
+    if model is not None:
+        unwrap(model)
     parts = [_verdict(overlap), _facts(overlap, model), _sparsity(overlap)]
     for plot, (heading, text) in _CAPTIONS.items():
         parts.append(_section(heading, _text(text) + _picture(heading, *plot(overlap))))

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from .. import arbiters
 from .._support.user_warning import warn_user
-from ..agreement.amounts import check_amount, count_to_prune
+from ..agreement.amounts import check_amount, count_to_prune, warn_of_percentage
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
 from ..agreement.patterns import Place, spread
 from ..agreement.percentiles import percentiles_of
 from ..agreement.ranking import lowest
+from ..kinds import check_flag
 from ..parameters import ParameterKey
 from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
@@ -67,7 +68,9 @@ def own_masks(
         [[[1, 1, 0, 0]], [[1, 0, 0, 1]]]
     """
     places = counted(scores, as_scored)
-    masks = alive_masks(scores.candidates(places=places), scores.tasks, amount, cut)
+    candidates = scores.candidates(places=places)
+    warn_of_percentage(amount, sum(candidates.sizes))
+    masks = alive_masks(candidates, scores.tasks, amount, cut)
     return {
         task: {
             key: spread(row[task], place)
@@ -81,6 +84,8 @@ def own_masks(
 def counted(scores: TaskScores, as_scored: bool | None) -> list[Place]:
     """Return which entries of each parameter count; see :func:`own_masks`."""
     check_scores(scores)
+    if as_scored is not None:
+        check_flag("as_scored", as_scored, otherwise=" or None")
     places = scores.places()
     if as_scored:
         return [dataclasses.replace(place, alive=None) for place in places]

@@ -13,12 +13,14 @@ from ..agreement.budgets import Budget
 from ..agreement.patterns import Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
-from ..parameters import Exclude
+from ..kinds import check_flag
+from ..parameters import Exclude, listed
 from ..sparse_training.gradual import GradualPruning
 from ..sparse_training.initial_masks import check_exchangeable
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
-from ..sparse_training.schedules import check_steps, check_when, describe
+from ..sparse_training.schedules import check_drop_fraction, check_steps, check_when, describe
 from ..sparse_training.step_scores import check_growth_criterion
+from ..whole_numbers import whole_number
 from .base import PruningInFit
 from .one_shot import OneShot
 from .scheduled import Scheduled
@@ -82,12 +84,9 @@ class Options:
             ValueError: If a value is out of range, a name is unknown, or an option is of another mode.
         """
         options = self._of_mode()
+        self._check_kinds(options)
         form = patterns.resolve(self.pattern)
         form.check_budget(Budget(self._amount_for(options), options.get("min_keep", 0)))
-        for argument in _COUNTS:
-            check_steps(argument, options.get(argument, 1))
-        for argument, least in _TIMES.items():
-            check_when(argument, options.get(argument, least), least)
         name = _CRITERIA[self.mode] if self.criterion is None else self.criterion
         arbiters.resolve(self.arbiter)
         if self.mode in ("static", "pretrained"):
@@ -101,6 +100,19 @@ class Options:
             criterion = RANDOM if name == RANDOM else check_growth_criterion(criteria.resolve(name))
         options |= {"amount": self.amount, "arbiter": self.arbiter, "criterion": criterion, "pattern": form}
         return functools.partial(Scheduled, kind, options)
+
+    def _check_kinds(self, options: Mapping[str, Any]) -> None:
+        """Check what needs no model, so that it does not wait for the fit."""
+        listed("exclude", self.exclude)
+        check_flag("fold", self.fold)
+        for argument in _COUNTS:
+            check_steps(argument, options.get(argument, 1))
+        for argument, least in _TIMES.items():
+            check_when(argument, options.get(argument, least), least)
+        check_drop_fraction(options.get("drop_fraction", 0.0))
+        listed("exempt", options.get("exempt", ()))
+        check_flag("regrow_dropped", options.get("regrow_dropped", False))
+        whole_number("seed", options.get("seed", 0))
 
     def _amount_for(self, options: Mapping[str, Any]) -> float | None:
         """Return what is checked: densities for all layers, or masks that are there, say the amount as well."""

@@ -18,6 +18,7 @@ from torch.nn.utils import prune
 
 from .._support.shards import local, part_here, reshard
 from ..in_weight import attach_in_weights, masks_in_weights
+from ..kinds import check_kind
 from ..parameters import ParameterKey, alive_mask, keys_by_name, stored
 
 Masks: TypeAlias = Mapping[ParameterKey, Tensor] | Mapping[str, Tensor]
@@ -202,10 +203,11 @@ def checked_masks(model: nn.Module, masks: Masks) -> dict[ParameterKey, Tensor]:
     """Check masks against a model, and key them by ``(module, name)``.
 
     Raises:
-        TypeError: If a mask is not a bool tensor.
+        TypeError: If there is no mapping, or a mask is not a bool tensor.
         ValueError: If a name or pair is not in the model, or a shape differs.
     """
     reshard(model)
+    check_kind("masks", masks, Mapping, "a mapping of names or (module, name) pairs to bool tensors")
     keys = keys_by_name(model)
     names = {key: name for name, key in keys.items()}
     checked = {}

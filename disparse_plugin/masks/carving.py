@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ..agreement.candidates import Candidates, first_of
 from ..agreement.percentiles import agreement
 from ..arbiters import unanimous
+from ..kinds import check_kind
 from ..parameters import ParameterKey, alive_mask, qualified_names, stored
+from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
 
 
@@ -46,7 +48,9 @@ def keep_tasks(model: nn.Module, scores: TaskScores, tasks: Collection[str]) -> 
         >>> bool(masks[net.trunk, "weight"].all()), bool(masks[net.b, "weight"].any())
         (True, False)
     """
-    unknown = sorted(set(tasks) - set(scores.tasks))
+    check_scores(scores)
+    check_kind("tasks", tasks, Collection, "a list of task names")
+    unknown = sorted(map(str, set(tasks) - set(scores.tasks)))
     if unknown or not tasks:
         raise ValueError(f"tasks: must be some of {', '.join(scores.tasks)}, found {', '.join(unknown) or 'none'}")
     qualified_names(model, scores.parameters)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ..maskable import check_parameters
+from ..kinds import check_kind
+from ..maskable import check_parameters, check_tensor
 from ..parameters import is_masked, stored
 from .attach import Masks, checked_masks
 
@@ -40,6 +41,7 @@ class DiSparseDynamic(prune.BasePruningMethod):
         Args:
             mask: True (or 1) = keep; of the tensor's shape.
         """
+        check_kind("mask", mask, Tensor, "a tensor")
         self._first: Tensor | None = mask
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:  # noqa: ARG002
@@ -65,7 +67,7 @@ class DiSparseDynamic(prune.BasePruningMethod):
             ValueError: If its shape differs or it holds other values than 0 and 1, or the tensor cannot be pruned. The
                 module is as before.
         """
-        check_parameters(module, [(module, name)])
+        check_tensor(module, name)
         _check_mask(mask, stored(module, name).shape)
         hook = cls(mask)
         hook._tensor_name = name

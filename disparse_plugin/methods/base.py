@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 from ..agreement.percentiles import fractions
 from ..agreement.ranking import ranks
-from ..maskable import check_parameters
+from ..maskable import check_tensor
 from ..parameters import alive_mask, stored
 
 
@@ -32,7 +32,7 @@ class ScoredPruning(prune.BasePruningMethod):
         Returns:
             The hook that is now on the module.
         """
-        check_parameters(module, [(module, name)])
+        check_tensor(module, name)
         scores = _checked_scores(importance_scores, getattr(module, name), cls.__name__)
         method = cls(*options)
         method._check(scores, alive_mask(module, name))

@@ -13,6 +13,7 @@ from ..agreement.percentiles import agreement
 from ..agreement.ranking import lowest, ranks
 from ..arbiters import Arbiter
 from ..parameters import ParameterKey, stored
+from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
 from ..whole_numbers import whole_number
 from .base import ScoredPruning
@@ -130,6 +131,7 @@ def channel_importance(
         For each pair of ``scores.parameters`` a float64 tensor of the weight's shape, constant over each channel.
 
     Raises:
+        TypeError: If ``scores`` is not a :class:`TaskScores`, or ``dim`` no int.
         IndexError: If a parameter has no dimension ``dim``.
         ValueError: If the arbiter is unknown.
 
@@ -142,6 +144,7 @@ def channel_importance(
         >>> net.weight_mask[:, 0]  # neither task reads the last two outputs
         tensor([1., 1., 0., 0.])
     """
+    check_scores(scores)
     rows = [{task: _per_channel(score, dim) for task, score in row.items()} for row in scores.by_parameter()]
     weights = [_per_channel(stored(*key).detach().abs(), dim) for key in scores.parameters]
     values = agreement(Candidates(rows, weights), scores.tasks, arbiters.resolve(arbiter))
@@ -170,6 +173,7 @@ def _alive_channels(alive: Tensor, dim: int) -> Tensor:
 
 
 def _checked_dim(dim: int, tensor: Tensor) -> int:
+    dim = whole_number("dim", dim)
     if not -tensor.dim() <= dim < tensor.dim():
         raise IndexError(f"dim: must be a dimension of the tensor of shape {tuple(tensor.shape)}, found {dim}")
     return dim % tensor.dim()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..kinds import check_flag
 from ..whole_numbers import whole_number
 from .losses import Batch
 
@@ -42,6 +43,8 @@ class Data:
             ValueError: If ``num_batches`` is out of range or missing. And, where that shows only as they are read, if
                 there is no batch, or fewer than ``num_batches``.
         """
+        check_flag("cycle", self.cycle)
+        check_flag("progress", self.progress)
         count = self.num_batches
         if count is not None:
             count = whole_number("num_batches", count, least=1, otherwise=" or None (all of data)")
@@ -49,7 +52,7 @@ class Data:
             raise ValueError(
                 "num_batches: must be given with cycle=True, found None; otherwise scoring would never end"
             )
-        _check_source(self.source)
+        check_source(self.source)
         length = _length(self.source)
         if count is not None and length is not None and 0 < length < count and not self.cycle:
             raise _too_short(count, length)
@@ -58,7 +61,12 @@ class Data:
         return iter(tqdm(batches, total=expected, desc="scoring", unit="batch", disable=not self.progress))
 
 
-def _check_source(source: object) -> None:
+def check_source(source: object) -> None:
+    """Check that data are batches, and not one.
+
+    Raises:
+        TypeError: If not.
+    """
     if isinstance(source, Tensor | Mapping | str | bytes):
         what = f"one {type(source).__name__}"
     elif not isinstance(source, Iterable):

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from .._support.text_table import Table, Tabular
 from ..agreement.patterns import Place
+from ..kinds import check_flag, check_kind
 from ..maskable import check_parameters, checked_pairs
 from ..parameters import ParameterKey, alive_mask, qualified_names, stored, unwrap
+from ..whole_numbers import whole_number
 from .checks import check_tables, check_tasks
 from .storage import KEPT, widened
 
@@ -60,6 +62,8 @@ class ScoreTables(Tabular):
         keys = check_parameters(root, parameters)
         names = dict(zip(keys, qualified_names(root, keys), strict=True))
         check_tables(scores, names)
+        check_kind("criterion", criterion, str, "the name of a criterion")
+        check_flag("shares", shares)
         self._root = root
         self.tasks: tuple[str, ...] = tuple(scores)
         self.parameters: tuple[ParameterKey, ...] = tuple(key for key in keys if key in reached)
@@ -67,7 +71,7 @@ class ScoreTables(Tabular):
         self.unreached: tuple[str, ...] = tuple(names[key] for key in keys if key not in reached)
         self.skipped: dict[str, str] = dict(skipped or {})
         self.criterion = criterion
-        self.num_batches = num_batches
+        self.num_batches = whole_number("num_batches", num_batches, least=0)
         self.shares = shares
         self._tables = {
             task: MappingProxyType({key: _plain(table[key]) for key in self.parameters if key in table})
@@ -147,8 +151,7 @@ class ScoreTables(Tabular):
         Raises:
             TypeError: If ``module`` is no module.
         """
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module: must be a module of the model, found {type(module).__name__}")
+        check_kind("module", module, nn.Module, "a module of the model")
         return tuple(task for task in self.tasks if (module, name) in self._tables[task])
 
     def by_parameter(self) -> list[Mapping[str, Tensor]]:

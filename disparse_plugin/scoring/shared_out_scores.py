@@ -10,8 +10,7 @@ from torch import Tensor
 from .._support.distributed import check_same_copies, failing_together, this_rank
 from .._support.shards import beside, block, local, owns, places
 from ..agreement import shared_out
-from ..agreement.amounts import warn_of_percentage
-from ..agreement.budgets import Budget
+from ..agreement.budgets import Budget, warn_of_percentages
 from ..agreement.consequences import tell_of_empty_tensors, tell_of_ties_at_zero
 from ..agreement.patterns import Pattern, Place, Weights, spread
 from ..agreement.shared_out import SharedOut
@@ -81,8 +80,7 @@ class SharedOutScores:
                 "fully_shard"
             )
         candidates = self._candidates
-        if not isinstance(amount, Budget):  # a budget is made by code, which has counted
-            warn_of_percentage(amount, sum(candidates.sizes))
+        warn_of_percentages(amount, candidates)
         with failing_together():
             floors = self.floors(budget)
             quotas = budget.quotas(candidates, self._tasks, floors)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from .. import arbiters
 from .._support.shards import reshard
 from ..agreement import patterns
-from ..agreement.amounts import warn_of_percentage
-from ..agreement.budgets import Amount, Budget
+from ..agreement.budgets import Amount, Budget, warn_of_percentages
 from ..agreement.candidates import Candidates, joined_on_one_device
 from ..agreement.cut import lift
 from ..agreement.patterns import WEIGHTS, Pattern, Place, Weights, spread
@@ -134,7 +133,7 @@ class TaskScores(ScoreTables):
         Warns:
             EmptyTensorWarning: If nothing stays of a tensor.
             TiesWarning: If the cut falls among weights that score zero for every task.
-            UserWarning: If a count looks like a percentage: at most 100, and less than 1 % of what is alive.
+            UserWarning: If a count looks like a percentage: 1 to 100 that is below 1 %, or 50 to 100 of more than 500.
 
         Example:
             >>> import torch
@@ -156,8 +155,7 @@ class TaskScores(ScoreTables):
         places = self.places()
         form.check(places)
         candidates = self.candidates(form, places)
-        if not isinstance(amount, Budget):  # a budget is made by code, which has counted
-            warn_of_percentage(amount, sum(candidates.sizes))
+        warn_of_percentages(amount, candidates, form.name)
         gone = form.removed(candidates, self.tasks, rule, budget, places)
         return {
             key: form.mask(~mark, place).to(stored(*key).device)

@@ -16,6 +16,7 @@ import torch
 
 from .._support.files import FileFormatError, check_exists, replacing, understood
 from .._support.shards import is_sharded
+from ..errors import wrong
 from .mask_scheduler import MaskScheduler
 
 _VERSION = 1
@@ -58,6 +59,7 @@ def save_checkpoint(path: str | Path, **parts: Stateful) -> None:
     """
     if not parts:
         raise ValueError("parts: at least one is needed, found none; pass model=model, optimizer=optimizer, ...")
+    _check_parts(parts)
     states = {name: part.state_dict() for name, part in parts.items()}
     sharded = [name for name, state in states.items() if _holds_shards(state)]
     if sharded:
@@ -69,6 +71,12 @@ def save_checkpoint(path: str | Path, **parts: Stateful) -> None:
         with temporary.open("wb") as file:
             torch.save({"version": _VERSION, "parts": states, "random": _random_states()}, file)
         _seal(temporary)
+
+
+def _check_parts(parts: Mapping[str, object]) -> None:
+    for name, part in parts.items():
+        if isinstance(part, type) or not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+            raise TypeError(f"{name}: must have state_dict() and load_state_dict(), found {wrong(part)}")
 
 
 def _holds_shards(state: object) -> bool:
@@ -97,6 +105,7 @@ def load_checkpoint(path: str | Path, **parts: Stateful) -> None:
         Exception: What a part raises that cannot take its state. In all cases everything is as before, parts that were
             loaded already included; for that, their states are kept in memory twice meanwhile.
     """
+    _check_parts(parts)
     saved = _read(path)
     if set(saved["parts"]) != set(parts):
         raise ValueError(f"parts: must be {', '.join(saved['parts'])} as in the file, found {', '.join(parts)}")

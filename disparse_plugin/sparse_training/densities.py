@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from ..agreement.amounts import check_amount, count_to_prune
+from ..kinds import check_kind
 
 # The exponent of the DiSparse authors' code; the Erdos-Renyi-Kernel of RigL (Evci et al., ICML 2020) has 1.
 ERK_POWER = 0.9
@@ -45,6 +46,8 @@ def layer_counts(
         [10, 20]
     """
     check_amount(amount)
+    check_kind("shapes", shapes, Sequence, "a list of shapes")
+    check_kind("dense", dense, Collection, "a list of indices of layers")
     sizes = [math.prod(shape) for shape in shapes]
     target = sum(sizes) - count_to_prune(amount, sum(sizes))
     fixed = dict.fromkeys(dense, 1.0)

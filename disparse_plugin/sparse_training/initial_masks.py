@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._support.shards import is_sharded, local
-from ..agreement.amounts import count_to_prune
+from ..agreement.amounts import count_to_prune, warn_of_percentage
 from ..agreement.patterns import WEIGHTS, NofM, Pattern, Place
 from ..errors import wrong
 from ..parameters import ParameterKey, alive_mask, is_masked, present_mask, stored
@@ -77,6 +77,7 @@ def initial_masks(
     wanted = distribution if isinstance(distribution, str) else _by_index(keys, names, distribution)
     if amount is not None:
         checked_count(amount, total)
+        warn_of_percentage(amount, total)
     counts = layer_counts(shapes, _total_amount(amount, shapes, wanted, dense), wanted, dense)
     return {
         index: random_mask(stored(*key), counts[index], generator)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from .._support.distributed import failing_together, gathered, numbers_of_ranks
 from .._support.user_warning import warn_user
+from ..kinds import check_kind
 from ..maskable import Obstacle, refusal, warn_of_skipped
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.uses import computed_instead
@@ -209,6 +210,7 @@ class MaskScheduler(ABC, Generic[_Report]):
             state: What :meth:`state_dict` returned.
 
         Raises:
+            TypeError: If it is no mapping.
             KeyError: If it is not a state of this class.
             ValueError: If the options or the model differ. Nothing is changed.
         """
@@ -225,6 +227,7 @@ class MaskScheduler(ABC, Generic[_Report]):
 
     def _masks_of(self, state: Mapping[str, Any]) -> list[Tensor]:
         """Check a state, leave out what its run has left out, and return its masks."""
+        check_kind("state", state, Mapping, "what state_dict() of a scheduler returned")
         self._check_settings(state["settings"], besides=("alive",))
         before = self._left_out
         self._leave_out_as(state.get("left_out", before))  # older states do not say

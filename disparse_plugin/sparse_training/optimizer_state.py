@@ -52,6 +52,8 @@ def register_optimizer(kind: type[Optimizer], **fresh: Fresh) -> None:
         >>> "exp_avg" in fresh_values(Lion([torch.zeros(1)], {}))
         True
     """
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        raise TypeError(f"kind: must be a class of optimizers, found {kind!r}")
     _FRESH[kind] = dict(fresh)
 
 

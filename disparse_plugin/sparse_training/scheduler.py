@@ -18,8 +18,9 @@ from ..agreement import patterns
 from ..agreement.patterns import NofM, Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
+from ..kinds import check_flag
 from ..maskable import select, warn_of_skipped
-from ..parameters import Exclude, ParameterKey, stored, unwrap
+from ..parameters import Exclude, ParameterKey, listed, stored, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..whole_numbers import whole_number
 from .blocks import BlockExchange
@@ -31,7 +32,7 @@ from .schedules import (
     STOP_AFTER,
     CosineDecay,
     Schedule,
-    check_schedule,
+    check_drop_fraction,
     check_steps,
     checked,
     describe,
@@ -167,17 +168,17 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             TypeError: If an argument is of the wrong type, or the optimizer is not known.
             ValueError: If a value is out of range or does not fit the model. The model is as before.
         """
-        root, exempt = unwrap(model), tuple(exempt)
-        exclude = tuple(exclude) if isinstance(exclude, Iterator) else exclude
-        if exempt:
-            warn_user(EXEMPT_IS_DEPRECATED, DeprecationWarning)
+        root, exclude = unwrap(model), tuple(exclude) if isinstance(exclude, Iterator) else exclude
         with failing_together():
+            if dense := listed("exempt", exempt):
+                warn_user(EXEMPT_IS_DEPRECATED, DeprecationWarning)
             self._generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed))
             self._every = check_steps("update_every", update_every)
             self._stop = step_of("stop_at", stop_at, total_steps)
-            check_schedule("drop_fraction", fixed := drop_fraction)
+            check_drop_fraction(fixed := drop_fraction)
             self._fraction: Schedule = fixed if callable(fixed) else CosineDecay(fixed, self._stop)
             self._arbiter, self._regrow = arbiters.resolve(arbiter), regrow_dropped
+            check_flag("regrow_dropped", regrow_dropped)
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
             rule = None if criterion == RANDOM else check_growth_criterion(resolve(criterion))
@@ -185,7 +186,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             keys, names = selection.keys, selection.names
             self._pattern = patterns.resolve(pattern)
             check_goes_with_shards(keys, self._pattern, grad_scaler)
-            first = initial_masks(keys, names, amount, distribution, exempt, self._generator, self._pattern)
+            first = initial_masks(keys, names, amount, distribution, dense, self._generator, self._pattern)
             options = {
                 "update_every": update_every,
                 "stop_at": self._stop,
@@ -206,7 +207,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             DiSparseScheduler.__init__(
                 self, model, optimizer, losses, amount=amount, distribution=distribution, drop_fraction=drop_fraction,
                 update_every=update_every, stop_at=stop_at, total_steps=total_steps, criterion=criterion,
-                arbiter=arbiter, pattern=pattern, exclude=[*exclude, *names], exempt=exempt,
+                arbiter=arbiter, pattern=pattern, exclude=[*exclude, *names], exempt=dense,
                 regrow_dropped=regrow_dropped, grad_scaler=grad_scaler, seed=seed,
             )  # fmt: skip
 

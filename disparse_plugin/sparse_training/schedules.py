@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from .. import arbiters
-from ..agreement.amounts import count_to_prune, refuse_percentage
+from ..agreement.amounts import count_to_prune, refuse_percentage, warn_of_percentage
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..arbiters import Arbiter
 from ..errors import wrong
+from ..kinds import check_fraction, check_number
+from ..whole_numbers import whole_number
 
 # From the number of completed optimizer steps to a fraction in [0, 1]; of what is pruned, also to a count (int).
 Schedule: TypeAlias = Callable[[int], float]
@@ -42,8 +44,8 @@ class CosineDecay:
     stop_at: int
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.start <= 1.0:
-            raise ValueError(f"drop_fraction: must be in [0, 1], found {self.start}; 0.5 is usual, 0.0 never updates")
+        check_fraction("start", self.start)
+        check_steps("stop_at", self.stop_at)
 
     def __call__(self, step: int) -> float:
         """Return the fraction at a step."""
@@ -77,6 +79,8 @@ class CubicSparsity:
     initial: float = 0.0
 
     def __post_init__(self) -> None:
+        check_number("initial", self.initial)
+        check_number("final", self.final)
         if not 0.0 <= self.initial <= self.final <= 1.0:
             raise ValueError(
                 f"final: must be in [initial, 1] with initial >= 0, found initial={self.initial}, final={self.final}"
@@ -105,6 +109,18 @@ def check_schedule(argument: str, value: object) -> None:
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number and (not callable(value) or isinstance(value, type)):
         raise TypeError(f"{argument}: must be a number or a function of the step, found {wrong(value)}")
+
+
+def check_drop_fraction(value: object) -> None:
+    """Check the share to exchange: a fraction, or a function of the step.
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If it is out of range.
+    """
+    check_schedule("drop_fraction", value)
+    if not callable(value):
+        check_fraction("drop_fraction", value, "; 0.5 is usual, 0.0 never updates")
 
 
 def check_when(argument: str, when: float, least: int = 1) -> float:
@@ -142,6 +158,7 @@ def step_of(argument: str, when: float, total_steps: int | None, least: int = 1)
         (750, 600)
     """
     when = check_when(argument, when, least)
+    total_steps = None if total_steps is None else check_steps("total_steps", total_steps)
     if isinstance(when, int):
         return when
     if total_steps is None:
@@ -149,7 +166,7 @@ def step_of(argument: str, when: float, total_steps: int | None, least: int = 1)
             f"total_steps: must be given where {argument} is a fraction of the training, found None with {argument}="
             f"{when}; pass the optimizer steps of the training, or {argument} as a step (int)"
         )
-    return max(least, int(when * check_steps("total_steps", total_steps) + 1e-9))
+    return max(least, int(when * total_steps + 1e-9))
 
 
 def check_window(start_at: int, stop_at: int) -> None:
@@ -158,7 +175,7 @@ def check_window(start_at: int, stop_at: int) -> None:
     Raises:
         ValueError: If it does, or begins below 0.
     """
-    if not 0 <= start_at <= stop_at:
+    if not 0 <= whole_number("start_at", start_at) <= whole_number("stop_at", stop_at):
         raise ValueError(
             f"stop_at: must be at least start_at, and that at least 0, found start_at={start_at}, stop_at={stop_at}"
         )
@@ -194,6 +211,7 @@ def cubic(amount: float, total: int, start_at: int, stop_at: int) -> CubicSparsi
         (CubicSparsity(final=0.7, stop_at=10, start_at=0, initial=0.0), 700)
     """
     count = checked_count(amount, total)
+    warn_of_percentage(amount, total)
     final = count / total if isinstance(amount, numbers.Integral) else float(amount)
     return CubicSparsity(final, stop_at, start_at)
 

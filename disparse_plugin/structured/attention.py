@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..kinds import check_kind
+
 
 def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
     """Find attention layers that make query, key and value in one Linear, as those of timm.
@@ -19,6 +21,7 @@ def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
         The ``qkv`` layer of each module that has one beside an integer ``num_heads``, to the number of heads. Layers
         whose queries, keys and values are of unlike width (EfficientFormer) are not among them.
     """
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     found: dict[nn.Module, int] = {}
     for module in model.modules():
         qkv, heads = module._modules.get("qkv"), getattr(module, "num_heads", None)
@@ -40,6 +43,8 @@ def sync_attention(heads: Mapping[nn.Module, int], model: nn.Module) -> None:
             ``pruner.num_heads``, or what :func:`~disparse_plugin.structured.attention_heads` found before.
         model: The model.
     """
+    check_kind("heads", heads, Mapping, "a mapping of query-key-value layers to numbers of heads")
+    check_kind("model", model, nn.Module, "a torch.nn.Module")
     for module in model.modules():
         qkv = module._modules.get("qkv")
         if not isinstance(qkv, nn.Linear) or qkv not in heads:

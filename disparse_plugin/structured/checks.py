@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from .._support.shards import is_sharded
 from ..agreement.amounts import check_amount
+from ..kinds import check_flag, check_fraction
 from ..parameters import is_masked
 from .budget import QUANTITIES
 from .groups import NORMALIZERS, REDUCTIONS
@@ -62,16 +63,25 @@ def check_options(
         raise ValueError(f"amount: must be a fraction (float) of the time with of='latency', found {amount!r}")
     if of not in QUANTITIES:
         raise ValueError(f"of: must be one of {', '.join(QUANTITIES)}, found {of!r}")
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
-    if normalizer is not None and normalizer not in NORMALIZERS:
-        raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
-    if not 0 <= max_pruning_ratio <= 1:
-        raise ValueError(f"max_pruning_ratio: must be in [0, 1], found {max_pruning_ratio}")
-    if not isinstance(isomorphic, bool):
-        raise TypeError(f"isomorphic: must be True or False, found {isomorphic!r}")
-    if round_to not in (None, "auto") and (not isinstance(round_to, numbers.Integral) or round_to < 1):
+    check_joining(reduction, normalizer)
+    check_fraction("max_pruning_ratio", max_pruning_ratio)
+    check_flag("isomorphic", isomorphic)
+    if round_to not in (None, "auto") and (
+        isinstance(round_to, bool) or not isinstance(round_to, numbers.Integral) or round_to < 1
+    ):
         raise ValueError(f"round_to: must be a positive int, 'auto' or None, found {round_to!r}")
+
+
+def check_joining(reduction: str, normalizer: str | None) -> None:
+    """Check how the scores of a group's layers are joined.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if reduction not in list(REDUCTIONS):
+        raise ValueError(f"reduction: must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
+    if normalizer is not None and normalizer not in list(NORMALIZERS):
+        raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
 
 
 def check_plain(root: nn.Module) -> None:

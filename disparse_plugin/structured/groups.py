@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..kinds import check_flag
 from ..parameters import ParameterKey, unwrap
 from .layer_rule import Side
 from .layers import rule_of
@@ -299,6 +300,7 @@ def channel_parameters(model: nn.Module, *, bias: bool = False) -> list[Paramete
         >>> [(type(module).__name__, name) for module, name in channel_parameters(net)]
         [('Conv2d', 'weight'), ('BatchNorm2d', 'weight')]
     """
+    check_flag("bias", bias)
     root = unwrap(model)
     inner = {m for parent in root.modules() if isinstance(parent, nn.MultiheadAttention) for m in parent.children()}
     wanted = ("weight", "in_proj_weight", *(("bias",) if bias else ()))

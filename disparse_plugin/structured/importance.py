@@ -11,6 +11,7 @@ from torch import Tensor
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
+from ..maskable import checked_pairs
 from ..parameters import ParameterKey, module_names
 from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
@@ -19,7 +20,8 @@ from .adapter.private import bounded, graph_of, tp
 from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
 from .adapter.reading import UnusableGroupError, block_counts, read_group
 from .adapter.table import RemovalTable, ScoredGroup, removal_table
-from .groups import NORMALIZERS, REDUCTIONS, ChannelGroup, channel_magnitudes, normalized
+from .checks import check_joining
+from .groups import ChannelGroup, channel_magnitudes, normalized
 from .order import ChannelRule, removal_order
 from .sources import Given, GivenFirst, Rescore, Rescored, RescoredByBase, Scorer, Source
 
@@ -109,14 +111,11 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
         if isinstance(scores, tuple):
             scores, rescore = None, scores
         _check_sources(scores, rescore, base)
-        if reduction not in REDUCTIONS:
-            raise ValueError(f"reduction: must be one of {', '.join(REDUCTIONS)}, found {reduction!r}")
-        if normalizer is not None and normalizer not in NORMALIZERS:
-            raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
+        check_joining(reduction, normalizer)
         resolve_criterion(criterion)
         self.skipped: dict[str, str] = {}
         self._rule, self._normalizer = ChannelRule.of(arbiter, across), normalizer
-        keys = None if parameters is None else tuple(parameters)
+        keys = None if parameters is None else tuple(checked_pairs(parameters))
         self._source = _source(scores, rescore, base, criterion, reduction, keys)
         self._pruner: Any = None
         self._initial: dict[str, int] = {}

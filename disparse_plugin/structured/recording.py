@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ..errors import wrong
 from ..parameters import module_names, unwrap
 from .adapter.private import parameter_name, tp
 from .cuts import Attributes, Cut
@@ -64,6 +65,8 @@ class RemovalRecording:
 
     def __init__(self, pruner: Any) -> None:
         """Begin; see :func:`record_removal`."""
+        if not (hasattr(pruner, "DG") and hasattr(pruner, "model")):
+            raise TypeError(f"pruner: must be a pruner of torch-pruning, found {wrong(pruner)}")
         self._graph = pruner.DG
         self._root = unwrap(pruner.model)
         self._names = module_names(self._root)

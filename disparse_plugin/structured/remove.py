@@ -15,8 +15,10 @@ from .._support.user_warning import warn_user
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
-from ..parameters import Exclude, ParameterKey, keys_by_name, left_in, module_names, unwrap
-from ..scoring.losses import Batch, TaskLosses
+from ..kinds import check_flag, check_kind
+from ..maskable import checked_pairs
+from ..parameters import Exclude, ParameterKey, keys_by_name, left_in, listed, module_names, unwrap
+from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..scoring.score import score_for_removal
 from .adapter.graph import TRACE_ERRORS
 from .adapter.groups import find_groups
@@ -149,9 +151,14 @@ def remove_channels(
         check_plain(root)
         if ignored_layers is not None:
             warn_user("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning)
-            exclude = [*exclude, *ignored_layers]
+            exclude = [*listed("exclude", exclude), *listed("ignored_layers", ignored_layers)]
+        check_flag("exact", exact)
+        check_kind("customized_pruners", customized_pruners, Mapping | None, "a mapping of classes to pruners, or None")
+        check_callable_losses(losses)
+        parameters = None if parameters is None else checked_pairs(parameters)
+        left_out = tuple(listed("exclude", exclude))
         source = _Source(
-            losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, tuple(exclude), compare, exact
+            losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, left_out, compare, exact
         )
         shares = checked_steps(steps, between, schedule, data)
     check_same_steps(shares)
@@ -221,7 +228,7 @@ def _found(root: nn.Module, source: _Source, options: Options) -> Removal:
         data, watched = peeked(source.data), Witnesses(source.losses)
         first, kept = _first_losses(root, source.losses, data.first), _kept(root, source.exclude)
         groups, seen = find_groups(root, source.inputs, first, kept, options.customized_pruners)
-        keys = _scored_parameters(root, groups.idle) if source.parameters is None else tuple(source.parameters)
+        keys = _scored_parameters(root, groups.idle) if source.parameters is None else source.parameters
     scores = score_for_removal(
         root, watched, data, criterion=source.criterion, parameters=keys, num_batches=source.num_batches
     )

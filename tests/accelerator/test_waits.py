@@ -8,7 +8,8 @@ from disparse_plugin.analysis import GradientConflict
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from networks import TwoHeads, digit_batches, digit_losses
 
-# What is reached; a few for the whole model is the aim.
+# What is reached. An update of dynamic masks waits as often for any number of layers; gradual pruning, whose criterion
+# looks at layer after layer, more often the more there are.
 SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 5, 31
 
 

@@ -11,8 +11,11 @@ from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import DiSparseStatic, TaskScores, disparse_static
+from disparse_plugin.agreement.amounts import percentage_meant
 from disparse_plugin.agreement.budgets import Budget
+from disparse_plugin.analysis import own_masks, task_overlap
 from disparse_plugin.errors import EmptyTensorWarning, TiesWarning
+from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from networks import TwoHeads, digit_batches, digit_losses
 from tied_scores import kept_places, tied
 
@@ -131,16 +134,19 @@ def test_ties_at_zero_are_news_where_the_cut_falls_among_them(zero, count, warns
 
 @pytest.mark.parametrize(
     ("size", "amount", "warns"),
-    [(9_001, 90, True), (9_000, 90, False), (100_000, 1, True), (100_000, 100, True), (100_000, 101, False),
-     (100_000, 0.9, False), (100_000, 0, False), (100_000, Budget(90), False)],
+    [(501, 50, True), (500, 50, False), (832, 49, False), (832, 100, True), (832, 101, False), (832, {"a": 90}, True),
+     (9_000, 8, True), (801, 8, True), (800, 8, False), (832, 0.9, False), (832, 90 / 832, False), (832, 0, False),
+     (832, Budget(90), False)],
 )  # fmt: skip
 def test_a_count_that_looks_like_a_percentage(size, amount, warns):
     layer = nn.Linear(size, 1, bias=False)
     masks, messages = said(TaskScores(layer, {"a": {(layer, "weight"): torch.rand(1, size)}}).masks, amount)
     assert list(messages) == [UserWarning] * warns
+    count = amount["a"] if isinstance(amount, dict) else amount
     if warns:
-        assert re.match(rf"amount: {amount} is a number of weights, .* for {amount} % pass", messages[UserWarning])
-        assert int((~masks[layer, "weight"]).sum()) == amount, "a warning, not another meaning"
+        told = rf"amount.*: {count} is a number of weights, .* for {count} weights {count} / {size}"
+        assert re.match(told, messages[UserWarning])
+        assert int((~masks[layer, "weight"]).sum()) == count, "a warning, not another meaning"
 
 
 def test_warnings_of_the_other_ways_to_prune_point_at_the_user_too():
@@ -151,3 +157,39 @@ def test_warnings_of_the_other_ways_to_prune_point_at_the_user_too():
     _, messages = said(disparse_static, net, digit_losses, digit_batches(), 90)
     assert list(messages) == [UserWarning]
     assert "amount: 90 is a number of weights" in messages[UserWarning]
+
+
+def _training(scores):
+    layer = scores.parameters[0][0]
+    return layer, torch.optim.SGD(layer.parameters(), lr=0.1), digit_losses
+
+
+@pytest.mark.parametrize(
+    "prune_to",
+    [
+        lambda scores: task_overlap(scores, 90),
+        lambda scores: own_masks(scores, 90),
+        lambda scores: DiSparseScheduler(*_training(scores), amount=90, stop_at=9),
+        lambda scores: GradualPruning(*_training(scores), amount=90, stop_at=9),
+    ],
+    ids=["overlap", "own masks", "dynamic", "gradual"],
+)
+def test_a_count_that_looks_like_a_percentage_wherever_there_is_an_amount(prune_to):
+    layer = nn.Linear(832, 1, bias=False)
+    tables = {task: {(layer, "weight"): torch.rand(1, 832)} for task in ("a", "b")}
+    _, messages = said(prune_to, TaskScores(layer, tables))
+    assert messages == {UserWarning: percentage_meant(90, 832)}
+
+
+def test_a_count_of_a_part_is_held_against_the_part():
+    trunk, head = nn.Linear(400, 1, bias=False), nn.Linear(400, 1, bias=False)
+    both, one = {(trunk, "weight"): torch.rand(1, 400)}, {(head, "weight"): torch.rand(1, 400)}
+    scores = TaskScores(nn.ModuleList([trunk, head]), {"a": both | one, "b": dict(both)})
+    assert said(scores.masks, {"shared": 90, "a": 90})[1] == {}
+
+
+def test_who_calls_torch_counts_as_torch_does():
+    layer = nn.Linear(832, 1, bias=False)
+    scores = TaskScores(layer, {"a": {(layer, "weight"): torch.rand(1, 832)}})
+    _, messages = said(prune.global_unstructured, scores.parameters, DiSparseStatic.bind(scores), amount=90)
+    assert messages == {}

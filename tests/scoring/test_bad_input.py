@@ -325,6 +325,7 @@ def test_scores_of_any_type_with_a_history_shared_by_two_tasks(dtype):
     scores = TaskScores(model, {task: {(model[0], "weight"): score} for task in "ab"})
     key = (model[0], "weight")
     assert not scores["a"][key].requires_grad
+    assert scores["a"][key].dtype == (torch.float32 if dtype == torch.half else dtype)
     torch.testing.assert_close(scores.importance()[key], (order + 1).double() / 50)
     assert torch.equal(scores.masks(0.5)[key], order >= 25)
     assert torch.equal(score.detach(), order.to(dtype))

@@ -1,5 +1,7 @@
 """Stop at any step, go on in a new process: the same bits as without stopping."""
 
+import copy
+
 import pytest
 import torch
 
@@ -42,6 +44,15 @@ def test_a_resumed_run_has_the_same_bits(kind, stop, order, tmp_path):
     second.train(9 - stop, first=stop)
     assert same(bits(second), bits(whole))
     assert second.scheduler.completed == 9
+
+
+def test_states_of_an_optimizer_that_was_loaded_before_the_masks_stay():
+    first, second = Run(), Run()
+    first.train(5)
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.scheduler.load_state_dict(first.scheduler.state_dict())
+    second.model.load_state_dict(first.model.state_dict())
+    assert same(bits(second), bits(first))
 
 
 def test_a_stop_between_the_optimizer_and_the_scheduler_loses_no_step():

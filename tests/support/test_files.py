@@ -321,6 +321,15 @@ def test_places_where_nothing_can_be_written(kind, tmp_path):
     assert not list(tmp_path.parent.glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(kind, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"^path: must be the name of a file, found that .* is a device or a pipe"):
+        kind.write(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert list(tmp_path.iterdir()) == [tmp_path / "pipe"]
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     def interrupted():
         with replacing(tmp_path / "file") as temporary:
