@@ -114,7 +114,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             model: The model; wrappers are looked through.
             optimizer: What trains it; of a kind in :mod:`disparse_plugin.sparse_training.optimizer_state`.
             losses: As in :class:`DiSparseScheduler`.
-            amount: How much is masked in the end: a fraction (float) or a count (int) of all listed weights; or a
+            amount: How much is masked in the end: a fraction (float) or a count (int) of all listed weights, also of
+                those that no task reaches (the one-shot calls leave them out; so does ``exclude``); or a
                 function from the step to that. Left out with an ``n:m`` pattern.
             update_every: Optimizer steps between stages.
             start_at: The step of the first stage (int), or the fraction of the training after which it is (float); at
