@@ -57,12 +57,13 @@ def lowest_by_agreement(
     """
     within = range(len(candidates.scores)) if within is None else within
     total = sum(candidates.sizes[index] for index in within)
-    together = len(candidates.devices) == 1
-    if together and is_order_statistic(arbiter) and total > 4 * SAMPLE and 0 < count < total:
+    on_cpu = all(device.type == "cpu" for device in candidates.devices)
+    # A sample is one of each task: of many, all together are more than the scores of a small model.
+    sampled = total > (max(4, len(tasks)) if on_cpu else 4) * SAMPLE and len(candidates.devices) == 1
+    if sampled and is_order_statistic(arbiter) and 0 < count < total:
         chosen = _cut_in_band(list(_chunks(candidates, within)), tasks, arbiter, count)
         if chosen is not None:
             return chosen
-    on_cpu = all(device.type == "cpu" for device in candidates.devices)
     if on_cpu and ignores_absent_tasks(arbiter) and total > COUNTED and 0 < count < total:
         return lowest_by_counting(candidates, tasks, arbiter, count, within)
     every = agreement(candidates, tasks, arbiter)
