@@ -31,8 +31,7 @@ import torch
 from torch import Tensor
 
 from .errors import did_you_mean, wrong
-from .kinds import check_flag, check_kind
-from .whole_numbers import whole_number
+from .kinds import check_flag, check_kind, whole_number
 
 Arbiter: TypeAlias = Callable[[Tensor], Tensor]
 

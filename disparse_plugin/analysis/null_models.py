@@ -15,12 +15,12 @@ from ..agreement.amounts import check_amount
 from ..agreement.candidates import Candidates
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..errors import wrong
+from ..kinds import whole_number
 from ..maskable import checked_pairs
 from ..parameters import ParameterKey
 from ..scoring.batches import check_source
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
-from ..whole_numbers import whole_number
 from .controls import Controls
 from .measures import Overlap, count_stratum
 from .overlap import TaskOverlap, overlap_of_masks

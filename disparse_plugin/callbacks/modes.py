@@ -13,14 +13,13 @@ from ..agreement.budgets import Budget
 from ..agreement.patterns import Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
-from ..kinds import check_flag
+from ..kinds import check_flag, whole_number
 from ..parameters import Exclude, listed
 from ..sparse_training.gradual import GradualPruning
 from ..sparse_training.initial_masks import check_exchangeable
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
 from ..sparse_training.schedules import check_drop_fraction, check_steps, check_when, describe
 from ..sparse_training.step_scores import check_growth_criterion
-from ..whole_numbers import whole_number
 from .base import PruningInFit
 from .one_shot import OneShot
 from .scheduled import Scheduled

@@ -12,10 +12,10 @@ from ..agreement.candidates import Candidates
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import lowest, ranks
 from ..arbiters import Arbiter
+from ..kinds import whole_number
 from ..parameters import ParameterKey, stored
 from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores
-from ..whole_numbers import whole_number
 from .base import ScoredPruning
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..agreement.patterns import best_in_blocks
-from ..whole_numbers import whole_number
+from ..kinds import whole_number
 from .base import ScoredPruning
 
 

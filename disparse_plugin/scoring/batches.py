@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..kinds import check_flag
-from ..whole_numbers import whole_number
+from ..kinds import check_flag, whole_number
 from .losses import Batch
 
 

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from .._support.text_table import Table, Tabular
 from ..agreement.patterns import Place
-from ..kinds import check_flag, check_kind
+from ..kinds import check_flag, check_kind, whole_number
 from ..maskable import check_parameters, checked_pairs
 from ..parameters import ParameterKey, alive_mask, qualified_names, stored, unwrap
-from ..whole_numbers import whole_number
 from .checks import check_tables, check_tasks
 from .storage import KEPT, widened
 

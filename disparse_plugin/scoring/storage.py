@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._support.shards import is_sharded
 from ..errors import wrong
-from ..whole_numbers import whole_number
+from ..kinds import whole_number
 from .losses import Batch
 
 Device: TypeAlias = torch.device | str | int

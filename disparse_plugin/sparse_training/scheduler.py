@@ -18,11 +18,10 @@ from ..agreement import patterns
 from ..agreement.patterns import NofM, Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..kinds import check_flag
+from ..kinds import check_flag, whole_number
 from ..maskable import select, warn_of_skipped
 from ..parameters import Exclude, ParameterKey, listed, stored, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
-from ..whole_numbers import whole_number
 from .blocks import BlockExchange
 from .exchange import Exchange, random_scores
 from .initial_masks import initial_masks

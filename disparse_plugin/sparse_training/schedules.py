@@ -13,8 +13,7 @@ from ..agreement.amounts import count_to_prune, refuse_percentage, warn_of_perce
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..arbiters import Arbiter
 from ..errors import wrong
-from ..kinds import check_fraction, check_number
-from ..whole_numbers import whole_number
+from ..kinds import check_fraction, check_number, whole_number
 
 # From the number of completed optimizer steps to a fraction in [0, 1]; of what is pruned, also to a count (int).
 Schedule: TypeAlias = Callable[[int], float]
