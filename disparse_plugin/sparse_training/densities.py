@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 
 from ..agreement.amounts import check_amount, count_to_prune
-from ..kinds import check_kind
+from ..kinds import check_kind, whole_number
 
 # The exponent of the DiSparse authors' code; the Erdos-Renyi-Kernel of RigL (Evci et al., ICML 2020) has 1.
 ERK_POWER = 0.9
@@ -50,9 +50,11 @@ def layer_counts(
     check_kind("dense", dense, Collection, "a list of indices of layers")
     sizes = [math.prod(shape) for shape in shapes]
     target = sum(sizes) - count_to_prune(amount, sum(sizes))
+    _check_layers("dense", dense, len(sizes))
     fixed = dict.fromkeys(dense, 1.0)
     weights = [(sum(shape) / size) ** ERK_POWER for shape, size in zip(shapes, sizes, strict=True)]
     if isinstance(distribution, Mapping):
+        _check_layers("distribution", distribution, len(sizes))
         fixed |= {index: _check_density(index, density) for index, density in distribution.items()}
     elif distribution == "uniform":
         weights = [1.0] * len(shapes)
@@ -62,6 +64,12 @@ def layer_counts(
         raise TypeError(f"distribution: must be a name or a mapping, found {type(distribution).__name__}")
     densities = _scaled(sizes, weights, target, fixed)
     return _whole_numbers(sizes, densities, target, exact=set(fixed))
+
+
+def _check_layers(argument: str, layers: Collection[int], count: int) -> None:
+    for index in layers:
+        if not whole_number(argument, index, least=0) < count:
+            raise ValueError(f"{argument}: must hold indices of layers, 0 to {count - 1}, found {index}")
 
 
 def _check_density(index: int, density: float) -> float:

@@ -12,21 +12,23 @@ from torch.nn.utils import parametrize
 
 from .._support.shards import is_sharded
 from ..agreement.amounts import check_amount
-from ..kinds import check_flag, check_fraction
+from ..kinds import check_flag, check_fraction, whole_number
 from ..parameters import is_masked
 from .budget import QUANTITIES
 from .groups import NORMALIZERS, REDUCTIONS
+
+MOST_STEPS = 10_000
 
 
 def checked_steps(steps: int, between: object, schedule: Callable[[int], float] | None, data: object) -> list[float]:
     """Check how a removal is divided, and return the share of the amount that is gone after each step.
 
     Raises:
-        TypeError: If ``between`` or ``schedule`` cannot be called.
-        ValueError: If ``steps`` is not a positive whole number, or something does not go with it.
+        TypeError: If ``steps`` is no int, or ``between`` or ``schedule`` cannot be called.
+        ValueError: If ``steps`` is out of range, or something does not go with it.
     """
-    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
-        raise ValueError(f"steps: must be a positive whole number, found {steps!r}")
+    if whole_number("steps", steps, least=1) > MOST_STEPS:
+        raise ValueError(f"steps: must be at most {MOST_STEPS}, found {steps}; each of them scores the model anew")
     for name, value in (("between", between), ("schedule", schedule)):
         if value is not None and not callable(value):
             raise TypeError(f"{name}: must be callable, found {type(value).__name__}")

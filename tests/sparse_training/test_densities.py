@@ -86,6 +86,20 @@ def test_totals_that_no_whole_numbers_meet(shapes, amount, distribution):
         layer_counts(shapes, amount, distribution)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"distribution": {"fc": 0.5}}, TypeError, "distribution: must be an int, found str: 'fc'"),
+        ({"distribution": {2: 0.5}}, ValueError, "distribution: must hold indices of layers, 0 to 1, found 2"),
+        ({"dense": ["fc"]}, TypeError, "dense: must be an int, found str: 'fc'"),
+        ({"dense": [-1]}, ValueError, "dense: must be at least 0, found -1"),
+    ],
+)
+def test_layers_are_told_by_their_index(options, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        layer_counts([(4, 4), (4, 4)], 0.5, **options)
+
+
 def deeplab_shapes(classes=(40, 3)):
     """The weights of the paper's network: a ResNet-34 trunk and, for each task, four parallel heads."""
     shapes, width = [(64, 3, 7, 7)], 64

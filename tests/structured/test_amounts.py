@@ -75,7 +75,8 @@ def test_a_schedule_says_how_much_is_gone_after_each_step() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"steps": 0}, "steps: must be a positive"),
+        ({"steps": 0}, "steps: must be at least 1, found 0"),
+        ({"steps": 10**9}, "steps: must be at most"),
         ({"steps": 1, "between": print}, "between: is called between steps"),
         ({"steps": 2, "between": 3}, "between: must be callable"),
         ({"steps": 2, "schedule": lambda _: 0.5}, "schedule: must rise"),
