@@ -161,13 +161,13 @@ def squared_shares(values: Tensor) -> Tensor:
     """
     if values.device.type == "cpu" and values.dtype == torch.float32 and values.numel() < 2**32:
         return torch.from_numpy(_shares_by_keys(values.numpy()))
-    found = values.abs().sort(descending=True)
-    alive = int(found.values.count_nonzero())  # zeros come last
-    result = torch.zeros_like(values)
-    if alive:
-        shares = _shares_of_descending(found.values[:alive])
-        result.scatter_(0, found.indices[:alive], shares.to(values.dtype))
-    return result
+    found = values.abs().neg_().sort()  # the largest first
+    # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
+    squares = found.values.double().div(found.values[:1].double()).square_()
+    # Up to the last of equal ones. Their ends are searched for: to list them, the host would wait for a device.
+    ends = torch.searchsorted(found.values, found.values, right=True).sub_(1)
+    shares = squares.div_(squares.cumsum(0)[ends]).masked_fill_(found.values == 0, 0.0)
+    return torch.empty_like(values).scatter_(0, found.indices, shares.to(values.dtype))
 
 
 def _shares_by_keys(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -242,20 +242,3 @@ def taken(values: Tensor, places: Tensor) -> Tensor:
     if values.device.type == "cpu" and values.dtype in _OF_NUMPY:
         return torch.from_numpy(np.take(values.numpy(), places.numpy()))
     return values[places]
-
-
-def _shares_of_descending(ordered: Tensor) -> Tensor:
-    """Return the shares of positive values, the largest first; float64."""
-    # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
-    squares = ordered.double()
-    squares /= squares[0].clone()
-    squares.square_()
-    sums = squares.cumsum(0)
-    last = torch.ones_like(ordered, dtype=torch.bool)
-    torch.ne(ordered[1:], ordered[:-1], out=last[:-1])
-    ends = positions(last)
-    if ends.numel() == ordered.numel():
-        return squares.div_(sums)
-    lengths = torch.diff(ends, prepend=torch.full_like(ends[:1], -1))
-    shares = taken(squares, ends).div_(taken(sums, ends))
-    return shares.repeat_interleave(lengths, output_size=ordered.numel())

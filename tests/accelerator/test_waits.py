@@ -10,7 +10,7 @@ from networks import TwoHeads, digit_batches, digit_losses
 
 # What is reached. An update of dynamic masks waits as often for any number of layers; gradual pruning, whose criterion
 # looks at layer after layer, more often the more there are.
-SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 5, 31
+SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 5, 19
 
 
 def on(device, count):
