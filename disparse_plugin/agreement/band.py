@@ -23,7 +23,8 @@ from ..sorting import positions
 from .candidates import Candidates, first_of, joined_on_one_device
 from .counting import lowest_by_counting
 from .percentiles import agreement, fractions, in_threads
-from .ranking import count_true, counts_true, kth_lowest, lowest, ranks
+from .ranking import kth_lowest, lowest, ranks
+from .tallies import count_true, counts_true
 
 # Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
 SAMPLE = 2**19

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._support.user_warning import warn_user
 from ..errors import EmptyTensorWarning, TiesWarning
 from .candidates import Candidates
-from .ranking import counts_true
+from .tallies import counts_true
 
 _SHOWN = 8
 

@@ -25,7 +25,8 @@ from ..arbiters import Arbiter, any_task, majority, mean, unanimous
 from ..sorting import positions, sorted_values, taken
 from .candidates import Candidates
 from .percentiles import fractions, in_threads
-from .ranking import count_true, counts_true, extremes, kth_lowest, lowest, ranks
+from .ranking import kth_lowest, lowest, ranks
+from .tallies import count_true, counts_true, extremes
 
 # Bits of a float32 that do not count: 11 of the fraction do, so a bin is a two-thousandth of its values wide.
 DROPPED = 12

@@ -14,7 +14,8 @@ from .band import lowest_by_agreement, lowest_of
 from .budgets import Quota
 from .candidates import Candidates, first_of
 from .percentiles import agreement
-from .ranking import counts_true, highest
+from .ranking import highest
+from .tallies import counts_true
 
 
 def lowest_in_budget(

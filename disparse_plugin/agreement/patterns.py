@@ -33,7 +33,8 @@ from .candidates import Candidates
 from .consequences import warn_of_empty_tensors, warn_of_ties_at_zero
 from .cut import lowest_in_budget
 from .percentiles import agreement
-from .ranking import count_true, distinct, turns_of
+from .ranking import distinct, turns_of
+from .tallies import count_true
 
 
 @dataclasses.dataclass(frozen=True)

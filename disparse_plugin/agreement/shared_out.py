@@ -18,9 +18,10 @@ from ..arbiters import Arbiter, scale_of
 from .budgets import Quota
 from .candidates import Candidates, first_of, joined_on_one_device
 from .percentiles import fractions, over_tasks
-from .ranking import absolute, counts_true
+from .ranking import absolute
 from .select import lowest
 from .sorted_shares import Sorted, in_order, ranks_among_all
+from .tallies import counts_true
 
 
 @dataclasses.dataclass(frozen=True)

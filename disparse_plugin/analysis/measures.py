@@ -36,7 +36,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..agreement.ranking import count_true, ranks
+from ..agreement.ranking import ranks
+from ..agreement.tallies import count_true
 
 Pair: TypeAlias = tuple[str, str]
 

@@ -15,7 +15,7 @@ from .._support.distributed import this_rank, total_counts
 from .._support.shards import is_sharded, local, owns, reshard
 from .._support.text_table import Table, Tabular
 from .._support.undisturbed import undisturbed
-from ..agreement.ranking import count_true
+from ..agreement.tallies import count_true
 from ..parameters import ParameterKey, alive_mask, keys_by_name, prunable_parameters, qualified_names, stored, unwrap
 from ..scoring.given import check_scores
 from ..scoring.task_scores import TaskScores

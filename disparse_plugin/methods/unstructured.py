@@ -11,7 +11,8 @@ from torch.nn.utils import prune
 
 from ..agreement.amounts import check_amount, count_to_prune
 from ..agreement.budgets import Amount, Budget, check_room
-from ..agreement.ranking import count_true, lowest
+from ..agreement.ranking import lowest
+from ..agreement.tallies import count_true
 from ..arbiters import Arbiter, resolve
 from ..parameters import ParameterKey, alive_mask
 from ..scoring.given import check_scores

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 import torch
 from torch import Tensor
 
-from ..agreement.ranking import extremes
+from ..agreement.tallies import extremes
 from ..criteria import Criterion
 from ..parameters import score_dtype
 from .finite import peaks

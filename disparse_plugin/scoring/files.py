@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._support.files import read_tensors, understood, write_tensors
-from ..agreement.ranking import extremes
+from ..agreement.tallies import extremes
 from ..parameters import ParameterKey, keys_by_name, stored
 
 _KIND = "disparse_plugin.scores"

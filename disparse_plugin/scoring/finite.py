@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..agreement.ranking import extremes
+from ..agreement.tallies import extremes
 
 
 def peaks(tensors: Sequence[Tensor]) -> Tensor:

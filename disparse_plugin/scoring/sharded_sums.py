@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .._support.distributed import check_same, failing_together, gathered, several_ranks, this_rank, total_counts
 from .._support.shards import beside, is_sharded, local, owns, reshard
 from .._support.undisturbed import undisturbed
-from ..agreement.ranking import count_true
 from ..agreement.shared_out import lamp_among_all
+from ..agreement.tallies import count_true
 from ..criteria import Criterion, lamp_scores
 from ..parameters import ParameterKey, alive_mask, stored, unwrap
 from ..sorting import positions

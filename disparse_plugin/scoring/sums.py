@@ -15,7 +15,7 @@ from .._support.undisturbed import undisturbed
 from .._support.user_warning import warn_user
 from ..agreement.consequences import LIKELY_CAUSES_OF_ZEROS
 from ..agreement.percentiles import in_threads
-from ..agreement.ranking import count_zeros, counts_true
+from ..agreement.tallies import count_zeros, counts_true
 from ..criteria import Criterion
 from ..errors import NonFiniteError, TiesWarning
 from ..maskable import Obstacle, refusal, warn_of_skipped

@@ -18,7 +18,8 @@ from ..agreement.budgets import Budget
 from ..agreement.candidates import Candidates
 from ..agreement.patterns import NofM, Place, best_in_blocks, spread
 from ..agreement.percentiles import agreement
-from ..agreement.ranking import count_true, distinct, turns_of
+from ..agreement.ranking import distinct, turns_of
+from ..agreement.tallies import count_true
 from ..arbiters import Arbiter
 from .exchange import Exchange, smallest
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from .._support.shards import part_here
 from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
-from ..agreement.ranking import absolute, counts_true, highest, lowest, ranks
+from ..agreement.ranking import absolute, highest, lowest, ranks
+from ..agreement.tallies import counts_true
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 from ..sorting import positions
 

@@ -17,7 +17,7 @@ from ..agreement import patterns
 from ..agreement.amounts import count_to_prune
 from ..agreement.budgets import Budget
 from ..agreement.patterns import Channels, NofM, Pattern
-from ..agreement.ranking import count_true
+from ..agreement.tallies import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select, warn_of_skipped

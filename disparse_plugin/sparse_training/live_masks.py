@@ -14,7 +14,7 @@ from .._support.distributed import check_same_copies, check_same_tensors, failin
 from .._support.files import packed_bits, unpacked_bits
 from .._support.shards import beside, block, is_sharded, local, owns, part_here
 from ..agreement.patterns import WEIGHTS, Pattern
-from ..agreement.ranking import counts_true
+from ..agreement.tallies import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
 from ..maskable import Obstacle, read_by_parent
 from ..masks.in_place import DiSparseDynamic

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from .._support.distributed import added_counts, this_rank, total_counts
 from .._support.shards import local, owns, places
-from ..agreement.ranking import absolute, count_true
+from ..agreement.ranking import absolute
 from ..agreement.select import lowest
 from ..agreement.shared_out import SharedOut, agreement
+from ..agreement.tallies import count_true
 from .exchange import Exchange
 
 
