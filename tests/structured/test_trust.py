@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
+from collections import UserDict
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -434,3 +437,46 @@ def test_an_amount_that_cannot_be_reached_says_how_far_and_why() -> None:
     model, x = Experts(), torch.randn(4, 8)
     with pytest.raises(ValueError, match=r"at most .* can be removed.*What holds the rest: .*makes an output"):
         remove_channels(model, two_losses, [x.abs()], x.abs(), 0.99, of="parameters")
+
+
+class Named(NamedTuple):
+    """A batch whose entries have names."""
+
+    image: Tensor
+    label: Tensor
+
+
+@dataclasses.dataclass
+class Record:
+    """A batch that is a record."""
+
+    image: Tensor
+    label: Tensor
+
+
+class Encoding(UserDict[str, Tensor]):
+    """A batch as tokenizers make it: a mapping that keeps its entries in ``data``."""
+
+    def __init__(self, image: Tensor, label: Tensor) -> None:
+        super().__init__(image=image, label=label)
+
+    def __getattr__(self, name: str) -> Tensor:
+        return self.data[name]
+
+
+@pytest.mark.parametrize("kind", [Named, Record, Encoding, SimpleNamespace], ids=lambda kind: kind.__name__)
+def test_a_batch_of_any_kind_is_tried_in_double_precision(kind: Any) -> None:
+    """What is not known as a container is passed on as it is; the trial is then in the precision of the model."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    batch, seen = kind(image=torch.randn(2, 3, 8, 8), label=torch.tensor([0, 1])), set()
+
+    def losses(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        seen.add((batch.image.dtype, batch.label.dtype))
+        out = model(batch.image)
+        return {"a": out.square().mean(), "b": F.cross_entropy(out, batch.label)}
+
+    report = remove_channels(model, losses, [batch], torch.randn(2, 3, 8, 8), 0.5)
+    assert model[0].out_channels == 4
+    assert report.deviation < 1e-5
+    types = {torch.float32} if kind is SimpleNamespace else {torch.float32, torch.float64}
+    assert seen == {(dtype, torch.int64) for dtype in types}
