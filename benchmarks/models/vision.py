@@ -55,7 +55,7 @@ def build(name: str) -> Case:
     options: dict[str, Any] = {"init_weights": False} if name == "googlenet" else {}
     body = TwoHeads(torchvision.models.get_model(name, weights=None, num_classes=16, **options))
     frames = (16,) if name in _VIDEO else ()
-    size = _SIZES.get(name, 64)
+    size = _SIZES.get(name, 224 if name == "s3d" else 64)
     return plain(randomize(body), torch.randn(2, 3, *frames, size, size))
 
 
