@@ -164,7 +164,7 @@ class GroupedQueries(nn.Module):
 
 
 class Windows(nn.Module):
-    """Attention with a table of relative positions, whose merged neighbours are normalised (Swin)."""
+    """Attention with a table of relative positions and a mask, whose merged neighbours are normalised (Swin)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +178,9 @@ class Windows(nn.Module):
         x = self.enter(x)
         n, t, _ = x.shape
         q, k, v = self.qkv(x).reshape(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        scores = 0.3 * q @ k.transpose(2, 3) + self.table[self.places].permute(2, 0, 1)
+        apart = x.new_zeros((t, t))  # of x no more than the type
+        apart[:2, 2:] = -1
+        scores = 0.3 * q @ k.transpose(2, 3) + self.table[self.places].permute(2, 0, 1) + apart
         x = x + self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(n, t, -1))
         h = self.merge(self.norm(torch.cat([x[:, 0::2], x[:, 1::2]], -1))).relu()
         return self.a(h), self.b(h)

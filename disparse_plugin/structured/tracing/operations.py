@@ -102,7 +102,7 @@ def _table(**entries: tuple[Rule, str]) -> dict[str, Rule]:
 RULES: dict[str, Rule] = _table(
     same=(
         shapes.same,
-        "clone _to_copy contiguous detach alias lift_fresh native_dropout dropout bernoulli cumsum "
+        "clone _to_copy contiguous detach alias lift_fresh native_dropout dropout bernoulli cumsum zero_ fill_ "
         "max_pool2d_with_indices max_pool3d_with_indices max_pool2d avg_pool1d avg_pool2d avg_pool3d "
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d "
         "upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa upsample_linear1d "
@@ -150,6 +150,15 @@ RULES: dict[str, Rule] = _table(
         "where copy_ masked_fill masked_fill_ hardswish hardtanh hardsigmoid leaky_relu threshold addcmul addcdiv lerp",
     ),
 )
+
+
+# What takes from its input no more than a type and a device.
+_MAKES = frozenset({"new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"})
+
+
+def makes(operation: Any) -> bool:
+    """Tell whether an operation makes a tensor from nothing, whatever it is given."""
+    return operation.overloadpacket.__name__ in _MAKES
 
 
 def rule_for(operation: Any) -> Rule | None:

@@ -20,7 +20,7 @@ from ..shrinking import tensors_of
 from ..stored import stored_numbers
 from .labels import Labels, Row, Rows
 from .noted import tensors_in
-from .operations import rule_for
+from .operations import makes, rule_for
 
 # Where a dimension is cut into heads, their width shrinks, or their number. Tied: a dimension that is joined again goes
 # with an input of the module of the same size, and dimensions that it cuts by one number stay equal.
@@ -120,7 +120,8 @@ class Run(TorchDispatchMode):
         """Run an operation, and carry the labels of what goes in to what comes out."""
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        entering, leaving = list(tensors_in([*args, *kwargs.values()])), list(tensors_in(out))
+        entering = [] if makes(func) else list(tensors_in([*args, *kwargs.values()]))
+        leaving = list(tensors_in(out))
         if not any(any(row is not None for row in self.rows(t)) for t in entering):
             if all(self.is_made(t) for t in entering):
                 self._made |= {id(t): t for t in leaving}
