@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -177,7 +178,8 @@ class Windows(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.enter(x)
         n, t, _ = x.shape
-        q, k, v = self.qkv(x).reshape(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = F.linear(x, self.qkv.weight, self.qkv.bias)  # as torchvision's do
+        q, k, v = qkv.reshape(n, t, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         apart = x.new_zeros((t, t))  # of x no more than the type
         apart[:2, 2:] = -1
         scores = 0.3 * q @ k.transpose(2, 3) + self.table[self.places].permute(2, 0, 1) + apart
