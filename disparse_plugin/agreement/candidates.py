@@ -47,13 +47,10 @@ class Candidates:
     @functools.cached_property
     def precedence(self) -> Turns:
         """Which of all units goes first where scores are equal; on the device of the first."""
-        everything = range(len(self.scores))
-        magnitudes = self.joined_magnitudes(everything)
-        return (
-            Turns.as_they_come(sum(self.sizes), first_of(self.scores[0]).device)
-            if magnitudes is None
-            else (Turns.of(magnitudes))
-        )
+        magnitudes = self.joined_magnitudes(range(len(self.scores)))
+        if magnitudes is None:
+            return Turns.as_they_come(sum(self.sizes), first_of(self.scores[0]).device)
+        return Turns.of(magnitudes)
 
     def totals(self, tasks: Sequence[str]) -> dict[str, int]:
         """Return how many units each task reaches."""

@@ -18,7 +18,7 @@ from ..errors import wrong
 from ..kinds import whole_number
 from ..maskable import checked_pairs
 from ..parameters import ParameterKey
-from ..scoring.batches import check_source
+from ..scoring.batches import check_source, checked_count
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from .controls import Controls
@@ -94,8 +94,7 @@ def overlap_with_controls(
     rule = resolve(criterion)
     keys = None if parameters is None else checked_pairs(parameters)
     check_source(data)
-    if num_batches is not None:
-        whole_number("num_batches", num_batches, least=1, otherwise=" or None (all of data)")
+    checked_count(num_batches)
     if not callable(permute) or isinstance(permute, type):
         raise TypeError(f"permute: must be a function of batch and generator, found {wrong(permute)}")
     generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed, least=0))

@@ -44,10 +44,8 @@ class Data:
         """
         check_flag("cycle", self.cycle)
         check_flag("progress", self.progress)
-        count = self.num_batches
-        if count is not None:
-            count = whole_number("num_batches", count, least=1, otherwise=" or None (all of data)")
-        elif self.cycle:
+        count = checked_count(self.num_batches)
+        if count is None and self.cycle:
             raise ValueError(
                 "num_batches: must be given with cycle=True, found None; otherwise scoring would never end"
             )
@@ -58,6 +56,18 @@ class Data:
         expected = count if length is None or self.cycle else min(length, count or length)
         batches = _counted(self.source, count, self.cycle)
         return iter(tqdm(batches, total=expected, desc="scoring", unit="batch", disable=not self.progress))
+
+
+def checked_count(num_batches: int | None) -> int | None:
+    """Check how many batches are asked for.
+
+    Raises:
+        TypeError: If it is neither an int nor None.
+        ValueError: If it is less than one.
+    """
+    if num_batches is None:
+        return None
+    return whole_number("num_batches", num_batches, least=1, otherwise=" or None (all of data)")
 
 
 def check_source(source: object) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .._support.distributed import check_same, check_same_values, failing_together
 from .._support.shards import is_sharded, reshard
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..maskable import select
+from ..maskable import Selection, select
 from ..parameters import Exclude, ParameterKey, stored, unwrap
 from .batches import Data
 from .losses import Batch, TaskLosses, check_callable_losses
 from .sharded_sums import sums_for
 from .shards import any_sharded
 from .storage import BESIDE, Device, Storage, TasksInTurn
-from .sums import GradientObserver
+from .sums import GradientObserver, ScoreSums
 from .task_scores import TaskScores
 
 
@@ -172,33 +172,43 @@ def _score(
                 "fully_shard"
             )
         turn = TasksInTurn(storage.tasks_at_once)
-        options = {"skipped": selection.skipped, "listed": selection.listed, "to_mask": to_mask, "turn": turn}
-        sums = sums_for(selection.keys, selection.names, rule, **options)
-        batches = data.batches()
-    names = selection.names
+
+        def sums_without(skipped: Mapping[str, str]) -> ScoreSums:
+            options = {"listed": selection.listed, "to_mask": to_mask, "turn": turn}
+            return sums_for(selection.keys, selection.names, rule, skipped=skipped, **options)
+
+        sums, batches = sums_without(selection.skipped), data.batches()
+    _check_alike(rule, selection, storage)
+    tables: dict[str, dict[ParameterKey, Tensor]] = {}
+    while True:
+        with sums.together():
+            sums.add_batches(model, losses, batches, observe=observe)
+        if not tables:  # once is enough
+            _check_same_weights(selection)
+        sums.add_ranks()
+        tables |= sums.tables(storage, progress=data.progress)
+        if not turn.more():
+            return sums.finish(sums.scores(root, tables))
+        with failing_together():
+            sums, batches = sums_without(sums.skipped), data.batches()
+
+
+def _check_alike(rule: Criterion, selection: Selection, storage: Storage) -> None:
+    """Compare over all ranks what decides how often they exchange something, and what."""
     check_same("criterion", rule.name, "give all ranks the same arguments")
     check_same(
         "parameters",
-        names,
+        selection.names,
         "give all ranks the same model and arguments; a model whose layers lie on different ranks (pipeline "
         "parallelism) has no gradient of one loss on all of them, and is not supported",
     )
     check_same("tasks_at_once", storage.tasks_at_once, "give all ranks the same arguments")
-    with sums.together():
-        sums.add_batches(model, losses, batches, observe=observe)
-    every = {name: stored(*key) for name, key in zip(names, selection.keys, strict=True)}
+
+
+def _check_same_weights(selection: Selection) -> None:
+    every = {name: stored(*key) for name, key in zip(selection.names, selection.keys, strict=True)}
     weights = {name: weight for name, weight in every.items() if not is_sharded(weight)}
     check_same_values("model", weights, "scores of different weights do not add up: load or seed all ranks alike")
-    sums.add_ranks()
-    tables = sums.tables(storage, progress=data.progress)
-    while turn.more():
-        options["skipped"] = sums.skipped
-        sums = sums_for(selection.keys, selection.names, rule, **options)
-        with sums.together():
-            sums.add_batches(model, losses, data.batches())
-        sums.add_ranks()
-        tables.update(sums.tables(storage, progress=data.progress))
-    return sums.finish(sums.scores(root, tables))
 
 
 def _check_observer(observe: object, storage: Storage) -> None:

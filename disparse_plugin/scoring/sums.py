@@ -226,23 +226,17 @@ class ScoreSums:
             tables[task][self._keys[index]] = score
         return tables
 
-    def scores(
-        self,
-        root: nn.Module,
-        tables: Mapping[str, Mapping[ParameterKey, Tensor]],
-        skipped: Mapping[str, str] | None = None,
-    ) -> TaskScores:
-        """Make scores of tables, of these sums and of others before them, without what any of them skipped."""
-        every = {**self._skipped, **(skipped or {})}
-        names = dict(zip(self._keys, self._names, strict=True))
+    def scores(self, root: nn.Module, tables: Mapping[str, Mapping[ParameterKey, Tensor]]) -> TaskScores:
+        """Make scores of tables, of these sums and of others before them, without what these skipped."""
+        left = [key for key, name in zip(self._keys, self._names, strict=True) if name not in self._skipped]
         return TaskScores(
             root,
-            {task: {key: row for key, row in rows.items() if names[key] not in every} for task, rows in tables.items()},
-            parameters=[key for key, name in names.items() if name not in every],
+            {task: {key: rows[key] for key in left if key in rows} for task, rows in tables.items()},
+            parameters=left,
             criterion=self._rule.name,
             num_batches=len(self._losses),
             shares=self._rule.shares,
-            skipped=every,
+            skipped=self.skipped,
         )
 
     def _completed_all(self, pairs: Sequence[tuple[str, int]], storage: Storage, *, progress: bool) -> list[Tensor]:

@@ -103,14 +103,16 @@ def _one_per_dim(losses: Sequence[_Loss]) -> list[_Loss]:
     return list({loss.dim: loss for loss in losses}.values())
 
 
-def units_to_keep(group: ChannelGroup, max_pruning_ratio: float) -> int:
+def units_to_keep(group: ChannelGroup, max_pruning_ratio: float, parts: Sequence[Tensor] = ()) -> int:
     """Return how many units of a group must stay: one, or one of each part, or more if only a share may go.
+
+    ``parts`` are those of :func:`parts_of`.
 
     Example:
         >>> units_to_keep(ChannelGroup("fc", 10, torch.arange(10), ()), 0.75)
         3
     """
-    return max(1, len(parts_of(group)), math.ceil(group.num_units * (1 - max_pruning_ratio) - 1e-9))
+    return max(1, len(parts), math.ceil(group.num_units * (1 - max_pruning_ratio) - 1e-9))
 
 
 def parts_of(group: ChannelGroup) -> list[Tensor]:

@@ -24,9 +24,7 @@ def _axes(layer: nn.RNNBase, side: Side) -> list[Axis]:
     for number in range(layer.num_layers):
         for way in ways:
             end = f"l{number}{way}"
-            found += [
-                Axis(f"{name}_{end}", 0, repeats=gates) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            ]
+            found += [Axis(f"{name}_{end}", 0, repeats=gates) for name in _ROWS]
             found.append(Axis(f"weight_hh_{end}", 1))
             if number:
                 found.append(Axis(f"weight_ih_{end}", 1, repeats=len(ways)))

@@ -136,8 +136,9 @@ def _magnitudes(contest: Contest) -> list[Tensor]:
 def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | None = None) -> list[Tensor]:
     """Choose the units that go, for each group a bool vector."""
     options, groups = contest.options, contest.groups
-    keep = [units_to_keep(group, options.max_pruning_ratio) for group in groups]
-    order = _order(contest, keep)
+    parts = [parts_of(group) for group in groups]
+    keep = [units_to_keep(group, options.max_pruning_ratio, own) for group, own in zip(groups, parts, strict=True)]
+    order = _order(contest, keep, parts)
     round_to = multiples(groups, options.round_to, next(contest.root.parameters()).device)
     if isinstance(options.amount, Mapping):
         return _chosen_by_part(contest, options.amount, keep, order, round_to)
@@ -152,10 +153,9 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
     )  # fmt: skip
 
 
-def _order(contest: Contest, keep: Sequence[int]) -> list[Tensor]:
+def _order(contest: Contest, keep: Sequence[int], parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Put all units in the order of their removal."""
     groups, magnitudes = contest.groups, _magnitudes(contest)
-    parts = [parts_of(group) for group in groups]
 
     def order_of(members: Sequence[int]) -> list[Tensor]:
         scores, least = [contest.scores[n] for n in members], [keep[n] for n in members]

@@ -34,29 +34,25 @@ def by_masks(model, scores, count, rule):
     return scores.masks(count, rule)
 
 
-def by_a_sample(model, scores, count, rule):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(band, "SAMPLE", 2)
-        patch.setattr(band, "HALF_WIDTH", 0.2)
-        return scores.masks(count, rule)
+def by_masks_with(*changes):
+    """As :func:`by_masks`, with other bounds, by module and name."""
+
+    def way(model, scores, count, rule):
+        with pytest.MonkeyPatch.context() as patch:
+            for module, name, value in changes:
+                patch.setattr(module, name, value)
+            return scores.masks(count, rule)
+
+    return way
 
 
-def by_counting(model, scores, count, rule):
-    """As all but tiny models are cut on a CPU, here with few bins and pieces of three."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(band, "COUNTED", 0)
-        patch.setattr(counting, "DROPPED", 21)
-        patch.setattr(counting, "PIECE", 3)
-        patch.setattr(counting, "STEPS", 8)
-        return scores.masks(count, rule)
-
-
-def by_keys_that_lose_bits(model, scores, count, rule):
-    """As float64 values of very many units are sorted: few of their bits fit beside the turn."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "KEY_BITS", 40)
-        patch.setattr(sorting, "PIECE", 3)
-        return scores.masks(count, rule)
+by_a_sample = by_masks_with((band, "SAMPLE", 2), (band, "HALF_WIDTH", 0.2))
+# As all but tiny models are cut on a CPU, here with few bins and pieces of three.
+by_counting = by_masks_with(
+    (band, "COUNTED", 0), (counting, "DROPPED", 21), (counting, "PIECE", 3), (counting, "STEPS", 8)
+)
+# As float64 values of very many units are sorted: few of their bits fit beside the turn.
+by_keys_that_lose_bits = by_masks_with((sorting, "KEY_BITS", 40), (sorting, "PIECE", 3))
 
 
 def by_importance(model, scores, count, rule):
