@@ -1,4 +1,4 @@
-"""The exact cut by counting: on a CPU, for every arbiter that never falls when a percentile rises.
+"""The exact cut by counting, for every arbiter that never falls when a percentile rises.
 
 The bits of a float, taken as a whole number, are in the order of the floats, so the leading ones part the scores of a
 task into bins. Counted, these tell the least and the largest percentile that an entry of a bin can have, and the
@@ -15,23 +15,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..arbiters import Arbiter, any_task, majority, mean, unanimous
-from ..sorting import positions, sorted_values, taken
-from .candidates import Candidates
+from ..sorting import over, positions, sorted_values, taken, under
+from .candidates import Candidates, first_of
 from .percentiles import fractions, in_threads
 from .ranking import kth_lowest, lowest, ranks
-from .tallies import count_true, counts_true, extremes
+from .tallies import counts_true, extremes
 
 # Bits of a float32 that do not count: 11 of the fraction do, so a bin is a two-thousandth of its values wide.
 DROPPED = 12
-# Entries taken at a time, so that what is made of them stays in the cache.
+# Entries that a CPU takes at a time, so that what is made of them stays in the cache.
 PIECE = 2**16
+# Entries that an accelerator takes at a time: enough to be busy, few beside what it holds.
+LONG_PIECE = 2**22
 # Steps of agreement scores in which they are counted.
 STEPS = 2**16
 # What sums of percentiles in another order may differ by, and more.
@@ -49,35 +51,35 @@ def lowest_by_counting(
     """Mark the ``count`` units with the lowest agreement scores.
 
     Args:
-        candidates: What is ranked; on the CPU.
+        candidates: What is ranked; on one device.
         tasks: All task names.
         arbiter: One that never falls when a percentile rises, and ignores absent tasks.
         count: How many units to mark: more than none, fewer than all.
         within: Indices of the parameters that are cut.
 
     Returns:
-        As :func:`disparse_plugin.agreement.band.lowest_by_agreement`.
+        As :func:`disparse_plugin.agreement.ways.lowest_by_agreement`.
 
     Example:
         >>> candidates = Candidates([{"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([1.0, 2.0, 9.0])}])
         >>> lowest_by_counting(candidates, ["a", "b"], unanimous, 1, [0])
         [tensor([False,  True, False])]
     """
-    bins = dict(zip(tasks, in_threads(lambda task: _Bins.of(candidates, task), tasks), strict=True))
+    bins = dict(zip(tasks, in_threads(partial(_Bins.of, candidates), tasks, candidates.devices), strict=True))
     limits = _range_of_the_cut(candidates, bins, arbiter, count, within)
     marks, asked = _sides(candidates, bins, arbiter, limits, within)
     left = count - sum(counts_true(list(marks.values())))
     least, most = _closer_bounds(candidates, bins, arbiter, asked, _by_all_bits)
     low, high = (kth_lowest(torch.cat(list(part.values())), left) for part in (least, most))
+    gone = {index: most[index] < low for index in asked}
+    left -= sum(counts_true(list(gone.values())))
     for index, places in asked.items():
-        gone = most[index] < low
-        marks[index][places[gone]] = True
-        left -= count_true(gone)
-        asked[index] = places[~gone & (least[index] <= high)]
+        marks[index].index_fill_(0, taken(places, positions(gone[index])), True)
+        asked[index] = taken(places, positions(~gone[index] & (least[index] <= high)))
     exact, _ = _closer_bounds(candidates, bins, arbiter, asked, _by_magnitude)
-    gone = lowest(torch.cat(list(exact.values())), left, _magnitudes_at(candidates, asked))
-    for (index, places), part in zip(asked.items(), gone.split([len(p) for p in asked.values()]), strict=True):
-        marks[index][places[part]] = True
+    last = lowest(torch.cat(list(exact.values())), left, _magnitudes_at(candidates, asked))
+    for (index, places), part in zip(asked.items(), last.split([len(p) for p in asked.values()]), strict=True):
+        marks[index].index_fill_(0, taken(places, positions(part)), True)
     return [marks[index] for index in within]
 
 
@@ -93,11 +95,13 @@ class _Bins:
 
     Attributes:
         first: The leading bits of the lowest score.
+        total: How many scores there are.
         upto: How many scores are in lower bins: int64, one more entry than there are bins.
         limits: The least and the largest percentile of a score in each bin; float64.
     """
 
     first: int
+    total: int
     upto: Tensor
     limits: tuple[Tensor, Tensor]
 
@@ -106,17 +110,12 @@ class _Bins:
         rows = [rows[task] for rows in candidates.scores if task in rows]
         ends = torch.stack([extremes(row).float() for row in rows if row.numel()])
         first, last = _leading(torch.stack([ends.min(), ends.max()])).tolist()
-        counts = torch.zeros(last - first + 1, dtype=torch.int64)
+        counts = torch.zeros(last - first + 1, dtype=torch.int64, device=ends.device)
         for row in rows:
-            for piece in row.split(PIECE):
-                counts += torch.bincount(_leading(piece, first >= 0).sub_(first), minlength=counts.numel())
-        upto = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        total = int(upto[-1])
-        return cls(first, upto, (fractions(upto[:-1], total), fractions(upto[1:] - 1, total)))
-
-    @property
-    def total(self) -> int:
-        return int(self.upto[-1])
+            for piece in _pieces(row.numel(), row.device):
+                counts += torch.bincount(_leading(row[piece], first >= 0).sub_(first), minlength=counts.numel())
+        upto, total = torch.nn.functional.pad(counts.cumsum(0), (1, 0)), sum(row.numel() for row in rows)
+        return cls(first, total, upto, (fractions(upto[:-1], total), fractions(upto[1:] - 1, total)))
 
     def __call__(self, row: Tensor) -> Tensor:
         """Return the bin of each score; int32."""
@@ -164,8 +163,9 @@ def _bounds(
     return _roughly(arbiter, least) - SLACK, _roughly(arbiter, most) + SLACK
 
 
-def _pieces(size: int) -> list[slice]:
-    return [slice(start, start + PIECE) for start in range(0, size, PIECE)]
+def _pieces(size: int, device: torch.device) -> list[slice]:
+    length = PIECE if device.type == "cpu" else LONG_PIECE
+    return [slice(start, start + length) for start in range(0, size, length)]
 
 
 def _range_of_the_cut(
@@ -176,13 +176,13 @@ def _range_of_the_cut(
     within: Sequence[int],
 ) -> tuple[float, float]:
     """Return two numbers between which the ``count``-th lowest agreement score lies."""
-    found = torch.zeros(2, STEPS + 1, dtype=torch.int64)
+    found = torch.zeros(2, STEPS + 1, dtype=torch.int64, device=first_of(candidates.scores[0]).device)
     for index in within:
         rows = dict(candidates.scores[index].items())
-        for piece in _pieces(candidates.sizes[index]):
+        for piece in _pieces(candidates.sizes[index], found.device):
             for row, bound in zip(found, _bounds(rows, piece, bins, arbiter), strict=True):
                 row += torch.bincount((bound * STEPS).int(), minlength=STEPS + 1)
-    low, high = (int(torch.searchsorted(row.cumsum(0), count)) for row in found)
+    low, high = (found.cumsum(1) < count).sum(1).tolist()
     return low / STEPS, (high + 1) / STEPS
 
 
@@ -196,12 +196,14 @@ def _sides(
     """Mark what is wholly under the range, and return where what is neither under nor over it lies."""
     marks, asked = {}, {}
     for index in within:
-        rows, found = dict(candidates.scores[index].items()), [torch.zeros(0, dtype=torch.int64)]
-        marks[index] = torch.zeros(candidates.sizes[index], dtype=torch.bool)
-        for piece in _pieces(candidates.sizes[index]):
+        rows = dict(candidates.scores[index].items())
+        device = first_of(rows).device
+        marks[index] = torch.zeros(candidates.sizes[index], dtype=torch.bool, device=device)
+        found = [torch.zeros(0, dtype=torch.int64, device=device)]
+        for piece in _pieces(candidates.sizes[index], device):
             least, most = _bounds(rows, piece, bins, arbiter)
-            under = np.less(most.numpy(), limits[0], out=marks[index][piece].numpy())
-            found.append(positions(torch.from_numpy((least.numpy() <= limits[1]) & ~under)) + piece.start)
+            decided = under(most, limits[0], out=marks[index][piece]) | over(least, limits[1])
+            found.append(positions(~decided) + piece.start)
         asked[index] = torch.cat(found)
     return marks, asked
 
@@ -256,15 +258,16 @@ def _in_bins_of(candidates: Candidates, task: str, bins: _Bins, scores: Parts) -
 
 
 def _places_in_bins(candidates: Candidates, task: str, bins: _Bins, scores: Parts) -> dict[int, Tensor]:
-    wanted = torch.zeros(bins.upto.numel() - 1, dtype=torch.bool)
+    wanted = torch.zeros_like(bins.upto[1:], dtype=torch.bool)
     for score in scores.values():
-        wanted[bins(score).long()] = True
+        wanted.index_fill_(0, bins(score).long(), True)
     found = {}
     for index, rows in enumerate(candidates.scores):
         if task in rows:
-            row, parts = rows[task], [torch.zeros(0, dtype=torch.int64)]
+            row, parts = rows[task], [torch.zeros(0, dtype=torch.int64, device=wanted.device)]
             parts.extend(
-                positions(wanted.index_select(0, bins(row[piece]))).add_(piece.start) for piece in _pieces(row.numel())
+                positions(wanted.index_select(0, bins(row[piece]))).add_(piece.start)
+                for piece in _pieces(row.numel(), wanted.device)
             )
             found[index] = torch.cat(parts)
     return found

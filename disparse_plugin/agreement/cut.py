@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..arbiters import Arbiter, ignores_absent_tasks
-from .band import lowest_by_agreement, lowest_of
 from .budgets import Quota
 from .candidates import Candidates, first_of
 from .percentiles import agreement
 from .ranking import highest
 from .tallies import counts_true
+from .ways import lowest_by_agreement, lowest_of
 
 
 def lowest_in_budget(

@@ -47,7 +47,7 @@ def agreement(candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter) ->
         return over_tasks(candidates, tasks, arbiter, share)
     if arbiter in (unanimous, any_task):
         return _extremes(candidates, tasks, torch.maximum if arbiter is unanimous else torch.minimum)
-    ranked = dict(zip(tasks, in_threads(candidates.ranks, tasks), strict=True))
+    ranked = dict(zip(tasks, in_threads(candidates.ranks, tasks, candidates.devices), strict=True))
     totals = candidates.totals(tasks)
     return over_tasks(candidates, tasks, arbiter, lambda index, task: fractions(ranked[task].pop(index), totals[task]))
 
@@ -57,10 +57,10 @@ def _extremes(
 ) -> list[Tensor]:
     """Keep the largest (or smallest) percentile while the tasks are ranked one after the other."""
     result: dict[int, Tensor] = {}
-    workers, totals = _workers(), candidates.totals(tasks)
+    workers, totals = _workers(candidates.devices), candidates.totals(tasks)
     for start in range(0, len(tasks), workers):
         some = tasks[start : start + workers]
-        for task, ranked in zip(some, in_threads(candidates.ranks, some), strict=True):
+        for task, ranked in zip(some, in_threads(candidates.ranks, some, candidates.devices), strict=True):
             for index in list(ranked):
                 found = fractions(ranked.pop(index), totals[task])
                 result[index] = farther(result[index], found) if index in result else found
@@ -142,14 +142,28 @@ def check_agreement(values: Tensor, like: Tensor) -> Tensor:
     return values.double()
 
 
-def in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """Map a function that spends its time outside the interpreter lock, on as many threads as torch may use."""
-    workers = _workers()
+def in_threads(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], on: Iterable[torch.device] = ()
+) -> list[_Result]:
+    """Map a function that spends its time outside the interpreter lock, on as many threads as torch may use.
+
+    Args:
+        function: What to do.
+        items: With what.
+        on: The devices that it works on. An accelerator does one thing after the other, from whatever thread it is
+            asked, and would only hold the temporaries of all at once: so it is asked from one.
+
+    Returns:
+        The results, in the order of the items.
+    """
+    workers = _workers(on)
     if workers == 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(function, items))
 
 
-def _workers() -> int:
+def _workers(on: Iterable[torch.device]) -> int:
+    if any(device.type != "cpu" for device in on):
+        return 1
     return min(torch.get_num_threads(), os.cpu_count() or 1)

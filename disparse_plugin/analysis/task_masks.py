@@ -22,11 +22,11 @@ from torch import Tensor
 from .. import arbiters
 from .._support.user_warning import warn_user
 from ..agreement.amounts import check_amount, count_to_prune, warn_of_percentage
-from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
 from ..agreement.patterns import Place, spread
 from ..agreement.percentiles import percentiles_of
 from ..agreement.ranking import lowest
+from ..agreement.ways import lowest_by_agreement
 from ..kinds import check_flag
 from ..parameters import ParameterKey
 from ..scoring.given import check_scores

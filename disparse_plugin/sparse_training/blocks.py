@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..agreement.amounts import count_to_prune
-from ..agreement.band import lowest_of
 from ..agreement.budgets import Budget
 from ..agreement.candidates import Candidates
 from ..agreement.patterns import NofM, Place, best_in_blocks, spread
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import distinct, turns_of
 from ..agreement.tallies import count_true
+from ..agreement.ways import lowest_of
 from ..arbiters import Arbiter
 from .exchange import Exchange, smallest
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from .._support.shards import part_here
-from ..agreement.band import lowest_by_agreement
 from ..agreement.candidates import Candidates
 from ..agreement.ranking import absolute, highest, lowest, ranks
 from ..agreement.tallies import counts_true
+from ..agreement.ways import lowest_by_agreement
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 from ..sorting import positions
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from disparse_plugin import at_least, disparse_static, score_tasks
-from disparse_plugin.agreement import band, ranking
+from disparse_plugin.agreement import counting, joined, ranking, ways
 from networks import TwoHeads, digit_batches, digit_losses
 from tied_scores import SCORES, WEIGHTS, Tied
 
@@ -62,10 +62,10 @@ def test_masks(accelerator, tied, masked, cut):
 
 @pytest.fixture
 def small_counts_as_large(monkeypatch):
-    """Cut by a sample, in chunks of two tensors, with nothing small enough to be sorted at once."""
-    monkeypatch.setattr(band, "SAMPLE", 40)
-    monkeypatch.setattr(band, "HALF_WIDTH", 0.2)
-    monkeypatch.setattr(band, "CHUNK", 100)
+    """Count, two tensors together and in pieces, with nothing small enough to be sorted at once."""
+    monkeypatch.setattr(ways, "COUNTED_THERE", 0)
+    monkeypatch.setattr(joined, "TOGETHER", 200)
+    monkeypatch.setattr(counting, "LONG_PIECE", 50)
     monkeypatch.setattr(ranking, "SORTED_AT_ONCE", 8)
     monkeypatch.setattr(ranking, "STRIDE", 3)
     monkeypatch.setattr(ranking, "ROW", 4)

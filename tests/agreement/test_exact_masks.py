@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune
 
 from disparse_plugin import DiSparseStatic, TaskScores, at_least, prunable_parameters, score_tasks
-from disparse_plugin.agreement import band, counting
+from disparse_plugin.agreement import band, counting, ways
 from disparse_plugin.agreement.percentiles import agreement
 from disparse_plugin.agreement.ranking import ranks
 from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
@@ -168,7 +168,7 @@ def test_the_cut_by_counting_is_the_cut_by_a_full_sort(layout, amount, arbiter, 
     rule = BY_NAME.get(arbiter, arbiter)
     full = scores.masks(amount, rule)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(band, "COUNTED", 0)
+        patch.setattr(ways, "COUNTED", 0)
         patch.setattr(counting, "DROPPED", dropped)
         patch.setattr(counting, "PIECE", 50)
         patch.setattr(counting, "STEPS", 64)
@@ -182,12 +182,12 @@ def test_little_is_ranked_where_scores_are_counted(monkeypatch, arbiter):
     reached = {"a": (0, 1), "b": (0, 2), "c": (0, 1, 2)}
     tables = {task: {i: torch.randn(sizes[i]).tolist() for i in indices} for task, indices in reached.items()}
     _, scores = build(tables, sizes)
-    monkeypatch.setattr(band, "COUNTED", 10**6)
+    monkeypatch.setattr(ways, "COUNTED", 10**6)
     full = scores.masks(0.9, arbiter)
-    monkeypatch.setattr(band, "COUNTED", 0)
+    monkeypatch.setattr(ways, "COUNTED", 0)
     ranked = []
     monkeypatch.setattr(counting, "ranks", lambda values, turns: ranked.append(len(values)) or ranks(values, turns))
-    monkeypatch.setattr(band, "agreement", None)
+    monkeypatch.setattr(ways, "agreement", None)
     quick = scores.masks(0.9, arbiter)
     assert all(torch.equal(full[key], quick[key]) for key in full)
     assert max(ranked) < sum(sizes) // 50

@@ -21,7 +21,7 @@ from disparse_plugin import (
     score_tasks,
     sorting,
 )
-from disparse_plugin.agreement import band, counting, ranking
+from disparse_plugin.agreement import band, counting, ranking, ways
 from disparse_plugin.agreement.percentiles import agreement
 from disparse_plugin.agreement.ranking import ascending, distinct, turns_of
 from oracles.agreement import ARBITERS, ordered_positions
@@ -49,7 +49,7 @@ def by_masks_with(*changes):
 by_a_sample = by_masks_with((band, "SAMPLE", 2), (band, "HALF_WIDTH", 0.2))
 # As all but tiny models are cut on a CPU, here with few bins and pieces of three.
 by_counting = by_masks_with(
-    (band, "COUNTED", 0), (counting, "DROPPED", 21), (counting, "PIECE", 3), (counting, "STEPS", 8)
+    (ways, "COUNTED", 0), (counting, "DROPPED", 21), (counting, "PIECE", 3), (counting, "STEPS", 8)
 )
 # As float64 values of very many units are sorted: few of their bits fit beside the turn.
 by_keys_that_lose_bits = by_masks_with((sorting, "KEY_BITS", 40), (sorting, "PIECE", 3))

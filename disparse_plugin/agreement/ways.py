@@ -1,0 +1,76 @@
+"""The ways to one and the same cut: which is taken where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..arbiters import Arbiter, ignores_absent_tasks, is_order_statistic
+from .band import lowest_in_band, pays
+from .candidates import Candidates, joined_on_one_device
+from .counting import lowest_by_counting
+from .joined import join_neighbours
+from .percentiles import agreement
+from .ranking import lowest
+
+# Up to so many entries a CPU ranks them all, and up to so many an accelerator, where counting has to wait for it.
+COUNTED = 2**15
+COUNTED_THERE = 2**22
+
+
+def lowest_by_agreement(
+    candidates: Candidates,
+    tasks: Sequence[str],
+    arbiter: Arbiter,
+    count: int,
+    within: Sequence[int] | None = None,
+) -> list[Tensor]:
+    """Mark the ``count`` units with the lowest agreement scores.
+
+    Args:
+        candidates: What is ranked.
+        tasks: All task names.
+        arbiter: The reduction over tasks.
+        count: How many units to mark, over all parameters that are cut.
+        within: Indices of the parameters that are cut, in ascending order; by default all. Agreement scores are those
+            among all parameters in any case.
+
+    Returns:
+        bool, 1-D, one per parameter that is cut, on its device; exactly ``count`` are True. Ties as in
+        :mod:`disparse_plugin.agreement.ranking`.
+    """
+    within = range(len(candidates.scores)) if within is None else within
+    total = sum(candidates.sizes[index] for index in within)
+    if 0 < count < total and len(candidates.devices) == 1 and ignores_absent_tasks(arbiter):
+        if candidates.devices != {torch.device("cpu")}:
+            if total > COUNTED_THERE:
+                return _by_counting_together(candidates, tasks, arbiter, count, within)
+        elif is_order_statistic(arbiter) and pays(total, len(tasks)):
+            return lowest_in_band(candidates, tasks, arbiter, count, within) or lowest_by_counting(
+                candidates, tasks, arbiter, count, within
+            )
+        elif total > COUNTED:
+            return lowest_by_counting(candidates, tasks, arbiter, count, within)
+    every = agreement(candidates, tasks, arbiter)
+    return lowest_of([every[index] for index in within], count, candidates.magnitudes_of(within))
+
+
+def lowest_of(values: Sequence[Tensor], count: int, magnitudes: Sequence[Tensor] | None) -> list[Tensor]:
+    """Mark the lowest entries of several tensors together; bool, one for each, on its device."""
+    joined = None if magnitudes is None else joined_on_one_device(magnitudes)
+    marked = lowest(joined_on_one_device(values), count, joined)
+    split = marked.split([value.numel() for value in values])
+    return [part.to(value.device) for part, value in zip(split, values, strict=True)]
+
+
+def _by_counting_together(
+    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
+) -> list[Tensor]:
+    """Count on an accelerator: neighbours together, because starting many operations takes the time there."""
+    joined, groups = join_neighbours(candidates, within)
+    cut = [place for place, group in enumerate(groups) if group[0] in set(within)]
+    marks = lowest_by_counting(joined, tasks, arbiter, count, cut)
+    sizes = [[candidates.sizes[index] for index in groups[place]] for place in cut]
+    return [part for mark, own in zip(marks, sizes, strict=True) for part in mark.split(own)]
