@@ -63,6 +63,8 @@ class BlockExchange(Exchange):
     n: int
     m: int
 
+    _goes_by_layers = False
+
     def count(self, kept: int, size: int) -> int:
         """Return how many weights a layer exchanges."""
         return min(round(self.fraction * kept), min(self.n, self.m - self.n) * (size // self.m))

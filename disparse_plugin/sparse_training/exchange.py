@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ..agreement.tallies import counts_true
 from ..agreement.ways import lowest_by_agreement
 from ..arbiters import Arbiter, ignores_absent_tasks, unanimous
 from ..sorting import positions
+from .at_once import Layer, new_masks_at_once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Exchange:
     arbiter: Arbiter
     tasks: Sequence[str]
     regrow_dropped: bool = False
+
+    _goes_by_layers: ClassVar[bool] = True  # not by smaller blocks
 
     def new_masks(
         self,
@@ -61,6 +65,11 @@ class Exchange:
         """
         kept = counts_true(alive) if kept is None else kept
         counts = [self.count(number, mask.numel()) for number, mask in zip(kept, alive, strict=True)]
+        facts = zip(weights, alive, scores, kept, counts, strict=True)
+        layers = [Layer(*of_layer) for of_layer in facts if of_layer[-1]]
+        if self.arbiter is unanimous and self._goes_by_layers and all(layer.fits for layer in layers):
+            changed = iter(new_masks_at_once(layers, regrow_dropped=self.regrow_dropped))
+            return [next(changed) if count else mask.clone() for mask, count in zip(alive, counts, strict=True)]
         dropped = [
             self._dropped(weight, mask, count) if count else None
             for weight, mask, count in zip(weights, alive, counts, strict=True)
@@ -196,11 +205,8 @@ def wanted_by_any(scores: Mapping[str, Tensor], count: int) -> Tensor:
         top = highest(flat, count)
         best[top] = torch.maximum(best[top], ranks(flat[top]).double() + 1)
     marked = torch.zeros(like.numel(), dtype=torch.bool, device=like.device)
-    if like.device.type == "cpu":
-        wanted = positions(best != 0)
-        marked[wanted[highest(best[wanted], count)]] = True
-    else:
-        marked.index_fill_(0, highest(best, count), True)
+    wanted = positions(best != 0)
+    marked[wanted[highest(best[wanted], count)]] = True
     return marked.reshape(like.shape)
 
 

@@ -159,7 +159,7 @@ class LiveMasks:
         for hook, key, old, new in zip(self._hooks(), self.keys, self._read(), masks, strict=True):
             forget(self._optimizer, stored(*key), ~(old & new))
             hook.rewrite(key[0], new)
-        self.kept = counts_true(self._read())
+        self.kept = counts_true(masks)
 
     def restore(self, masks: Sequence[Tensor]) -> None:
         """Write masks of an earlier run in place; weights and moments that are alive in them are not touched.

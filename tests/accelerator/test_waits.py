@@ -8,9 +8,9 @@ from disparse_plugin.analysis import GradientConflict
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from networks import TwoHeads, digit_batches, digit_losses
 
-# What is reached. An update of dynamic masks waits as often for any number of layers; gradual pruning, whose criterion
-# looks at layer after layer, more often the more there are.
-SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 5, 19
+# What is reached. An update of dynamic masks waits four times, and twice for all layers that the same tasks reach, which
+# are of three kinds here; gradual pruning, whose criterion looks at layer after layer, more often the more there are.
+SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 4 + 2 * 3, 19
 
 
 def on(device, count):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from disparse_plugin import at_least
 from disparse_plugin.agreement.ranking import SMALLEST, highest
 from disparse_plugin.arbiters import unanimous
-from disparse_plugin.sparse_training import DiSparseScheduler, joint
+from disparse_plugin.sparse_training import DiSparseScheduler, at_once, joint
 from disparse_plugin.sparse_training.exchange import most_wanted, random_scores, smallest, wanted_by_any
 from oracles.agreement import ARBITERS, Layout, ordered_positions
 from runs import alive_places, frozen_steps, given_losses, masked_model
@@ -71,6 +71,17 @@ def test_an_update_is_the_definition(layout, fraction, arbiter, regrow):
         regrow_dropped=regrow,
     )
     assert alive_places(model) == expected_masks(*layout, fraction, arbiter, regrow)
+
+
+@pytest.mark.parametrize("most", [1, 20, 1000])
+@given(layers(), st.floats(0, 1), st.booleans())
+def test_many_layers_at_once_are_the_definition_too(most, layout, fraction, regrow):
+    """As an accelerator does it: few layers together, or all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(at_once.Layer, "fits", True)
+        patch.setattr(at_once, "TOGETHER", most)
+        model, _ = updated(*layout, drop_fraction=lambda step: fraction, regrow_dropped=regrow)
+    assert alive_places(model) == expected_masks(*layout, fraction, "unanimous", regrow)
 
 
 @given(st.integers(2, 40), st.integers(2, 4), st.integers(0, 2**20), st.booleans())
