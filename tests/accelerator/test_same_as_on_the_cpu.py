@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from disparse_plugin import at_least, disparse_static, score_tasks
+from disparse_plugin import arbiters, at_least, disparse_static, score_tasks, sorting
 from disparse_plugin.agreement import counting, joined, ranking, ways
+from disparse_plugin.sparse_training import at_once
+from disparse_plugin.sparse_training.exchange import Exchange
 from networks import TwoHeads, digit_batches, digit_losses
 from tied_scores import SCORES, WEIGHTS, Tied
 
@@ -68,7 +70,7 @@ def small_counts_as_large(monkeypatch):
     monkeypatch.setattr(counting, "LONG_PIECE", 50)
     monkeypatch.setattr(ranking, "SORTED_AT_ONCE", 8)
     monkeypatch.setattr(ranking, "STRIDE", 3)
-    monkeypatch.setattr(ranking, "ROW", 4)
+    monkeypatch.setattr(sorting, "ROW", 4)
 
 
 @pytest.mark.usefixtures("small_counts_as_large")
@@ -94,6 +96,33 @@ def test_importance(accelerator, masked, min_keep):
         for one, other in zip(found.values(), expected.values(), strict=True):
             assert one.device.type == accelerator.type
             assert torch.equal(one.cpu(), other)
+
+
+@pytest.mark.parametrize("rule", ["unanimous", "mean"])
+@pytest.mark.parametrize("regrow", [False, True])
+def test_an_exchange(accelerator, rule, regrow, monkeypatch):
+    """All layers together there, one after the other here; some tie, one is not asked for and one is full."""
+    monkeypatch.setattr(at_once, "TOGETHER", 300)
+    generator = torch.Generator().manual_seed(0)
+    shapes = (*SHAPES, (40, 2))
+    weights = [torch.randn(shape, generator=generator).mul(2).round() for shape in shapes]
+    alive = [
+        torch.rand(shape, generator=generator) < share
+        for shape, share in zip(shapes, [0.5, 0.2, 1, 0.4, 0.3], strict=True)
+    ]
+    rows = [{task: torch.randn(shape, generator=generator).abs() for task in "ab"} for shape in shapes]
+    rows[1] = {"a": rows[1]["a"], "b": torch.zeros(shapes[1])}
+    rows[3] = {"b": torch.zeros(shapes[3])}
+    exchange = Exchange(0.3, arbiters.resolve(rule), ["a", "b"], regrow)
+    here = exchange.new_masks(weights, alive, rows)
+    there = exchange.new_masks(
+        [weight.to(accelerator) for weight in weights],
+        [mask.to(accelerator) for mask in alive],
+        [{task: row.to(accelerator) for task, row in each.items()} for each in rows],
+    )
+    assert all(torch.equal(one.cpu(), other) for one, other in zip(there, here, strict=True))
+    changed = [bool((mask != before).any()) for mask, before in zip(here, alive, strict=True)]
+    assert changed == [True, True, False, False, True]
 
 
 def moved(batches, accelerator):
