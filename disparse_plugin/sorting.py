@@ -173,7 +173,7 @@ def squared_shares(values: Tensor) -> Tensor:
 def _at_the_last_of_equal(values: Tensor, sums: Tensor) -> Tensor:
     """Return, for each of some values in order, the sum up to the last of those that equal it.
 
-    To list where equal ones end, the host would have to wait for a device, and a device takes long to search for it. But
+    To list where equal ones end, the host would have to wait for a device, and a search takes a device long. But the
     sums rise, so it is the least of those at such ends that do not come before.
     """
     more = torch.nn.functional.pad(values[1:] == values[:-1], (0, 1))[: values.numel()]

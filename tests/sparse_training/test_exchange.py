@@ -9,7 +9,8 @@ from disparse_plugin import at_least
 from disparse_plugin.agreement.ranking import SMALLEST, highest
 from disparse_plugin.arbiters import unanimous
 from disparse_plugin.sparse_training import DiSparseScheduler, at_once, joint
-from disparse_plugin.sparse_training.exchange import most_wanted, random_scores, smallest, wanted_by_any
+from disparse_plugin.sparse_training.at_once import Layer
+from disparse_plugin.sparse_training.exchange import Exchange, most_wanted, random_scores, smallest, wanted_by_any
 from oracles.agreement import ARBITERS, Layout, ordered_positions
 from runs import alive_places, frozen_steps, given_losses, masked_model
 
@@ -27,7 +28,8 @@ def layers(draw):
     gradients = {}
     for task in tasks:
         reached = draw(st.sets(st.sampled_from(range(len(sizes))), min_size=1))
-        gradients[task] = {i: draw(st.lists(SMALL, min_size=sizes[i], max_size=sizes[i])) for i in sorted(reached)}
+        rows = {i: st.lists(SMALL, min_size=sizes[i], max_size=sizes[i]) | st.just([0.0] * sizes[i]) for i in reached}
+        gradients[task] = {i: draw(rows[i]) for i in sorted(reached)}
     return weights, alive, gradients
 
 
@@ -71,6 +73,16 @@ def test_an_update_is_the_definition(layout, fraction, arbiter, regrow):
         regrow_dropped=regrow,
     )
     assert alive_places(model) == expected_masks(*layout, fraction, arbiter, regrow)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("regrow", [False, True])
+def test_a_task_may_ask_by_scores_below_zero(monkeypatch, at_once, regrow):
+    monkeypatch.setattr(Layer, "fits", at_once)
+    weight, alive = torch.tensor([1.0, 2, 0, 0, 0]), torch.tensor([True, True, False, False, False])
+    scores = {"a": torch.tensor([0.0, 0, 0, 0, -2])}
+    (mask,) = Exchange(0.5, unanimous, ["a"], regrow).new_masks([weight], [alive], [scores])
+    assert mask.nonzero().flatten().tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("most", [1, 20, 1000])
