@@ -16,8 +16,6 @@ _OF_NUMPY = frozenset({torch.float32, torch.float64, torch.int32, torch.int64})
 # Entries taken at a time, so that what is made of them stays in the cache.
 PIECE = 2**16
 _HALF = np.uint64(32)
-# Length of the rows in which an accelerator finds a running maximum.
-ROW = 2**10
 # So many bits of a key are used.
 KEY_BITS = 64
 
@@ -166,47 +164,10 @@ def squared_shares(values: Tensor) -> Tensor:
     found = values.abs().neg_().sort()  # the largest first
     # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
     squares = found.values.double().div(found.values[:1].double()).square_()
-    shares = squares.div_(_at_the_last_of_equal(found.values, squares.cumsum(0)))
-    return torch.empty_like(values).scatter_(0, found.indices, shares.masked_fill_(found.values == 0, 0.0).to(values))
-
-
-def _at_the_last_of_equal(values: Tensor, sums: Tensor) -> Tensor:
-    """Return, for each of some values in order, the sum up to the last of those that equal it.
-
-    To list where equal ones end, the host would have to wait for a device, and a search takes a device long. But the
-    sums rise, so it is the least of those at such ends that do not come before.
-    """
-    more = torch.nn.functional.pad(values[1:] == values[:-1], (0, 1))[: values.numel()]
-    backwards = sums.masked_fill(more, torch.inf).neg_().flip(0)
-    running_maximum(backwards)
-    return backwards.neg_().flip(0)
-
-
-def running_maximum(values: Tensor) -> None:
-    """Raise each entry to the largest before it, in place.
-
-    Args:
-        values: 1-D.
-
-    Example:
-        >>> values = torch.tensor([1, 3, 2])
-        >>> running_maximum(values)
-        >>> values
-        tensor([1, 3, 3])
-    """
-    if values.device.type == "cpu":  # without the indices that torch makes too
-        np.maximum.accumulate(values.numpy(), out=values.numpy())
-    elif values.numel() <= ROW:
-        values.copy_(values.cummax(0).values)
-    else:
-        # An accelerator takes one row after the other, but many rows at once.
-        least = -torch.inf if values.is_floating_point() else torch.iinfo(values.dtype).min
-        rows = torch.nn.functional.pad(values, (0, -values.numel() % ROW), value=least)
-        within = rows.view(-1, ROW).cummax(1).values
-        before = within[:-1, -1].contiguous()
-        running_maximum(before)
-        torch.maximum(within[1:], before.unsqueeze(1), out=within[1:])
-        values.copy_(within.view(-1)[: values.numel()])
+    # Up to the last of equal ones. Their ends are searched for: to list them, the host would wait for a device.
+    ends = torch.searchsorted(found.values, found.values, right=True).sub_(1)
+    shares = squares.div_(squares.cumsum(0)[ends]).masked_fill_(found.values == 0, 0.0)
+    return torch.empty_like(values).scatter_(0, found.indices, shares.to(values.dtype))
 
 
 def _shares_by_keys(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

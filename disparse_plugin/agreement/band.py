@@ -1,4 +1,4 @@
-"""The exact cut by a sample: on a CPU, where one task's percentile decides.
+"""The exact cut by a sample, where one task's percentile decides.
 
 Where to cut is a question about one percentile, so only the weights near it need exact ranks. A sample tells roughly
 where the cut lies; one pass per task puts every entry below, inside or above a narrow band around it; entries inside
@@ -58,7 +58,7 @@ def lowest_in_band(
     """Mark the ``count`` units with the lowest agreement scores.
 
     Args:
-        candidates: What is ranked; on a CPU.
+        candidates: What is ranked; on one device.
         tasks: All task names.
         arbiter: One that returns one of the percentiles, chosen by their order alone.
         count: How many units to mark: more than none, fewer than all.
@@ -68,7 +68,8 @@ def lowest_in_band(
         As :func:`disparse_plugin.agreement.ways.lowest_by_agreement`; None if the sample misled.
     """
     ranges = _sampled_ranges(candidates, tasks, arbiter, count, within)
-    bands = dict(zip(tasks, in_threads(lambda task: _band(candidates, task, *ranges[task]), tasks), strict=True))
+    found = in_threads(lambda task: _band(candidates, task, *ranges[task]), tasks, candidates.devices)
+    bands = dict(zip(tasks, found, strict=True))
     floor = max(band.limits[0] for band in bands.values())
     ceiling = min(band.limits[1] for band in bands.values())
     if floor >= ceiling:
@@ -165,5 +166,5 @@ def _side(row: Tensor, band: _Band) -> Tensor:
 
 
 def _equal(values: Tensor, number: int) -> Tensor:
-    """Compare small whole numbers; numpy does it two to three times faster than torch."""
-    return torch.from_numpy(values.numpy() == number)
+    """Compare small whole numbers; on a CPU numpy does it two to three times faster than torch."""
+    return torch.from_numpy(values.numpy() == number) if values.device.type == "cpu" else values == number

@@ -33,7 +33,7 @@ DROPPED = 12
 # Entries that a CPU takes at a time, so that what is made of them stays in the cache.
 PIECE = 2**16
 # Entries that an accelerator takes at a time: enough to be busy, few beside what it holds.
-LONG_PIECE = 2**22
+LONG_PIECE = 2**23
 # Steps of agreement scores in which they are counted.
 STEPS = 2**16
 # What sums of percentiles in another order may differ by, and more.

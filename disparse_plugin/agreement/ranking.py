@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sorting import PIECE, in_turn, positions, running_maximum, sorted_values, stable_order
+from ..sorting import PIECE, in_turn, positions, sorted_values, stable_order
 from .tallies import count_true
 
 # Finding the few highest: below this size, or from this share on, sampling gains nothing.
@@ -26,6 +26,8 @@ LARGEST_SHARE = 1 / 8
 STRIDE = 61
 # On an accelerator, up to this size, to sort again takes less time than to let the host wait for what a sort found.
 SORTED_AT_ONCE = 2**24
+# Length of the rows in which an accelerator finds a running maximum.
+ROW = 2**10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +212,7 @@ def distinct(values: Tensor, turns: Turns) -> Tensor:
     order = in_turn(values, turns.numbers, turns.units, ascending)
     bits = ascending.view(torch.int64)
     steps = torch.arange(values.numel(), device=values.device)
-    running_maximum(bits.sub_(steps))
+    _running_maximum(bits.sub_(steps))
     bits += steps
     one = int(torch.ones((), dtype=torch.float64).view(torch.int64))
     torch.minimum(bits, steps.add_(one - values.numel() + 1), out=bits)
@@ -258,6 +260,22 @@ def _mostly_ties(values: Tensor) -> bool:
     """Tell from a sample whether many entries are equal, which slows numpy's partition down twentyfold, not torch's."""
     sample = values[:: max(1, values.numel() // 1024)]
     return bool(2 * sample.unique().numel() < sample.numel())
+
+
+def _running_maximum(values: Tensor) -> None:
+    """Raise each entry to the largest before it, in place."""
+    if values.device.type == "cpu":  # without the indices that torch makes too
+        np.maximum.accumulate(values.numpy(), out=values.numpy())
+    elif values.numel() <= ROW:
+        values.copy_(values.cummax(0).values)
+    else:
+        # An accelerator takes one row after the other, but many rows at once.
+        rows = torch.nn.functional.pad(values, (0, -values.numel() % ROW), value=torch.iinfo(values.dtype).min)
+        within = rows.view(-1, ROW).cummax(1).values
+        before = within[:-1, -1].contiguous()
+        _running_maximum(before)
+        torch.maximum(within[1:], before.unsqueeze(1), out=within[1:])
+        values.copy_(within.view(-1)[: values.numel()])
 
 
 def highest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tensor:

@@ -43,18 +43,28 @@ def lowest_by_agreement(
     """
     within = range(len(candidates.scores)) if within is None else within
     total = sum(candidates.sizes[index] for index in within)
+    on_cpu = candidates.devices == {torch.device("cpu")}
     if 0 < count < total and len(candidates.devices) == 1 and ignores_absent_tasks(arbiter):
-        if candidates.devices != {torch.device("cpu")}:
-            if total > COUNTED_THERE:
-                return _by_counting_together(candidates, tasks, arbiter, count, within)
-        elif is_order_statistic(arbiter) and pays(total, len(tasks)):
-            return lowest_in_band(candidates, tasks, arbiter, count, within) or lowest_by_counting(
-                candidates, tasks, arbiter, count, within
-            )
-        elif total > COUNTED:
-            return lowest_by_counting(candidates, tasks, arbiter, count, within)
+        if on_cpu and total > COUNTED:
+            return _lowest(candidates, tasks, arbiter, count, within)
+        if not on_cpu and total > COUNTED_THERE:
+            joined, groups = join_neighbours(candidates, within)
+            cut = [place for place, group in enumerate(groups) if group[0] in set(within)]
+            marks = _lowest(joined, tasks, arbiter, count, cut)
+            sizes = [[candidates.sizes[index] for index in groups[place]] for place in cut]
+            return [part for mark, own in zip(marks, sizes, strict=True) for part in mark.split(own)]
     every = agreement(candidates, tasks, arbiter)
     return lowest_of([every[index] for index in within], count, candidates.magnitudes_of(within))
+
+
+def _lowest(
+    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
+) -> list[Tensor]:
+    """Look near the cut alone where one task's percentile decides, and else, or where a sample misleads, count."""
+    marks = None
+    if is_order_statistic(arbiter) and pays(sum(candidates.sizes[index] for index in within), len(tasks)):
+        marks = lowest_in_band(candidates, tasks, arbiter, count, within)
+    return lowest_by_counting(candidates, tasks, arbiter, count, within) if marks is None else marks
 
 
 def lowest_of(values: Sequence[Tensor], count: int, magnitudes: Sequence[Tensor] | None) -> list[Tensor]:
@@ -63,14 +73,3 @@ def lowest_of(values: Sequence[Tensor], count: int, magnitudes: Sequence[Tensor]
     marked = lowest(joined_on_one_device(values), count, joined)
     split = marked.split([value.numel() for value in values])
     return [part.to(value.device) for part, value in zip(split, values, strict=True)]
-
-
-def _by_counting_together(
-    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
-) -> list[Tensor]:
-    """Count on an accelerator: neighbours together, because starting many operations takes the time there."""
-    joined, groups = join_neighbours(candidates, within)
-    cut = [place for place, group in enumerate(groups) if group[0] in set(within)]
-    marks = lowest_by_counting(joined, tasks, arbiter, count, cut)
-    sizes = [[candidates.sizes[index] for index in groups[place]] for place in cut]
-    return [part for mark, own in zip(marks, sizes, strict=True) for part in mark.split(own)]

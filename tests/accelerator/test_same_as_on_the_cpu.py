@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from disparse_plugin import arbiters, at_least, disparse_static, score_tasks, sorting
-from disparse_plugin.agreement import counting, joined, ranking, ways
+from disparse_plugin import arbiters, at_least, disparse_static, score_tasks
+from disparse_plugin.agreement import band, counting, joined, ranking, ways
 from disparse_plugin.sparse_training import at_once
 from disparse_plugin.sparse_training.exchange import Exchange
 from networks import TwoHeads, digit_batches, digit_losses
@@ -62,15 +62,17 @@ def test_masks(accelerator, tied, masked, cut):
             assert torch.equal(one.cpu(), other)
 
 
-@pytest.fixture
-def small_counts_as_large(monkeypatch):
-    """Count, two tensors together and in pieces, with nothing small enough to be sorted at once."""
+@pytest.fixture(params=[8, 10**6], ids=["by a sample", "by counting"])
+def small_counts_as_large(monkeypatch, request):
+    """Cut as large models are, two tensors together and in pieces, with nothing small enough to be sorted at once."""
+    monkeypatch.setattr(band, "SAMPLE", request.param)
+    monkeypatch.setattr(band, "HALF_WIDTH", 0.2)
     monkeypatch.setattr(ways, "COUNTED_THERE", 0)
     monkeypatch.setattr(joined, "TOGETHER", 200)
     monkeypatch.setattr(counting, "LONG_PIECE", 50)
     monkeypatch.setattr(ranking, "SORTED_AT_ONCE", 8)
     monkeypatch.setattr(ranking, "STRIDE", 3)
-    monkeypatch.setattr(sorting, "ROW", 4)
+    monkeypatch.setattr(ranking, "ROW", 4)
 
 
 @pytest.mark.usefixtures("small_counts_as_large")
