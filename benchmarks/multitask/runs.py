@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -124,35 +125,48 @@ def rate_at(tried: Mapping[str, dict[str, float]], method: Method, amount: float
 
 
 def choose_rates(
-    setting: Setting, problem: Problem, methods: Sequence[Method], store: Store, device: torch.device
+    setting: Setting,
+    problem: Problem,
+    methods: Sequence[Method],
+    store: Store,
+    device: torch.device,
+    *,
+    everywhere: bool = False,
+    seeds: int = 1,
 ) -> None:
-    """Choose every method's learning rate by validation, on a seed that is not reported.
+    """Choose every method's learning rate by validation, on seeds that are not reported.
 
-    The dense network's first; then each method's at one amount, from the dense network trained with that. The score is
-    the mean relative change to a dense network, so that all tasks count alike. What is in the store stays.
+    The dense network's first; then each method's at one amount, or at all of its own if ``everywhere``, from the dense
+    network trained with that. The score is the mean relative change to a dense network, so that all tasks count alike:
+    on one seed, or, of methods that tune a trained network, on so many. What is in the store stays.
     """
     tried = store.rates()
     if DENSE.name not in tried:
         measured = {rate: _dense(setting, problem, rate, device) for rate in setting.budget.rates}
         tried[DENSE.name] = _scores(problem, measured, reference=measured[setting.budget.rates[0]])
         store.set_rates(tried)
-    missing = [method for method in methods if method.name not in tried]
+    wanted = [(m, amount) for m in methods for amount in (everywhere and m.amounts) or (m.tuned_at,)]
     dense_rate = best_rate(tried[DENSE.name])
-    bench = Bench(setting, problem, TUNING_SEED, dense_rate, device)
-    reference = bench.measure(bench.dense(), problem.validation) if missing else {}
-    for method in missing:
-        measured = {
-            rate: bench.measure(bench.run(method.procedure, method.tuned_at, rate), problem.validation)
-            for rate in _rates(setting, method)
-        }
-        tried[method.name] = _scores(problem, measured, reference)
-        store.set_rates(tried)
+    benches = [Bench(setting, problem, TUNING_SEED + place, dense_rate, device) for place in range(seeds)]
+    for method, amount in wanted:
+        key = rates_key(method, amount)
+        if key not in tried:
+            scores = [_tried(bench, method, amount, setting) for bench in benches[: seeds if _tunes(method) else 1]]
+            tried[key] = {rate: mean(score[rate] for score in scores) for rate in scores[0]}
+            store.set_rates(tried)
 
 
-def _rates(setting: Setting, method: Method) -> tuple[float, ...]:
-    """A method that tunes a trained network may have smaller ones to choose from."""
-    tunes = method.family in ("one-shot", "iterative") and method.name != "LTH"
-    return (setting.budget.tune_rates if tunes else ()) or setting.budget.rates
+def _tried(bench: Bench, method: Method, amount: float, setting: Setting) -> dict[str, float]:
+    """Return the score of every learning rate on one seed."""
+    rates = (setting.budget.tune_rates if _tunes(method) else ()) or setting.budget.rates
+    validation = bench.problem.validation
+    measured = {rate: bench.measure(bench.run(method.procedure, amount, rate), validation) for rate in rates}
+    return _scores(bench.problem, measured, reference=bench.dense_on_validation)
+
+
+def _tunes(method: Method) -> bool:
+    """Tell whether a method tunes a trained network: it may have other learning rates to choose from."""
+    return method.family in ("one-shot", "iterative") and method.name != "LTH"
 
 
 def _dense(setting: Setting, problem: Problem, rate: float, device: torch.device) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from torch import nn
 pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[benchmarks]'")
 
 import dedicated
-from multitask import settings
+from multitask import runs, settings
+from multitask.problem.relative import Interval, holm
 from multitask.pruning.procedures import iterative, lottery, lottery_steps, one_shot
-from multitask.report.dedicated import lines, table
+from multitask.report.paired import compare, confirmed, said, table
 from multitask.report.results import KnownTask
 from multitask.report.summary import Summary
-from multitask.runs import Store
-from multitask.training.balanced import aggregated, summed, uncertainty
+from multitask.runs import Run, Store, choose_rates
+from multitask.training.balanced import aggregated, aggregator, summed, uncertainty
 from multitask.training.bench import Bench
 from signs import BUDGET, SETTING, made_up
 
@@ -35,6 +37,36 @@ def test_the_sum_of_the_gradients_trains_as_the_sum_of_the_losses(bench: Bench) 
     found, expected = bench.run(aggregated("Sum"), 0.0, 1e-3), bench.run(summed, 0.0, 1e-3)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(found.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("name", "options"), [("UPGrad", {}), ("MGDA", {}), ("CAGrad", {"c": 0.5})])
+def test_a_step_is_that_of_torchjd(name: str, options: dict[str, float], bench: Bench) -> None:
+    autojac = pytest.importorskip("torchjd.autojac")
+    try:
+        combine = getattr(pytest.importorskip("torchjd.aggregation"), name)(**options)
+    except ImportError as error:
+        pytest.skip(str(error))
+    batch = bench.training_batch(bench.order(1, 0)[0])
+    found, expected = bench.initial(), bench.initial()
+    aggregator(name, **options)(bench)(found, batch)
+    features = expected.trunk(batch[0])
+    outputs = expected.heads(features)
+    losses = [task.loss(outputs[task.name], batch[1][task.name]) for task in bench.problem.tasks]
+    autojac.mtl_backward(losses, features)
+    autojac.jac_to_grad(expected.trunk.parameters(), combine)
+    for (label, mine), theirs in zip(found.named_parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=label)
+
+
+def test_the_dense_network_follows_the_aggregator_of_its_setting() -> None:
+    pytest.importorskip("torchjd")
+    half = aggregator("Constant", weights=torch.tensor([1.0, 0.0]))
+    found = Bench(replace(SETTING, dense=half), made_up(), 3, 1e-2, CPU)
+    expected = Bench(SETTING, made_up(), 3, 1e-2, CPU)
+    expected.budget = replace(BUDGET, tune=0)
+    reference = expected.run(aggregated("Constant", weights=torch.tensor([1.0, 0.0])), 0.0, 1e-2)
+    for mine, theirs in zip(found.dense().parameters(), reference.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_an_aggregator_trains_the_trunk_and_leaves_the_heads_to_their_tasks(bench: Bench) -> None:
@@ -87,26 +119,106 @@ def test_tickets_of_equal_cost_take_what_one_training_takes() -> None:
     assert lottery_steps(long) == pytest.approx(3.7 * 3600, rel=0.001)
 
 
+def test_rates_are_chosen_at_every_amount_of_a_method(tmp_path: Path) -> None:
+    store, methods = Store(tmp_path, "signs"), [m for m in dedicated.GROUPS["balanced"] if m.name == "magnitude"]
+    choose_rates(SETTING, made_up(), methods, store, CPU, everywhere=True)
+    assert store.rates().keys() == {"dense", "magnitude at 90%", "magnitude at 95%"}
+
+
+def test_rates_of_tuning_are_chosen_on_several_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [method for method in dedicated.GROUPS["costly"] if method.name in ("magnitude, one cut", "SET")]
+    both = Store(tmp_path / "both", "signs")
+    choose_rates(SETTING, made_up(), methods, both, CPU, seeds=2)
+    alone = []
+    for seed in (runs.TUNING_SEED, runs.TUNING_SEED + 1):
+        monkeypatch.setattr(runs, "TUNING_SEED", seed)
+        store = Store(tmp_path / str(seed), "signs")
+        store.set_rates({"dense": both.rates()["dense"]})
+        choose_rates(SETTING, made_up(), methods, store, CPU)
+        alone.append(store.rates())
+    found, (first, second) = both.rates(), alone
+    assert found["SET"] == first["SET"]  # a whole training
+    for rate, score in found["magnitude, one cut"].items():
+        assert score == pytest.approx((first["magnitude, one cut"][rate] + second["magnitude, one cut"][rate]) / 2)
+    assert first["magnitude, one cut"] != second["magnitude, one cut"]
+
+
+def _runs(levels: dict[str, list[float]]) -> list[Run]:
+    """One task, whose accuracy is given by method and seed, better on validation by a tenth where the name ends so."""
+    return [
+        Run(
+            setting="signs",
+            method=method,
+            amount=0.0 if method == "dense" else 0.9,
+            seed=seed,
+            rate=0.1,
+            steps=18,
+            weights=10,
+            pruned=0,
+            sparsity={},
+            emptied=[],
+            validation={"left": {"accuracy": value + 0.1 * method.endswith("best")}},
+            test={"left": {"accuracy": value}},
+            seconds=0.0,
+        )
+        for method, values in levels.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_pairs_are_compared_seed_by_seed_and_corrected_together() -> None:
+    levels = {
+        "dense": [0.5, 0.5, 0.5],
+        "a": [0.50, 0.51, 0.52],
+        "b best": [0.60, 0.61, 0.62 + 1e-6],
+        "c": [0.40, 0.41 - 1e-3, 0.42],
+    }
+    summary = Summary(_runs(levels), [KnownTask("left", {"accuracy": "higher"}, 1.0)])
+    base, better, worse = ("a", 0.9), ("b best", 0.9), ("c", 0.9)
+    found = compare(summary, [(key, base) for key in (base, better, worse)])
+    assert [line.method for line in found] == [better, worse]  # a method is not compared with itself
+    for line in found:
+        points = [200 * (mine - its) for mine, its in zip(levels[line.method[0]], levels["a"], strict=True)]
+        assert line.ahead["mean"].mean == pytest.approx(Interval(points).mean)
+    p_values = holm([line.ahead[what].p_value for line in found for what in ("mean", "worst")])
+    assert max(p_values) < 0.05
+    assert [line.words["mean"] for line in found] == ["wins", "loses"]
+    assert "In the mean over the tasks, significantly ahead: b best (90%, by 20.0); significantly behind: c" in said(
+        found
+    )
+    assert "no difference is significant" in said(compare(summary, [(base, ("dense", 0.0))]))
+    lines = table(summary, [base, better], found).splitlines()
+    assert lines[2].endswith("|  |  |  |")
+    assert lines[3].endswith("| a | 20.0 ± 0.0 / 20.0 ± 0.0 | wins / wins |")
+    text = confirmed(summary, [better, worse], [base], ("pruned network", "dense one"))
+    assert "*b best*, the best dense one *a*" in text
+    assert "by 20.0 ± 0.0 (wins)" in text
+
+
 def test_the_page_comes_from_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.SETTINGS, "signs", SETTING)
     kept = ("plain sum", "uncertainty weighting", dedicated.DEFAULT, "lottery ticket", f"{dedicated.DEFAULT}, one cut")
-    for group, methods in dedicated.GROUPS.items():
-        monkeypatch.setitem(dedicated.GROUPS, group, [method for method in methods if method.name in kept])
+    for group in ("balanced", "costly"):
+        methods = [method for method in dedicated.GROUPS[group] if method.name in kept]
+        monkeypatch.setitem(dedicated.GROUPS, group, methods)
     run = ["--data", "signs", "--out", str(tmp_path), "--quick", "--seeds", "2"]
-    dedicated.main(run)
-    dedicated.main(run)  # goes on where it was: nothing is left to do
+    dedicated.main([*run, "--groups", "balanced", "costly"])
+    dedicated.main([*run, "--groups", "balanced", "costly"])  # goes on where it was: nothing is left to do
     store = Store(tmp_path / "balanced", "signs")
     assert len(store.runs()) == 2 * (1 + 2 + 2)  # dense, two dense methods, one rule at two amounts
-    summary = Summary(
-        store.runs(), [KnownTask(**task) for task in store.setting_facts()["tasks"]], reference="plain sum"
-    )
-    assert summary.interval("plain sum", 0.0, "mean").mean == 0  # type: ignore[union-attr]
-    found = {(line.method, line.amount): line for line in lines(summary, (dedicated.DEFAULT, 0.9))}
-    ahead = found["uncertainty weighting", 0.0].ahead[0].mean
-    levels = [summary.interval(*key, "mean").mean for key in (("uncertainty weighting", 0.0), (dedicated.DEFAULT, 0.9))]  # type: ignore[union-attr]
-    assert ahead == pytest.approx(levels[0] - levels[1])
-    assert f"| {dedicated.DEFAULT} | 90% | 10 |" in table(summary, (dedicated.DEFAULT, 0.9))
+    assert len(Store(tmp_path / "costly", "signs").runs()) == 2 * (
+        1 + 2 + 2
+    )  # dense, a ticket and one cut at two amounts
+    summary = Summary(store.runs(), [KnownTask(**task) for task in store.setting_facts()["tasks"]])
     page = tmp_path / "page.md"
     dedicated.main([*run, "--page", str(page)])
-    assert table(summary, (dedicated.DEFAULT, 0.9)) in page.read_text()
-    assert "| lottery ticket | 98% | 37 |" in page.read_text()
+    text = page.read_text()
+    keys = [("plain sum", 0.0), ("uncertainty weighting", 0.0), (dedicated.DEFAULT, 0.9)]
+    assert table(summary, keys, compare(summary, [(key, keys[-1]) for key in keys])) in text
+    assert "| lottery ticket | 98% | 37 |" in text
+    assert "### Both together" not in text
+    if importlib.util.find_spec("torchjd"):
+        dedicated.main([*run, "--groups", "after-PCGrad"])
+        dedicated.main([*run, "--page", str(page)])
+        assert f"| PCGrad, then {dedicated.DEFAULT} | 95% | 10 |" in page.read_text()
+        assert "| PCGrad, then tuned on the sum | 0% | 10 |" in page.read_text()

@@ -2,117 +2,152 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..problem.relative import Interval, holm
 from ..pruning.methods import DENSE
-from ..runs import Store
+from ..runs import Run, Store
 from .names import title
+from .paired import Key, compare, confirmed, said, table
 from .results import KnownTask
 from .summary import Summary
-from .tables import markdown, percent
+from .tables import percent
 
 HEAD = """# Against dedicated methods
 
 Written by `benchmarks/dedicated.py --page` from the runs in `benchmarks/results/dedicated`. The rules are those of the
-other [results](accuracy.md): learning rates by validation on a seed that is not reported, from the grids said below;
-the test split is measured once. Few seeds of one small problem are a first look, not a verdict. Intervals are 95 %, of
-Student's t; a difference *wins* or *loses* where its p-value is below 0.05 after Holm's correction over its table: of
-the mean over the tasks / of the task that lost most.
-"""
+other [results](accuracy.md): learning rates by validation on seeds that are not reported, here for every method at
+every amount; the test split is measured once. These are short trainings of small networks and few seeds: a first look,
+not a verdict. Changes are in % of the dense network of the same seed, trained and tuned on the plain sum of the losses;
+intervals are 95 %, of Student's t; a difference *wins* or *loses* where its p-value is below 0.05 after Holm's
+correction over its table. Two numbers with a slash are the mean over the tasks and the task that lost most. The latter
+is a minimum over noisy tasks: below zero for any second network, and the more so the less it has in common with the
+dense one. Compare it between pruned networks, never with zero."""
 
+NOTES = {
+    "yeast": """The networks pruned beside dense ones were measured twice on the test split: when four seeds had been
+seen, none of their differences significant, the learning rates of tuning turned out to be noise by one seed, and were
+chosen by three for new runs. Only these are here.""",
+}
 
-class Part(NamedTuple):
-    """A table of the page."""
-
-    folder: str
-    reference: str  # the dense method that changes are relative to
-    text: str
-
-
-PARTS = (
-    Part(
-        "balanced",
-        "plain sum",
-        """## Pruned and trained on the sum, or dense and balanced?
+BALANCED = """### Pruned and trained on the sum, or dense and balanced?
 
 All networks are trained for as many steps. In the dense methods, torchjd's aggregators combine the tasks' gradients of
-the shared trunk, and each head follows its own task. The pruned networks were trained on the plain sum and cut once.
-Changes in % of the dense network that the plain sum has trained in one course.""",
-    ),
-    Part(
-        "costly",
-        DENSE.name,
-        """## Tickets and rounds, at their real cost and at equal cost
+the shared trunk, and each head follows its own task. The pruned networks were trained on the plain sum and cut once."""
+
+AFTER = """### Both together: trained by {start}, then pruned
+
+Dense networks are trained by {start}, cut once, and tuned on the plain sum; each against the same cut of a network that
+the plain sum has trained, of as many steps."""
+
+COSTLY = """### Tickets, rounds and windows, at their real cost and at equal cost
 
 *Three cuts* prune in rounds and tune after each; *tuned longer* takes three times the steps of tuning in all. A
-*lottery ticket* trains to the end, prunes by magnitude and goes back to early weights, three times. Changes in % of the
-dense network.""",
-    ),
-)
+*lottery ticket* trains to the end, prunes by magnitude and goes back to early weights, three times. *Gradual* ones are
+pruned while they are trained, until that share of all steps; SET, RigL and dynamic DiSparse move their masks while they
+train, random ERK masks stay."""
+
+ROUNDS = """### What rounds, longer tuning and pruning on the way buy
+
+Each against one cut by the same rule; what moves its masks, and the tickets, against one cut by magnitude."""
 
 
-class Line(NamedTuple):
-    """A method at an amount: its changes, and how far it is ahead of the one all are compared with."""
+class Options(NamedTuple):
+    """What the tables are about."""
 
-    method: str
-    amount: float
-    steps: int
-    ahead: tuple[Interval, ...]  # of the mean over the tasks, and of the worst; empty for the other itself
-
-
-def lines(summary: Summary, other: tuple[str, float]) -> list[Line]:
-    """Return the methods in the order they were run."""
-    theirs = summary.changes(*other)
-    found = {}
-    for run in summary.runs.values():
-        mine, key = summary.changes(run.method, run.amount), (run.method, run.amount)
-        seeds = sorted(mine.keys() & theirs.keys())
-        both = (Interval([getattr(mine[s], what) - getattr(theirs[s], what) for s in seeds]) for what in VIEWS)
-        found.setdefault(key, Line(*key, run.steps, () if key == other else tuple(both)))
-    return [*found.values()]
+    default: str  # the rule that all are compared with
+    sparse: tuple[float, ...]  # pruned beside dense networks
+    sparser: tuple[float, ...]  # where everything is pruned
 
 
-VIEWS = ("mean", "worst")
+def page(folder: Path, options: Options) -> Iterator[str]:
+    """The whole page, in paragraphs."""
+    yield HEAD
+    for setting in sorted({path.parent.name for path in folder.glob("*/*/setting.json")}):
+        yield f"## {title(setting)}"
+        if (folder / "balanced" / setting).exists():
+            yield from _balanced(folder, setting, options)
+        if (folder / "costly" / setting).exists():
+            yield from _costly(folder, setting, options)
 
 
-def table(summary: Summary, other: tuple[str, float]) -> str:
-    """One line per method, compared with one of them; p-values are corrected over the table."""
-    found = lines(summary, other)
-    corrected = iter(holm([interval.p_value for line in found for interval in line.ahead]))
-    rows = []
-    for line in found:
-        levels = [str(summary.interval(line.method, line.amount, what)) for what in VIEWS]
-        words = " / ".join(interval.word(next(corrected)) for interval in line.ahead)
-        ahead = " / ".join(map(str, line.ahead))
-        rows.append([line.method, percent(line.amount), f"{line.steps:,}", *levels, ahead, words])
-    name = f"{other[0]}, {percent(other[1])}"
-    header = ["method", "pruned", "steps", "mean over tasks", "worst task", f"ahead of {name}", "verdict"]
-    return markdown(header, rows, 6)
+def _balanced(folder: Path, setting: str, options: Options) -> Iterator[str]:
+    store = Store(folder / "balanced", setting)
+    yield _told(store)
+    if setting in NOTES:
+        yield NOTES[setting]
+    summary = _summary(store, store.runs())
+    dense, keys = [key for key in _keys(summary) if not key[1] and key[0] != DENSE.name], _keys(summary)
+    yield BALANCED
+    for amount in options.sparse:
+        pruned = [key for key in keys if key[1] == amount]
+        compared = compare(summary, ((key, (options.default, amount)) for key in [*dense, *pruned]))
+        yield f"**{percent(amount)} pruned**"
+        yield table(summary, [*dense, *pruned], compared)
+        yield said(compared)
+        yield confirmed(summary, pruned, dense, ("pruned network", "dense one"))
+    for path in sorted(folder.glob(f"after-*/{setting}")):
+        start = path.parent.name.removeprefix("after-")
+        runs = [*store.runs(), *(_renamed(run, start) for run in Store(path.parent, setting).runs())]
+        yield from _after(_summary(store, runs), start)
 
 
-def page(folder: Path, others: dict[str, tuple[str, float]]) -> Iterator[str]:
-    """The whole page, in paragraphs; ``others`` says by folder which method and amount all are compared with."""
-    yield HEAD.rstrip()
-    for part in PARTS:
-        stores = [
-            Store(folder / part.folder, path.parent.name) for path in (folder / part.folder).glob("*/setting.json")
-        ]
-        for store in sorted(stores, key=lambda store: store.setting):
-            facts = store.setting_facts()
-            tasks = [KnownTask(**task) for task in facts["tasks"]]
-            summary = Summary(store.runs(), tasks, reference=part.reference)
-            if summary.changes(*others[part.folder]):
-                yield part.text
-                yield f"**{title(store.setting)}**, {len(summary.seeds)} seeds; {_budget(facts['budget'])}."
-                yield table(summary, others[part.folder])
+def _after(summary: Summary, start: str) -> Iterator[str]:
+    prefix = f"{start}, then "
+    after = [key for key in _keys(summary) if key[0].startswith(prefix)]
+    compared = compare(summary, ((key, (key[0].removeprefix(prefix), key[1])) for key in after))
+    yield AFTER.format(start=start)
+    yield table(summary, after, compared)
+    yield said(compared)
 
 
-def _budget(budget: dict[str, Any]) -> str:
+def _renamed(run: Run, start: str) -> Run:
+    return replace(run, method=f"{start}, then tuned on the sum") if run.method == DENSE.name else run
+
+
+def _costly(folder: Path, setting: str, options: Options) -> Iterator[str]:
+    store = Store(folder / "costly", setting)
+    yield _told(store)
+    summary = _summary(store, store.runs())
+    every = [key for key in _keys(summary) if key[1]]
+    yield COSTLY
+    for amount in options.sparser:
+        keys = [key for key in every if key[1] == amount]
+        compared = compare(summary, ((key, (f"{options.default}, one cut", amount)) for key in keys))
+        yield f"**{percent(amount)} pruned**"
+        yield table(summary, keys, compared)
+        yield said(compared)
+    compared = compare(summary, ((key, (_one_cut(key[0], every), key[1])) for key in every))
+    yield ROUNDS
+    yield table(summary, [line.method for line in compared], compared)
+    yield said(compared)
+
+
+def _one_cut(name: str, keys: Sequence[Key]) -> str:
+    """Return the single cut that a method is compared with: of the same rule, by magnitude where it has none."""
+    own = f"{name.split(',')[0]}, one cut"
+    return own if own in {key[0] for key in keys} else "magnitude, one cut"
+
+
+def _summary(store: Store, runs: Sequence[Run]) -> Summary:
+    return Summary(runs, [KnownTask(**task) for task in store.setting_facts()["tasks"]])
+
+
+def _keys(summary: Summary) -> list[Key]:
+    """Return the methods and amounts in the order they were run."""
+    return [*dict.fromkeys((run.method, run.amount) for run in summary.runs.values())]
+
+
+def _told(store: Store) -> str:
+    seeds = len({run.seed for run in store.runs()})
+    hours = sum(run.seconds for run in store.runs()) / 3600
+    facts = store.setting_facts()
+    budget: dict[str, Any] = facts["budget"]
     first, second = (", ".join(f"{rate:g}" for rate in budget[name]) for name in ("rates", "tune_rates"))
     return (
-        f"{budget['train']} + {budget['tune']} steps; learning rates of whole trainings from {first}; after a cut of a "
-        f"trained network from {second}"
+        f"{seeds} seeds of {budget['train']} + {budget['tune']} steps, {hours:.1f} hours of one core; learning rates "
+        f"of whole trainings from {first} by one other seed, after a cut of a trained network from {second} by "
+        f"{facts['rate seeds']}."
     )

@@ -31,15 +31,15 @@ class Change:
 
 
 class Summary:
-    """Runs of one setting, by method and amount; ``reference`` is the dense method that changes are relative to."""
+    """Runs of one setting, by method and amount."""
 
-    def __init__(self, runs: Iterable[Run], tasks: Sequence[Judged], reference: str = DENSE.name) -> None:
+    def __init__(self, runs: Iterable[Run], tasks: Sequence[Judged]) -> None:
         self.tasks = tasks
         self.runs = {run.key: run for run in runs}
         self.amounts = sorted({run.amount for run in self.runs.values() if run.method != DENSE.name})
         ran = {run.method for run in self.runs.values()}
         self.methods = [method for method in METHODS.values() if method.name in ran and method is not DENSE]
-        self.dense = {seed: run for (name, _, seed), run in self.runs.items() if name == reference}
+        self.dense = {seed: run for (name, _, seed), run in self.runs.items() if name == DENSE.name}
         self.seeds = sorted(self.dense)
 
     def changes(self, method: str, amount: float, split: Split = "test") -> dict[int, Change]:

@@ -10,45 +10,75 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .bench import Batch, Bench, Course
+from .bench import Backward, Batch, Bench, Course
 from .networks import SharedTrunk
 
 Procedure: TypeAlias = Callable[[Bench, float, float], nn.Module]
 
 
-def aggregated(name: str, **options: float) -> Procedure:
-    """Train the shared trunk by an aggregator of torchjd.
+def aggregator(name: str, **options: float) -> Callable[[Bench], Backward]:
+    """Return what makes an aggregator of torchjd the backward pass of a bench.
+
+    It does what ``torchjd.autojac.mtl_backward`` and ``jac_to_grad`` do, in half of the time with many tasks: every
+    head sees features of its own, so that one pass through all heads finds the gradients of all tasks.
 
     Args:
         name: Of a class in ``torchjd.aggregation``.
         options: Of the aggregator.
 
-    Returns:
-        A procedure that trains for the steps of both stages. It needs a :class:`.networks.SharedTrunk`, whose tasks
-        share the trunk's output, and raises a ``ValueError`` for any other network.
+    Raises:
+        ValueError: In training, if the network is no :class:`.networks.SharedTrunk`.
     """
 
-    def procedure(bench: Bench, _: float, rate: float) -> nn.Module:
+    def of(bench: Bench) -> Backward:
         try:
-            from torchjd import aggregation, autojac
+            from torchjd import aggregation
         except ImportError as error:
             raise ImportError(f"{error}; needs: pip install 'torchjd[cagrad,quadprog_projector]>=0.18'") from error
 
-        aggregator = getattr(aggregation, name)(**options)
+        combine = getattr(aggregation, name)(**options)
 
         def backward(model: nn.Module, batch: Batch) -> None:
-            assert isinstance(model, SharedTrunk)
+            if not isinstance(model, SharedTrunk):
+                raise ValueError(
+                    "setting: needs a network with one trunk that all heads follow, found "
+                    f"{type(model).__name__}; train it with the plain sum or uncertainty weighting"
+                )
             inputs, targets = batch
             features = model.trunk(inputs)
-            outputs = model.heads(features)
-            losses = [task.weight * task.loss(outputs[task.name], targets[task.name]) for task in bench.problem.tasks]
-            autojac.mtl_backward(losses, features)
-            autojac.jac_to_grad(model.trunk.parameters(), aggregator)
+            own = [features.detach().requires_grad_() for _ in bench.problem.tasks]
+            losses = [
+                task.weight * task.loss(model.heads[task.name](its), targets[task.name])
+                for task, its in zip(bench.problem.tasks, own, strict=True)
+            ]
+            torch.stack(losses).sum().backward()
+            _follow(list(model.trunk.parameters()), features, own, combine)
 
-        model = _shared_trunk(bench)
-        Course(bench, model, bench.budget.train + bench.budget.tune, rate, stage=0, backward=backward).run()
+        return backward
+
+    return of
+
+
+def _follow(
+    parameters: list[nn.Parameter], features: Tensor, own: list[Tensor], combine: Callable[[Tensor], Tensor]
+) -> None:
+    """Give the trunk the gradient that is combined of those that each task's features ask for."""
+    rows = [torch.autograd.grad(features, parameters, each.grad, retain_graph=True) for each in own]
+    combined = combine(torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]))
+    pieces = combined.split([parameter.numel() for parameter in parameters])
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)
+
+
+def aggregated(name: str, **options: float) -> Procedure:
+    """Train the shared trunk by an aggregator for the steps of both stages; see :func:`aggregator`."""
+    of = aggregator(name, **options)
+
+    def procedure(bench: Bench, _: float, rate: float) -> nn.Module:
+        model = bench.initial()
+        Course(bench, model, bench.budget.train + bench.budget.tune, rate, stage=0, backward=of(bench)).run()
         return model
 
     return procedure
@@ -77,14 +107,4 @@ def summed(bench: Bench, _: float, rate: float) -> nn.Module:
     """Train with the plain sum, in one course as the others here."""
     model = bench.initial()
     Course(bench, model, bench.budget.train + bench.budget.tune, rate, stage=0).run()
-    return model
-
-
-def _shared_trunk(bench: Bench) -> SharedTrunk:
-    model = bench.initial()
-    if not isinstance(model, SharedTrunk):
-        raise ValueError(
-            f"setting: needs a network with one trunk that all heads follow, found {type(model).__name__}; "
-            "train it with the plain sum or uncertainty weighting"
-        )
     return model

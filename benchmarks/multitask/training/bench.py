@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from disparse_plugin.sparse_training import joint
 from ..problem.problem import Batch, Problem, Split
 
 Measured = dict[str, dict[str, float]]  # task -> metric -> value
+Backward: TypeAlias = Callable[[nn.Module, Batch], None]  # fills the gradients
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Setting:
     load: Callable[[Path], Problem]
     network: Callable[[Problem], nn.Module]
     budget: Budget
+    dense: Callable[[Bench], Backward] | None = None  # how the dense network is trained, if not on the summed loss
 
 
 class Bench:
@@ -69,6 +71,7 @@ class Bench:
     def __init__(self, setting: Setting, problem: Problem, seed: int, dense_rate: float, device: torch.device) -> None:
         self.budget, self.problem, self.seed = setting.budget, problem, seed
         self.dense_rate, self.device = dense_rate, device
+        self._dense_backward = setting.dense(self) if setting.dense else None
         torch.manual_seed(seed)
         self._initial = setting.network(problem).to(device)
         self.scores_of_dense: dict[str, TaskScores] = {}  # filled by cuts that score the trained network
@@ -89,12 +92,18 @@ class Bench:
         model = self.initial()
         with torch.random.fork_rng():  # whoever asks first must not find other random numbers than the next
             torch.manual_seed(self.seed)
-            Course(self, model, self.budget.train, self.dense_rate, stage=0).run()
+            backward = self._dense_backward
+            Course(self, model, self.budget.train, self.dense_rate, stage=0, backward=backward).run()
         return model.eval()
 
     def dense(self) -> nn.Module:
         """Return a copy of the dense trained network, in evaluation mode."""
         return copy.deepcopy(self._dense)
+
+    @cached_property
+    def dense_on_validation(self) -> Measured:
+        """The dense trained network's metrics on the validation split."""
+        return self.measure(self.dense(), self.problem.validation)
 
     @property
     def has_dense(self) -> bool:
@@ -192,7 +201,7 @@ class Course:
         rate: float,
         *,
         stage: int,
-        backward: Callable[[nn.Module, Batch], None] | None = None,
+        backward: Backward | None = None,
     ) -> None:
         self.bench, self.model, self.steps, self.rate = bench, model, steps, rate
         self.step = 0

@@ -1,0 +1,106 @@
+"""Runs against others of the same seeds: how far each is ahead, as a table and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from statistics import mean, median
+from typing import NamedTuple, TypeAlias
+
+from ..problem.relative import Interval, holm
+from .summary import Summary
+from .tables import markdown, percent
+
+Key: TypeAlias = tuple[str, float]  # a method and how much it prunes
+VIEWS = {"mean": "the mean over the tasks", "worst": "the task that lost most"}
+
+
+class Paired(NamedTuple):
+    """How far a method is ahead of another in points, by what is looked at; the words are after Holm's correction."""
+
+    method: Key
+    other: Key
+    ahead: dict[str, Interval]
+    words: dict[str, str]
+
+
+def difference(summary: Summary, method: Key, other: Key, what: str) -> Interval | None:
+    """Return how far a method is ahead of another, over the seeds that both have; None if those are not even two."""
+    mine, theirs = summary.changes(*method), summary.changes(*other)
+    values = [getattr(mine[s], what) - getattr(theirs[s], what) for s in sorted(mine.keys() & theirs.keys())]
+    return Interval(values) if len(values) > 1 else None
+
+
+def compare(summary: Summary, pairs: Iterable[tuple[Key, Key]]) -> list[Paired]:
+    """Compare each method with the other of its pair; p-values are corrected over all of these comparisons."""
+    found = []
+    for method, other in pairs:
+        ahead = {what: difference(summary, method, other, what) for what in VIEWS}
+        known = {what: interval for what, interval in ahead.items() if interval is not None}
+        if method != other and known:
+            found.append((method, other, known))
+    corrected = iter(holm([interval.p_value for _, _, ahead in found for interval in ahead.values()]))
+    return [
+        Paired(method, other, ahead, {what: interval.word(next(corrected)) for what, interval in ahead.items()})
+        for method, other, ahead in found
+    ]
+
+
+def table(summary: Summary, keys: Sequence[Key], compared: Sequence[Paired]) -> str:
+    """One line per method: its changes, and how far it is ahead of the one that it is compared with, if any."""
+    by_method = {line.method: line for line in compared}
+    steps = {(run.method, run.amount): run.steps for run in summary.runs.values()}
+    rows = []
+    for key in keys:
+        if key not in steps:
+            continue
+        levels = [str(summary.interval(*key, what)) for what in VIEWS]
+        line = by_method.get(key)
+        cells = [line.other[0], *(" / ".join(map(str, each.values())) for each in line[2:])] if line else [""] * 3
+        rows.append([key[0], percent(key[1]), f"{steps[key]:,}", *levels, *cells])
+    header = ["method", "pruned", "steps", *VIEWS.values(), "against", "ahead by", "verdict"]
+    return markdown(header, rows, 7)
+
+
+def said(compared: Sequence[Paired]) -> str:
+    """Say in sentences what is significant, and how small a difference could be found."""
+    if not compared:
+        return "Too few seeds to compare."
+    sentences = []
+    for what, called in VIEWS.items():
+        found = {side: ", ".join(_named(compared, what, word)) for side, word in SIDES.items()}
+        parts = [f"{side}: {names}" for side, names in found.items() if names]
+        sentences.append(f"In {called}, {'; '.join(parts) or 'no difference is significant'}.")
+    half = median(line.ahead["mean"].half for line in compared)
+    sentences.append(f"The intervals of the mean are ± {half:.1f} in the median: smaller differences stay unseen.")
+    return " ".join(sentences)
+
+
+SIDES = {"significantly ahead": "wins", "significantly behind": "loses"}
+
+
+def _named(compared: Sequence[Paired], what: str, word: str) -> Iterator[str]:
+    for line in compared:
+        if line.words[what] == word:
+            yield f"{line.method[0]} ({percent(line.method[1])}, by {abs(line.ahead[what].mean):.1f})"
+
+
+def validated(summary: Summary, keys: Sequence[Key]) -> Key:
+    """Return the method with the highest mean on the *validation* split; the test split makes no choice."""
+
+    def level(key: Key) -> float:
+        return mean(change.mean for change in summary.changes(*key, "validation").values())
+
+    return max(keys, key=level)
+
+
+def confirmed(summary: Summary, first: Sequence[Key], second: Sequence[Key], called: tuple[str, str]) -> str:
+    """Say how the best of two groups, chosen by validation, compare on the test split."""
+    best = [validated(summary, keys) for keys in (first, second)]
+    ahead = [difference(summary, *best, what) for what in VIEWS]
+    if None in ahead:
+        return ""
+    words = " / ".join(f"{interval} ({interval.word()})" for interval in ahead if interval is not None)
+    return (
+        f"Chosen by validation, over all seeds here, the best {called[0]} is *{best[0][0]}*, the best {called[1]} "
+        f"*{best[1][0]}*; on the test split the first is ahead by {words}, uncorrected."
+    )
