@@ -88,6 +88,9 @@ def _balanced(folder: Path, setting: str, options: Options) -> Iterator[str]:
         yield table(summary, [*dense, *pruned], compared)
         yield said(compared)
         yield confirmed(summary, pruned, dense, ("pruned network", "dense one"))
+    yield "**The dense ones against the plain sum.** " + said(
+        compare(summary, ((key, ("plain sum", 0.0)) for key in dense), views=["mean"])
+    )
     for path in sorted(folder.glob(f"after-*/{setting}")):
         start = path.parent.name.removeprefix("after-")
         runs = [*store.runs(), *(_renamed(run, start) for run in Store(path.parent, setting).runs())]

@@ -30,11 +30,11 @@ def difference(summary: Summary, method: Key, other: Key, what: str) -> Interval
     return Interval(values) if len(values) > 1 else None
 
 
-def compare(summary: Summary, pairs: Iterable[tuple[Key, Key]]) -> list[Paired]:
+def compare(summary: Summary, pairs: Iterable[tuple[Key, Key]], views: Iterable[str] = tuple(VIEWS)) -> list[Paired]:
     """Compare each method with the other of its pair; p-values are corrected over all of these comparisons."""
     found = []
     for method, other in pairs:
-        ahead = {what: difference(summary, method, other, what) for what in VIEWS}
+        ahead = {what: difference(summary, method, other, what) for what in views}
         known = {what: interval for what, interval in ahead.items() if interval is not None}
         if method != other and known:
             found.append((method, other, known))
@@ -66,10 +66,10 @@ def said(compared: Sequence[Paired]) -> str:
     if not compared:
         return "Too few seeds to compare."
     sentences = []
-    for what, called in VIEWS.items():
+    for what in compared[0].words:
         found = {side: ", ".join(_named(compared, what, word)) for side, word in SIDES.items()}
         parts = [f"{side}: {names}" for side, names in found.items() if names]
-        sentences.append(f"In {called}, {'; '.join(parts) or 'no difference is significant'}.")
+        sentences.append(f"In {VIEWS[what]}, {'; '.join(parts) or 'no difference is significant'}.")
     half = median(line.ahead["mean"].half for line in compared)
     sentences.append(f"The intervals of the mean are ± {half:.1f} in the median: smaller differences stay unseen.")
     return " ".join(sentences)
