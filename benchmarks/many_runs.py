@@ -3,7 +3,8 @@
 The rules are those of ``accuracy.py --regime long``, the results go where it puts them, and its pages come from them.
 Units of work lie in a queue, the most valuable first: dense networks, learning rates, then the runs of the seeds.
 Worker processes take what is ready. It stops by itself after ``--seconds``; whatever was finished by then is stored,
-and a later call goes on from there.
+and a later call goes on from there. On another machine the dense networks are gone: there it goes on with seeds that
+have no runs yet, and with methods that start from the initial network, since runs of a seed are compared with its own.
 
     python benchmarks/many_runs.py --root data --device cuda --workers 12 --seconds 380 --packed "$OUT/long.tar.gz"
     python benchmarks/many_runs.py --root data --settings yeast --rates-at 0.9 0.95 0.98 0.99
@@ -20,7 +21,7 @@ import json
 import tarfile
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection, wait
@@ -33,11 +34,21 @@ from accuracy import RESULTS, begin
 from multitask.problem.problem import Problem
 from multitask.pruning.methods import DENSE, METHODS, TUNED_AT
 from multitask.runs import TUNING_SEED, Run, Store, best_rate, describe, rate_at, rates_key
-from multitask.together import Job, dense_networks, dense_rates, make_benches, on_device, runs_of, scores_of_rates
+from multitask.together import (
+    Job,
+    State,
+    dense_networks,
+    dense_rates,
+    make_benches,
+    on_device,
+    runs_of,
+    scores_of_rates,
+)
 from multitask.training.bench import Setting
-from multitask.work import AMOUNTS, WANTED, Unit, chosen_setting, queue
+from multitask.work import AMOUNTS, SIZES, WANTED, Known, Size, Unit, chosen_setting, queue
 
 PACK_EVERY = 20.0  # seconds
+AHEAD = 60  # units: how far down the queue a free process looks; what is far down would slow down what comes first
 T = TypeVar("T")
 
 
@@ -58,11 +69,10 @@ class Shop:
         setting, problem = chosen_setting(unit.setting, quick=self.options.quick), self._problem(unit.setting)
         if unit.kind == "rates of dense":
             scores, curve, by_rate = dense_rates(setting, problem, self.device)
-            torch.save({TUNING_SEED: by_rate[str(best_rate(scores))]}, self._states(unit.setting, "tuning"))
+            torch.save(by_rate[str(best_rate(scores))], state_path(self.options, unit.setting, TUNING_SEED))
             yield {"rates": {DENSE.name: scores}, "curve": curve}
         elif unit.kind == "dense":
-            states = dense_networks(setting, problem, unit.seeds, best_rate(tried[DENSE.name]), self.device)
-            torch.save(states, self._states(unit.setting, "seeds"))
+            self._train(unit.setting, unit.seeds, tried)
         elif unit.kind == "rates":
             yield from self._rates(unit, setting, problem, tried)
         else:
@@ -73,16 +83,15 @@ class Shop:
         if unit.kind == "rates of dense":
             return DENSE.name in tried
         if unit.kind == "dense":
-            return self._states(unit.setting, "seeds").exists()
+            return all(state_path(self.options, unit.setting, seed).exists() for seed in unit.seeds)
         return unit.kind == "rates" and all(rates_key(METHODS[name], unit.amounts[0]) in tried for name in unit.methods)
 
     def _rates(
         self, unit: Unit, setting: Setting, problem: Problem, tried: dict[str, dict[str, float]]
     ) -> Iterator[Any]:
-        path = self._states(unit.setting, "tuning")
-        if not path.exists():  # the rates were chosen on another machine
-            torch.save(dense_networks(setting, problem, [TUNING_SEED], best_rate(tried[DENSE.name]), self.device), path)
-        states = torch.load(path)
+        if not state_path(self.options, unit.setting, TUNING_SEED).exists():  # the rates were chosen on another machine
+            self._train(unit.setting, [TUNING_SEED], tried)
+        states = self._states(unit.setting, [TUNING_SEED])
         benches = make_benches(setting, problem, [TUNING_SEED], states, self.device)
         amount, rates = unit.amounts[0], setting.budget.rates
         missing = [METHODS[name] for name in unit.methods if rates_key(METHODS[name], amount) not in tried]
@@ -94,7 +103,7 @@ class Shop:
     def _runs(
         self, unit: Unit, setting: Setting, problem: Problem, tried: dict[str, dict[str, float]], done: set[Any]
     ) -> Iterator[Any]:
-        states = torch.load(self._states(unit.setting, "seeds"))
+        states = self._states(unit.setting, unit.seeds)
         benches = make_benches(setting, problem, unit.seeds, states, self.device)
         jobs = [
             Job(METHODS[name], amount, seed, rate_at(tried, METHODS[name], amount))
@@ -111,10 +120,32 @@ class Shop:
             self._here[setting] = on_device(self._loaded[setting], self.device)
         return self._here[setting]
 
-    def _states(self, setting: str, which: str) -> Path:
-        steps = chosen_setting(setting, quick=self.options.quick).budget.train
-        seeds = f"-{self.options.first_seed}-{self.options.seeds}" if which == "seeds" else ""
-        return self.options.states / f"{setting.replace(':', '-')}-{steps}-{which}{seeds}.pt"
+    def _train(self, name: str, seeds: Sequence[int], tried: dict[str, dict[str, float]]) -> None:
+        """Train dense networks, and keep their states."""
+        setting = chosen_setting(name, quick=self.options.quick)
+        rate = best_rate(tried[DENSE.name])
+        for seed, state in dense_networks(setting, self._problem(name), seeds, rate, self.device).items():
+            torch.save(state, state_path(self.options, name, seed))
+
+    def _states(self, setting: str, seeds: Iterable[int]) -> dict[int, State]:
+        """Return the dense networks that are there."""
+        paths = {seed: state_path(self.options, setting, seed) for seed in seeds}
+        return {seed: torch.load(path) for seed, path in paths.items() if path.exists()}
+
+
+def state_path(options: argparse.Namespace, setting: str, seed: int) -> Path:
+    """Return where the dense network of a seed is kept."""
+    steps = chosen_setting(setting, quick=options.quick).budget.train
+    folder: Path = options.states
+    return folder / f"{setting.replace(':', '-')}-{steps}-{seed}.pt"
+
+
+def known(options: argparse.Namespace, setting: str) -> Known:
+    """Say what earlier calls left of a setting."""
+    store = Store(options.out, _stored_name(setting))
+    dense = {run.seed for run in store.runs() if run.method == DENSE.name}
+    gone = {seed for seed in dense if not state_path(options, setting, seed).exists()}
+    return Known(frozenset(store.rates()), frozenset(gone))
 
 
 def _parts(things: Sequence[T], most: int) -> Iterator[Sequence[T]]:
@@ -153,10 +184,11 @@ class Foreman:
         self.log = options.out / "log.txt"
         self.stores = {unit.setting: Store(options.out, _stored_name(unit.setting)) for unit in units}
         self._packed = time.monotonic()
+        self._last_start = float("inf")
 
-    def run(self, pipes: Sequence[Connection], until: float) -> None:
-        """Go on until all is done or the time is up."""
-        idle = list(pipes)
+    def run(self, pipes: Sequence[Connection], until: float, closing: float = 0.0) -> None:
+        """Go on until all is done or the time is up; in the last ``closing`` seconds only what was begun goes on."""
+        idle, self._last_start = list(pipes), until - closing
         while time.monotonic() < until and (self.at_work or self._next() is not None):
             while idle and (unit := self._next()) is not None:
                 self.waiting.remove(unit)
@@ -179,7 +211,15 @@ class Foreman:
         return message
 
     def _next(self) -> Unit | None:
-        return next((unit for unit in self.waiting if self.done.issuperset(unit.needs)), None)
+        if time.monotonic() > self._last_start:
+            return None
+        ready = (unit for unit in self.waiting[:AHEAD] if self.done.issuperset(unit.needs) and self._fits(unit))
+        return next(ready, None)
+
+    def _fits(self, unit: Unit) -> bool:
+        """Tell whether the card has room for one more of a setting's units."""
+        at_work = sum(other.setting == unit.setting for other, _ in self.at_work.values())
+        return at_work < SIZES.get(unit.setting, Size()).at_once
 
     def _hear(self, pipe: Connection, kind: str, content: Any) -> bool:
         """Take in a message; return whether the process is free again."""
@@ -254,9 +294,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.most,
         amounts=options.amounts,
         rates_at=options.rates_at,
+        known={setting: known(options, setting) for setting in options.settings},
     )
     foreman = Foreman(options, units)
-    foreman.run(pipes, started + options.seconds)
+    foreman.run(pipes, started + options.seconds, options.closing)
     foreman.pack()
     for process in processes:
         process.terminate()
@@ -278,6 +319,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=160, help="networks side by side in a process")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="when to stop")
+    parser.add_argument("--closing", type=float, default=0.0, help="seconds before that in which nothing is begun")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--card", default="", help="what the device is called in the facts of the results")
     parser.add_argument("--threads", type=int, default=1, help="torch threads per worker")

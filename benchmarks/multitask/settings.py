@@ -14,17 +14,23 @@ from .data.paper_lists import cityscapes_list, nyuv2_list, taskonomy_list
 from .data.questions import questions
 from .data.rooms import rooms
 from .data.taskonomy import taskonomy
+from .data.trunk import clothes_and_digits
 from .data.yeast import yeast
 from .problem.paper_setup import SETUPS, PaperSetup
 from .problem.problem import Problem
 from .training.bench import Budget, Setting
 from .training.networks import dense_resnet, mlp, paper_network, small_resnet, tapped_resnet
+from .training.trunk import pretrained_mobilenet
 
 DIGITS = Budget(train=300, tune=100, batch_size=64, scored=20, rates=(0.03, 0.1, 0.3))
 # For unequal loss weights: Adam trains the head of a task with a small weight as fast as the others.
 DIGITS_ADAM = Budget(train=500, tune=150, batch_size=64, scored=20, rates=(3e-3, 1e-2), optimizer="adamw", decay=1e-4)
 YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
 ROOMS = Budget(train=300, tune=100, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-4)
+# From weights trained on ImageNet: validation stops improving long before the other networks' does.
+TRUNK = Budget(
+    train=1200, tune=240, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-2
+)
 
 
 def _as_the_paper(setup: PaperSetup) -> Budget:
@@ -57,6 +63,7 @@ SETTINGS = {
         Setting("fashion+mnist", _digits("fashion+mnist"), small_resnet, DIGITS),
         Setting("fashion+mnist-adam", _digits("fashion+mnist"), small_resnet, DIGITS_ADAM),
         Setting("questions", questions, tapped_resnet, DIGITS_ADAM),
+        Setting("trunk", clothes_and_digits, pretrained_mobilenet, TRUNK, trained=True),
         Setting("yeast", yeast, mlp, YEAST),
         Setting("rooms", rooms, dense_resnet, ROOMS),
         Setting("nyuv2", nyuv2, paper_network, _as_the_paper(SETUPS["nyuv2"])),
@@ -76,9 +83,13 @@ LONG_RATES = {"sgd": (0.01, 0.03, 0.1, 0.3, 1.0), "adamw": (3e-4, 1e-3, 3e-3, 1e
 def prolonged(setting: Setting) -> Setting:
     """Train about ten times longer before the cut, and tune for a fifth of that, as networks that people prune are.
 
+    A network that starts from trained weights is one already, and keeps its budget.
+
     Raises:
         ValueError: If the setting takes as many steps already.
     """
+    if setting.trained:
+        return setting
     if setting.budget.train >= LONG_TRAIN:
         raise ValueError(
             f"regime: long must lengthen the training, found {setting.name} with {setting.budget.train} steps already; "

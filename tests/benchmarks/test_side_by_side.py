@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
-import threading
-import time
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torchvision.models import mobilenet_v2
 
 pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[benchmarks]'")
 
-import many_runs
 from disparse_plugin.masks import masks_of
-from multitask import settings, work
 from multitask.data.splits import InMemory
+from multitask.data.trunk import TrunkProblem
 from multitask.problem.problem import Problem
 from multitask.problem.tasks import classification
 from multitask.pruning.cuts import Scored
 from multitask.pruning.methods import METHODS
 from multitask.pruning.procedures import Plan
-from multitask.report.results import load
-from multitask.runs import Store
 from multitask.together import Job, carry_out, make_benches, on_device, runs_of
 from multitask.training.bench import Bench, Budget, Course, Setting
 from multitask.training.networks import mlp, small_resnet, tapped_resnet
 from multitask.training.products import as_products
 from multitask.training.stack import Stack, StackedCourse
-from signs import BUDGET, SETTING, made_up
+from multitask.training.trunk import pretrained_mobilenet
+from signs import BUDGET, SETTING, in_memory, made_up
 
 CPU = torch.device("cpu")
-
-
-def in_memory(_: Path = Path()) -> Problem:
-    """The made-up problem with its samples as tensors."""
-    problem = made_up()
-    splits = {}
-    for name in ("train", "validation", "test"):
-        split = getattr(problem, name)
-        inputs, targets = split.batch(torch.arange(len(split)))
-        splits[name] = InMemory(inputs, targets, torch.zeros(12), torch.ones(12))
-    tasks = (classification("left", 2), classification("right", 2, weight=3.0))
-    return replace(problem, tasks=tasks, **splits)
+PARTS = ("weight", "bias")
 
 
 def pictures() -> Problem:
@@ -56,6 +40,13 @@ def pictures() -> Problem:
     targets = {name: torch.randint(0, 2, (40,), generator=generator) for name in ("shoe", "odd", "garment")}
     split = InMemory(inputs, targets, torch.tensor([127.0]), torch.tensor([70.0]))
     return Problem("pictures", tuple(classification(name, 2) for name in targets), split, split, split, (1, 28, 28))
+
+
+def with_a_trunk() -> TrunkProblem:
+    """The same pictures, with weights of a trunk that stand for trained ones."""
+    problem, features = pictures(), mobilenet_v2().features
+    given = {field.name: getattr(problem, field.name) for field in fields(Problem)}
+    return TrunkProblem(**given, trunk=features.state_dict())
 
 
 def exact(split: InMemory) -> InMemory:
@@ -69,26 +60,29 @@ def exact(split: InMemory) -> InMemory:
     return Exact(split.inputs, split.targets, split.mean.flatten(), split.spread.flatten())
 
 
+PRUNED = {
+    small_resnet: "trunk.layer1.0.conv1",
+    tapped_resnet: "trunk.layer2.0.conv1",
+    pretrained_mobilenet: "trunk.features.3.conv.1.0",  # depthwise
+}
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("network", [small_resnet, tapped_resnet])
+@pytest.mark.parametrize("network", PRUNED)
 def test_a_stack_trains_each_network_as_if_it_were_alone(optimizer: str, network) -> None:
-    budget = Budget(5, 3, batch_size=8, scored=1, rates=(0.01,), optimizer=optimizer)
-    problem = pictures()
+    problem, steps = (with_a_trunk(), 3) if network is pretrained_mobilenet else (pictures(), 5)
+    budget = Budget(steps, 3, batch_size=8, scored=1, rates=(0.01,), optimizer=optimizer)
     problem = replace(problem, train=exact(problem.train), test=exact(problem.test))
     benches = [Bench(Setting("pictures", pictures, network, budget), problem, seed, 0.01, CPU) for seed in (0, 1)]
     alone = [bench.initial().double() for bench in benches]
-    prune.l1_unstructured(
-        alone[1].get_submodule("trunk.layer1.0.conv1" if network is small_resnet else "trunk.layer2.0.conv1"),
-        "weight",
-        0.5,
-    )
+    prune.l1_unstructured(alone[1].get_submodule(PRUNED[network]), "weight", 0.5)
     stack = Stack(benches[0].initial().double(), 2)
     for place, model in enumerate(alone):
         stack.put(place, model)
     rates = [0.01, 0.003]
-    StackedCourse(stack, problem, budget, rates, torch.stack([bench.order(5, 0) for bench in benches])).run()
+    StackedCourse(stack, problem, budget, rates, torch.stack([bench.order(steps, 0) for bench in benches])).run()
     for place, (bench, model, rate) in enumerate(zip(benches, alone, rates, strict=True)):
-        Course(bench, model, 5, rate, stage=0).run()
+        Course(bench, model, steps, rate, stage=0).run()
         found = stack.take(place).state_dict()
         assert found.keys() == model.state_dict().keys()
         for name, value in model.state_dict().items():
@@ -96,12 +90,25 @@ def test_a_stack_trains_each_network_as_if_it_were_alone(optimizer: str, network
         assert stack.measure(problem, problem.test, 16)[place] == bench.measure(model, problem.test)
 
 
+def test_only_the_heads_of_a_trained_trunk_are_left_to_chance() -> None:
+    problem = with_a_trunk()
+    networks = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        networks.append(pretrained_mobilenet(problem).state_dict())
+    same = {name for name, value in networks[0].items() if torch.equal(value, networks[1][name])}
+    assert networks[0].keys() - same == {f"heads.{t}.{part}" for t in ("shoe", "odd", "garment") for part in PARTS}
+    assert all(torch.equal(networks[0][f"trunk.features.{name}"], value) for name, value in problem.trunk.items())
+    with pytest.raises(ValueError, match="problem: needs one with the weights of a trunk, found pictures"):
+        pretrained_mobilenet(pictures())
+
+
 def test_convolutions_by_products_are_convolutions() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 3, stride=2, padding=1), nn.Conv2d(3, 4, (1, 2), bias=False)).double()
     inputs = torch.randn(2, 2, 7, 6, dtype=torch.float64)
     products = as_products(copy.deepcopy(network))
     torch.testing.assert_close(products(inputs), network(inputs))
-    for bad in (nn.Conv2d(2, 2, 3, groups=2), nn.Conv2d(2, 2, 3, dilation=2), nn.Conv2d(2, 2, 3, padding="same")):
+    for bad in (nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(2, 2, 3, dilation=2), nn.Conv2d(2, 2, 3, padding="same")):
         with pytest.raises(ValueError, match="network: needs plain convolutions"):
             as_products(nn.Sequential(bad))
 
@@ -168,59 +175,3 @@ def test_jobs_that_start_differently_or_have_no_plan_are_refused() -> None:
         carry_out([Job(METHODS["RigL"], 0.9, 0, 0.1)], {0: bench})
     with pytest.raises(ValueError, match="problem: needs samples in memory, found Signs"):
         on_device(made_up(), CPU)
-
-
-def test_the_queue_is_worked_through_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(settings.SETTINGS, "signs", replace(SETTING, load=in_memory))
-    for name, kept in (("ONE_SHOT", ("magnitude", "DiSparse damped 0.5")), ("ON_THE_WAY", ("magnitude, cut at 1/4",))):
-        monkeypatch.setattr(work, name, kept)
-    options = argparse.Namespace(
-        device="cpu",
-        quick=True,
-        out=tmp_path,
-        states=tmp_path,
-        packed=tmp_path / "all.tar.gz",
-        threads=1,
-        seeds=2,
-        first_seed=0,
-    )
-    store = Store(tmp_path, "signs")
-    store.set_facts(many_runs.describe(work.chosen_setting("signs", quick=True), in_memory(), "cpu"))
-
-    def work_through(units: list[work.Unit]) -> many_runs.Foreman:
-        here, there = torch.multiprocessing.Pipe()
-        thread = threading.Thread(target=many_runs.worker, args=(options, {"signs": in_memory()}, there))
-        thread.start()
-        foreman = many_runs.Foreman(options, units)
-        foreman.run([here], time.monotonic() + 60)
-        foreman.pack()
-        here.close()
-        thread.join()
-        return foreman
-
-    units = work.queue(["signs"], range(2), 5)
-    first = work_through([unit for unit in units if unit.kind != "runs"])
-    assert "failed" not in (tmp_path / "log.txt").read_text()
-    assert len(first.done) == len([unit for unit in units if unit.kind != "runs"])
-    rates = store.rates()
-    work_through(units)
-    assert store.rates() == rates
-    found = load(tmp_path)[0]
-    expected = 2 * (1 + 4 * 2 + 4 + 1)
-    assert len(found.runs) == len({run.key for run in found.runs}) == expected
-    work_through(units)
-    assert len(store.runs()) == expected
-    assert (tmp_path / "all.tar.gz").stat().st_size > 0
-
-
-def test_a_unit_that_fails_is_said_and_the_others_go_on(tmp_path: Path) -> None:
-    options = argparse.Namespace(out=tmp_path, packed=None)
-    units = [work.Unit("rates", "yeast"), work.Unit("dense", "yeast", needs=("rates yeast",))]
-    foreman = many_runs.Foreman(options, units)
-    here, there = torch.multiprocessing.Pipe()
-    there.send(("failed", "CUDA out of memory, and where"))
-    there.send(("failed", "something else"))
-    foreman.run([here], time.monotonic() + 20)
-    assert not foreman.done
-    assert [there.recv()[0].most for _ in range(2)] == [160, 80]
-    assert "something else" in (tmp_path / "log.txt").read_text()

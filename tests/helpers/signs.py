@@ -1,5 +1,6 @@
 """A made-up problem of two tasks for the benchmark's harness: small enough to run every method on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from multitask.data.splits import InMemory
 from multitask.problem.problem import Problem, Task
+from multitask.problem.tasks import classification
 from multitask.training.bench import Budget, Setting
 from multitask.training.networks import mlp
 
@@ -36,6 +39,18 @@ def metrics() -> MetricCollection:
 def made_up(_: Path = Path()) -> Problem:
     tasks = tuple(Task(name, 2, F.cross_entropy, metrics, {"accuracy": "higher"}) for name in ("left", "right"))
     return Problem("signs", tasks, Signs(100, 0), Signs(40, 1), Signs(40, 2), (12,), note="Made up.")
+
+
+def in_memory(_: Path = Path()) -> Problem:
+    """The made-up problem with its samples as tensors."""
+    problem = made_up()
+    splits = {}
+    for name in ("train", "validation", "test"):
+        split = getattr(problem, name)
+        inputs, targets = split.batch(torch.arange(len(split)))
+        splits[name] = InMemory(inputs, targets, torch.zeros(12), torch.ones(12))
+    tasks = (classification("left", 2), classification("right", 2, weight=3.0))
+    return replace(problem, tasks=tasks, **splits)
 
 
 SETTING = Setting("signs", made_up, mlp, BUDGET)

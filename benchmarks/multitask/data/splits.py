@@ -39,6 +39,11 @@ class InMemory:
             self.inputs.to(device), targets, self.mean.flatten().to(device), self.spread.flatten().to(device)
         )
 
+    def first(self, count: int) -> InMemory:
+        """Return the first samples alone."""
+        targets = {task: target[:count] for task, target in self.targets.items()}
+        return InMemory(self.inputs[:count], targets, self.mean.flatten(), self.spread.flatten())
+
     def batch(self, which: Tensor) -> Batch:
         """Return the samples of these indices."""
         inputs = (self.inputs[which].float() - self.mean) / self.spread

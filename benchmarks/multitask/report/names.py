@@ -8,6 +8,7 @@ TITLES = {
     "multimnist": "Two digits",
     "questions": "Six questions",
     "rooms": "Rooms, rendered",
+    "trunk": "ImageNet trunk, three heads",
     "yeast": "Yeast, 14 labels",
 }
 

@@ -59,6 +59,7 @@ class Setting:
     network: Callable[[Problem], nn.Module]
     budget: Budget
     dense: Callable[[Bench], Backward] | None = None  # how the dense network is trained, if not on the summed loss
+    trained: bool = False  # the network starts from weights that were trained long before
 
 
 class Bench:

@@ -43,6 +43,7 @@ def captured(step: Callable[[], None], state: Sequence[Tensor]) -> Callable[[], 
         torch.cuda.synchronize()
         _restore(state, before)
     if _agree(step, graph.replay, state, before):
+        torch.cuda.empty_cache()  # the recording has memory of its own; that of the steps tried is not needed again
         return graph.replay
     print("no CUDA graph: a replay did something else than the step", flush=True)
     return step

@@ -1,7 +1,8 @@
 """Convolutions as matrix products, for networks that are run side by side.
 
 Under ``torch.vmap`` the convolutions of many networks become one grouped convolution, whose gradients are slow; matrix
-products become one batched product.
+products become one batched product. Depthwise convolutions stay as they are: side by side they are one depthwise
+convolution of more channels, for which there are kernels.
 """
 
 from __future__ import annotations
@@ -29,15 +30,19 @@ class ProductConv2d(nn.Conv2d):
 
 
 def as_products(network: nn.Module) -> nn.Module:
-    """Turn every convolution of a network into one by products, in place; names and parameters stay.
+    """Turn the convolutions of a network into products, depthwise ones excepted, in place; names and parameters stay.
 
     Raises:
-        ValueError: If a convolution has groups, is dilated, or is padded by something else than zeros.
+        ValueError: If a convolution has groups of several channels, is dilated, or is not padded by zeros.
     """
     for name, module in network.named_modules():
-        if type(module) is nn.Conv2d:
+        if type(module) is nn.Conv2d and not _is_depthwise(module):
             plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
             if not plain or isinstance(module.padding, str):
                 raise ValueError(f"network: needs plain convolutions, found {module} at {name}; train it one at a time")
             module.__class__ = ProductConv2d
     return network
+
+
+def _is_depthwise(module: nn.Conv2d) -> bool:
+    return 1 < module.groups == module.in_channels
