@@ -117,7 +117,7 @@ def test_digits_that_cannot_be_had(digits_root, options, rule):
 def test_a_problem_for_a_trained_trunk_brings_its_weights_and_grey_values_from_0_to_1(digits_root):
     weights = torch.rand(2, 3)
     torch.save({"features.0.weight": weights, "classifier.1.weight": torch.rand(4)}, digits_root / trunk.WEIGHTS)
-    problem = trunk.clothes_and_digits(digits_root)
+    problem = trunk.clothes_and_digits(digits_root, validation=4)
     assert list(problem.trunk) == ["0.weight"]
     assert torch.equal(problem.trunk["0.weight"], weights)
     assert [(task.name, task.outputs) for task in problem.tasks] == [("garment", 10), ("digit", 10), ("sleeves", 2)]

@@ -31,11 +31,12 @@ class TrunkProblem(Problem):
     trunk: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
 
-def clothes_and_digits(root: str | Path) -> TrunkProblem:
+def clothes_and_digits(root: str | Path, *, validation: int | None = 3000) -> TrunkProblem:
     """Load the three tasks and the weights of the trunk.
 
     Args:
         root: As in :func:`.digits.digits`; with the file ``mobilenet_v2-b0353104.pth`` as well.
+        validation: As there.
 
     Returns:
         Tasks ``garment`` and ``digit`` of ten classes and ``sleeves`` of two, over grey pictures ``(1, 36, 36)`` from
@@ -45,7 +46,7 @@ def clothes_and_digits(root: str | Path) -> TrunkProblem:
         FileNotFoundError: Pictures or weights are not there.
     """
     weights = trunk_weights(Path(root) / WEIGHTS)
-    pictures = questions(root, size=SIDE + SHIFT)
+    pictures = questions(root, size=SIDE + SHIFT, validation=validation)
     splits = {name: _as_shares(getattr(pictures, name)) for name in ("train", "validation", "test")}
     return TrunkProblem(
         "trunk",
