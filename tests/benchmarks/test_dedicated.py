@@ -16,7 +16,7 @@ import dedicated
 from multitask import runs, settings
 from multitask.problem.relative import Interval, holm
 from multitask.pruning.procedures import iterative, lottery, lottery_steps, one_shot
-from multitask.report.paired import compare, confirmed, said, table
+from multitask.report.paired import compare, confirmed, differences, said, table
 from multitask.report.results import KnownTask
 from multitask.report.summary import Summary
 from multitask.runs import Run, Store, choose_rates
@@ -195,6 +195,23 @@ def test_pairs_are_compared_seed_by_seed_and_corrected_together() -> None:
     assert "by 20.0 ± 0.0 (wins)" in text
 
 
+def test_differences_are_averaged_over_rules() -> None:
+    levels = {
+        "dense": [0.5, 0.5, 0.5],
+        "a, one": [0.50, 0.52, 0.51],
+        "b, one": [0.40, 0.41, 0.42],
+        "a, more": [0.52, 0.53, 0.54],
+        "b, more": [0.41, 0.44, 0.45],
+    }
+    summary = Summary(_runs(levels), [KnownTask("left", {"accuracy": "higher"}, 1.0)])
+    pairs = [(("more", 0.9), ("one", 0.9)), (("one", 0.9), ("one", 0.9))]
+    (found,) = compare(summary, pairs, rules=["a, ", "b, "], views=["mean"])
+    # per seed 200 times 0.02 and 0.01, 0.01 and 0.03, 0.03 and 0.03, averaged
+    assert found.ahead["mean"].mean == pytest.approx((3 + 4 + 6) / 3)
+    assert found.words == {"mean": "wins"}
+    assert differences([found]).splitlines()[2] == f"| more | 90% | one | {found.ahead['mean']} | wins |"
+
+
 def test_the_page_comes_from_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(settings.SETTINGS, "signs", SETTING)
     kept = ("plain sum", "uncertainty weighting", dedicated.DEFAULT, "lottery ticket", f"{dedicated.DEFAULT}, one cut")
@@ -217,6 +234,7 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert table(summary, keys, compare(summary, [(key, keys[-1]) for key in keys])) in text
     assert "| lottery ticket | 98% | 37 |" in text
     assert "### Both together" not in text
+    assert f"| {dedicated.DEFAULT}, one cut | 98% | 10 |" in text
     if importlib.util.find_spec("torchjd"):
         dedicated.main([*run, "--groups", "after-PCGrad"])
         dedicated.main([*run, "--page", str(page)])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 from ..pruning.methods import DENSE
 from ..runs import Run, Store
 from .names import title
-from .paired import Key, compare, confirmed, said, table
+from .paired import Key, compare, confirmed, differences, said, table
 from .results import KnownTask
 from .summary import Summary
 from .tables import percent
@@ -35,7 +36,9 @@ chosen by three for new runs. Only these are here.""",
 BALANCED = """### Pruned and trained on the sum, or dense and balanced?
 
 All networks are trained for as many steps. In the dense methods, torchjd's aggregators combine the tasks' gradients of
-the shared trunk, and each head follows its own task. The pruned networks were trained on the plain sum and cut once."""
+the shared trunk, and each head follows its own task. The pruned networks were trained on the plain sum, cut once, and
+tuned in a second course, in which the learning rate rises and falls again; so was the dense network that changes are
+relative to. The line *plain sum* says what a single course is worth by itself."""
 
 AFTER = """### Both together: trained by {start}, then pruned
 
@@ -51,7 +54,7 @@ train, random ERK masks stay."""
 
 ROUNDS = """### What rounds, longer tuning and pruning on the way buy
 
-Each against one cut by the same rule; what moves its masks, and the tickets, against one cut by magnitude."""
+Each against one cut, averaged over the rules: with so few tests, differences can be seen that no single rule shows."""
 
 
 class Options(NamedTuple):
@@ -76,8 +79,7 @@ def page(folder: Path, options: Options) -> Iterator[str]:
 def _balanced(folder: Path, setting: str, options: Options) -> Iterator[str]:
     store = Store(folder / "balanced", setting)
     yield _told(store)
-    if setting in NOTES:
-        yield NOTES[setting]
+    yield from filter(None, [_converged(store, folder.parent / "long"), NOTES.get(setting)])
     summary = _summary(store, store.runs())
     dense, keys = [key for key in _keys(summary) if not key[1] and key[0] != DENSE.name], _keys(summary)
     yield BALANCED
@@ -122,16 +124,13 @@ def _costly(folder: Path, setting: str, options: Options) -> Iterator[str]:
         yield f"**{percent(amount)} pruned**"
         yield table(summary, keys, compared)
         yield said(compared)
-    compared = compare(summary, ((key, (_one_cut(key[0], every), key[1])) for key in every))
+    rules = [name.removesuffix("one cut") for name, _ in _keys(summary) if name.endswith("one cut")]
+    procedures = {name.removeprefix(rule) for name, _ in every for rule in rules if name.startswith(rule)}
+    pairs = (((name, amount), ("one cut", amount)) for amount in options.sparser for name in sorted(procedures))
+    compared = compare(summary, pairs, rules=list(dict.fromkeys(rules)))
     yield ROUNDS
-    yield table(summary, [line.method for line in compared], compared)
+    yield differences(compared)
     yield said(compared)
-
-
-def _one_cut(name: str, keys: Sequence[Key]) -> str:
-    """Return the single cut that a method is compared with: of the same rule, by magnitude where it has none."""
-    own = f"{name.split(',')[0]}, one cut"
-    return own if own in {key[0] for key in keys} else "magnitude, one cut"
 
 
 def _summary(store: Store, runs: Sequence[Run]) -> Summary:
@@ -141,6 +140,22 @@ def _summary(store: Store, runs: Sequence[Run]) -> Summary:
 def _keys(summary: Summary) -> list[Key]:
     """Return the methods and amounts in the order they were run."""
     return [*dict.fromkeys((run.method, run.amount) for run in summary.runs.values())]
+
+
+def _converged(store: Store, longer: Path) -> str:
+    """Say what dense networks reach on validation here and in the long regime, if that was run."""
+    if not (longer / store.setting).exists():
+        return ""
+    here, there = (_dense_level(each.runs()) for each in (store, Store(longer, store.setting)))
+    return (
+        f"The dense network's first metric on validation, a mean over tasks and seeds, is {here:.3f} here, and "
+        f"{there:.3f} [trained longer](results_long_regime.md)."
+    )
+
+
+def _dense_level(runs: Sequence[Run]) -> float:
+    dense = [run.validation for run in runs if run.method == DENSE.name]
+    return mean(next(iter(metrics.values())) for measured in dense for metrics in measured.values())
 
 
 def _told(store: Store) -> str:

@@ -23,18 +23,31 @@ class Paired(NamedTuple):
     words: dict[str, str]
 
 
-def difference(summary: Summary, method: Key, other: Key, what: str) -> Interval | None:
-    """Return how far a method is ahead of another, over the seeds that both have; None if those are not even two."""
-    mine, theirs = summary.changes(*method), summary.changes(*other)
-    values = [getattr(mine[s], what) - getattr(theirs[s], what) for s in sorted(mine.keys() & theirs.keys())]
-    return Interval(values) if len(values) > 1 else None
+def difference(summary: Summary, pairs: Sequence[tuple[Key, Key]], what: str) -> Interval | None:
+    """Return how far methods are ahead of others, averaged over the pairs; None if not even two seeds have all."""
+    by_seed = []
+    for method, other in pairs:
+        mine, theirs = summary.changes(*method), summary.changes(*other)
+        by_seed.append({s: getattr(mine[s], what) - getattr(theirs[s], what) for s in mine.keys() & theirs.keys()})
+    seeds = sorted(set.intersection(*map(set, by_seed)))
+    return Interval([mean(each[seed] for each in by_seed) for seed in seeds]) if len(seeds) > 1 else None
 
 
-def compare(summary: Summary, pairs: Iterable[tuple[Key, Key]], views: Iterable[str] = tuple(VIEWS)) -> list[Paired]:
-    """Compare each method with the other of its pair; p-values are corrected over all of these comparisons."""
+def compare(
+    summary: Summary,
+    pairs: Iterable[tuple[Key, Key]],
+    *,
+    rules: Sequence[str] = ("",),
+    views: Iterable[str] = tuple(VIEWS),
+) -> list[Paired]:
+    """Compare each method with the other of its pair; p-values are corrected over all of these comparisons.
+
+    With several ``rules``, the names are of procedures, and the differences are averaged over the rules.
+    """
     found = []
     for method, other in pairs:
-        ahead = {what: difference(summary, method, other, what) for what in views}
+        each = [((rule + method[0], method[1]), (rule + other[0], other[1])) for rule in rules]
+        ahead = {what: difference(summary, each, what) for what in views}
         known = {what: interval for what, interval in ahead.items() if interval is not None}
         if method != other and known:
             found.append((method, other, known))
@@ -43,6 +56,19 @@ def compare(summary: Summary, pairs: Iterable[tuple[Key, Key]], views: Iterable[
         Paired(method, other, ahead, {what: interval.word(next(corrected)) for what, interval in ahead.items()})
         for method, other, ahead in found
     ]
+
+
+def differences(compared: Iterable[Paired]) -> str:
+    """One line per comparison, without the levels."""
+    rows = [[line.method[0], percent(line.method[1]), *_against(line)] for line in compared]
+    return markdown(["method", "pruned", *AGAINST], rows, 1 + len(AGAINST))
+
+
+AGAINST = ("against", "ahead by", "verdict")
+
+
+def _against(line: Paired) -> list[str]:
+    return [line.other[0], *(" / ".join(map(str, each.values())) for each in (line.ahead, line.words))]
 
 
 def table(summary: Summary, keys: Sequence[Key], compared: Sequence[Paired]) -> str:
@@ -55,9 +81,9 @@ def table(summary: Summary, keys: Sequence[Key], compared: Sequence[Paired]) -> 
             continue
         levels = [str(summary.interval(*key, what)) for what in VIEWS]
         line = by_method.get(key)
-        cells = [line.other[0], *(" / ".join(map(str, each.values())) for each in line[2:])] if line else [""] * 3
+        cells = _against(line) if line else [""] * len(AGAINST)
         rows.append([key[0], percent(key[1]), f"{steps[key]:,}", *levels, *cells])
-    header = ["method", "pruned", "steps", *VIEWS.values(), "against", "ahead by", "verdict"]
+    header = ["method", "pruned", "steps", *VIEWS.values(), *AGAINST]
     return markdown(header, rows, 7)
 
 
@@ -96,7 +122,7 @@ def validated(summary: Summary, keys: Sequence[Key]) -> Key:
 def confirmed(summary: Summary, first: Sequence[Key], second: Sequence[Key], called: tuple[str, str]) -> str:
     """Say how the best of two groups, chosen by validation, compare on the test split."""
     best = [validated(summary, keys) for keys in (first, second)]
-    ahead = [difference(summary, *best, what) for what in VIEWS]
+    ahead = [difference(summary, [(best[0], best[1])], what) for what in VIEWS]
     if None in ahead:
         return ""
     words = " / ".join(f"{interval} ({interval.word()})" for interval in ahead if interval is not None)
