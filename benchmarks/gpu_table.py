@@ -1,8 +1,8 @@
-"""Write what benchmarks/gpu.py found in two runs into docs/performance.md, side by side.
+"""Write what benchmarks/gpu.py found into docs/performance.md, run beside run.
 
     python benchmarks/gpu_table.py
 
-The runs are ``benchmarks/results/gpu/first.json`` and ``second.json``.
+The runs lie in ``benchmarks/results/gpu``, as JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ RUNS = ROOT / "benchmarks" / "results" / "gpu"
 PAGE = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- begin of what benchmarks/gpu_table.py writes -->", "<!-- end of it -->"
 
+# The runs that are shown, in their order.
+SHOWN = ("first", "third", "fourth")
 # What the page calls a figure, its name in the file, and how it is written. A figure that a run did not measure is left
 # empty.
 ROWS: tuple[tuple[str, str, str], ...] = (
@@ -32,6 +34,7 @@ ROWS: tuple[tuple[str, str, str], ...] = (
             ("masks", "masks, s", "{:.3f} s"),
             ("masks, memory beyond what is held", "masks, GiB", "{:.2f} GiB"),
             ("masks by the mean", "masks, mean, s", "{:.3f} s"),
+            ("masks by the mean, memory beyond what is held", "masks, mean, GiB", "{:.2f} GiB"),
             ("masks by shares", "masks, sum of shares, s", "{:.3f} s"),
             ("masks with floors", "masks, floors, s", "{:.3f} s"),
             ("agreement scores", "importance, s", "{:.3f} s"),
@@ -42,9 +45,11 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("a masked step / a plain step", "sparse training: masked step / plain step", "{:.2f}"),
     ("2:4 by cuSPARSELt, 8192 x 8192, 16384 rows: speed-up", "2:4: cuSPARSELt, speed-up", "{:.2f}"),
     ("channels: MACs left", "channels: MACs left", "{:.3f}"),
-    ("channels: time left at batch 1", "channels: time left at batch 1", "{:.2f}"),
-    ("channels: time left at batch 16", "channels: time left at batch 16", "{:.2f}"),
-    ("channels: time left at batch 64", "channels: time left at batch 64", "{:.2f}"),
+    *(
+        (f"channels: {way} left at batch {size}", f"channels: {way} left at batch {size}", "{:.2f}")
+        for way in ("time", "time in a CUDA graph")
+        for size in (1, 16, 64)
+    ),
     ("masks that differ from the CPU's", "masks that differ from the CPU's", "{}"),
     ("waits inside the batch loop", "waits inside the batch loop", "{}"),
 )
@@ -52,10 +57,12 @@ ROWS: tuple[tuple[str, str, str], ...] = (
 
 def table() -> str:
     """Draw the table, with the card and the versions under it."""
-    first, second = (json.loads((RUNS / f"{name}.json").read_text(encoding="utf-8")) for name in ("first", "second"))
-    rows = [f"| {shown} | {_cell(first, name, form)} | {_cell(second, name, form)} |" for shown, name, form in ROWS]
-    where = f"{second['device']}, CUDA {second['cuda']}, torch {second['torch']}, Python {second['python']}."
-    return "\n".join(["| | first run | second run |", "|---|---:|---:|", *rows, "", where])
+    runs = [json.loads((RUNS / f"{name}.json").read_text(encoding="utf-8")) for name in SHOWN]
+    rows = [f"| {shown} | {' | '.join(_cell(run, name, form) for run in runs)} |" for shown, name, form in ROWS]
+    heads = [f"| | {' | '.join(f'{name} run' for name in SHOWN)} |", "|---|" + "---:|" * len(runs)]
+    last = runs[-1]
+    where = f"{last['device']}, CUDA {last['cuda']}, torch {last['torch']}, Python {last['python']}."
+    return "\n".join([*heads, *rows, "", where])
 
 
 def _cell(run: dict[str, Any], name: str, form: str) -> str:
