@@ -28,8 +28,6 @@ ROWS: tuple[tuple[str, str, str], ...] = (
             ("prunable weights", "weights", "{:,}"),
             ("scoring / floor, six batches", "scoring / floor", "{:.2f}"),
             ("scoring / floor, each batch more", "scoring / floor, a batch", "{:.2f}"),
-            ("scoring, what a call costs beside its batches", "scoring, ms a call beside", "{:.0f} ms"),
-            ("floor, the same", "floor, ms a call beside", "{:.0f} ms"),
             ("layer-adaptive scoring / floor, six batches", "layer-adaptive scoring / floor", "{:.2f}"),
             ("masks", "masks, s", "{:.3f} s"),
             ("masks, memory beyond what is held", "masks, GiB", "{:.2f} GiB"),

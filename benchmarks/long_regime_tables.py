@@ -138,7 +138,13 @@ def page(results: Sequence[Result], validation: Sequence[Result], folder: Path) 
         "What the best of the learning rates reached at 98 %, mean over the tasks, on the validation split of the one "
         "seed that is not reported. Settings without runs on the test split have only this."
     )
-    yield long_overview.validated(folder, [name for name in METHODS if METHODS[name].family == "one-shot"])
+    families = ("one-shot", "at the start", "on the way")
+    yield long_overview.validated(folder, [name for name in METHODS if METHODS[name].family in families])
+    yield (
+        "*Cut at 1/4* and *gradual* prune on the way, in as many steps as the others take to train and to tune: once "
+        "after a quarter of them, or in five stages up to a half or three quarters. Their test split was not measured. "
+        "They were run on another day than the cuts of trained networks, beside another dense network of the same seed."
+    )
     yield from exponent.paragraphs(results, validation, CHOSEN_ON)
     yield "## Trained long enough?"
     yield (

@@ -38,8 +38,9 @@ def paragraphs(results: Sequence[Result], validation: Sequence[Result], settings
         "exponents were run with, reported or not, and the paired difference with its 95 % interval; the better mean "
         "over the settings in bold. The default was chosen by the one seed that learning rates are chosen on. The "
         "others were asked later, to see what that is worth; seeds beyond 1000 were run for this alone, and their test "
-        "split was never measured. By the bare mean the smaller exponent is ahead; no interval leaves zero out, and so "
-        "the default stays. That was decided when these numbers, and those of the test split, were known."
+        "split was never measured. By the bare mean the smaller exponent is ahead, for the default's rule by less "
+        "than can be told apart in any setting, and so the default stays. That was decided when these numbers, and "
+        "those of the test split, were known."
     )
     everything = [*results, *validation]
     rows = []

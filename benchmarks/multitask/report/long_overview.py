@@ -111,6 +111,19 @@ def totals(results: Sequence[Result], method: str, others: Sequence[str], amount
     return f"Of these {len(words)} comparisons it {found}."
 
 
+def counted(results: Sequence[Result], methods: Sequence[str], others: Sequence[str], amounts: Sequence[float]) -> str:
+    """One line per rule, one column per amount: how often it wins, ties and loses against all the simple rules."""
+    rows = []
+    for method in methods:
+        cells = []
+        for amount in amounts:
+            lines = [line for o in others if o != method for line in against(results, method, o, [amount])]
+            words = [line.word for line in lines]
+            cells.append(" / ".join(str(words.count(word)) for word in ("wins", "ties", "loses")) if words else "")
+        rows.append([method, *cells])
+    return markdown(["method", *map(percent, amounts)], rows, len(amounts))
+
+
 def _marked(line: Averaged) -> str:
     return str(line.interval) if line.word == "ties" else f"**{line.interval}**"
 
@@ -162,3 +175,12 @@ def paragraphs(
     yield f"### Every rule against what is simple, {which}"
     yield "The mean difference over the settings in points, and in how many of them it wins, ties and loses."
     yield matrix(results, methods, others, [amount])
+    yield "### At every amount"
+    yield (
+        "How often each rule wins, ties and loses against all of the simple ones, over the settings, by the mean over "
+        f"the tasks and by the worst task. One learning rate serves all amounts, that of {which}."
+    )
+    amounts = sorted({each for result in results for each in result.summary.amounts if each <= amount})
+    yield counted(results, methods, others, amounts)
+    yield "And against the default:"
+    yield counted(results, [method for method in methods if method != default], [default], amounts)
