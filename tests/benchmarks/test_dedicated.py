@@ -22,6 +22,7 @@ from multitask.report.summary import Summary
 from multitask.runs import Run, Store, choose_rates
 from multitask.training.balanced import aggregated, aggregator, summed, uncertainty
 from multitask.training.bench import Bench
+from multitask.training.networks import SharedTrunk
 from signs import BUDGET, SETTING, made_up
 
 CPU = torch.device("cpu")
@@ -56,6 +57,37 @@ def test_a_step_is_that_of_torchjd(name: str, options: dict[str, float], bench: 
     autojac.jac_to_grad(expected.trunk.parameters(), combine)
     for (label, mine), theirs in zip(found.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, msg=label)
+
+
+class Maps(nn.Module):
+    """Gives two feature maps, the second made of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 8), nn.Linear(8, 8)
+
+    def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        first = self.first(inputs).relu()
+        return [first, self.second(first)]
+
+
+class OfBoth(nn.Linear):
+    """A head on both maps."""
+
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(torch.cat(maps, 1))
+
+
+def test_a_trunk_may_give_several_maps(bench: Bench) -> None:
+    pytest.importorskip("torchjd")
+    network = SharedTrunk(Maps(), {task.name: OfBoth(16, 2) for task in bench.problem.tasks})
+    batch = bench.training_batch(bench.order(1, 0)[0])
+    bench.summed(network, batch)["joint"].backward()
+    expected = [parameter.grad for parameter in network.parameters()]
+    network.zero_grad()
+    aggregator("Sum")(bench)(network, batch)
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
 
 
 def test_the_dense_network_follows_the_aggregator_of_its_setting() -> None:

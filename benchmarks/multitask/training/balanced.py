@@ -48,13 +48,14 @@ def aggregator(name: str, **options: float) -> Callable[[Bench], Backward]:
                 )
             inputs, targets = batch
             features = model.trunk(inputs)
-            own = [features.detach().requires_grad_() for _ in bench.problem.tasks]
+            maps = features if isinstance(features, list) else [features]
+            own = [[each.detach().requires_grad_() for each in maps] for _ in bench.problem.tasks]
             losses = [
-                task.weight * task.loss(model.heads[task.name](its), targets[task.name])
+                task.weight * task.loss(model.heads[task.name](its if maps is features else its[0]), targets[task.name])
                 for task, its in zip(bench.problem.tasks, own, strict=True)
             ]
             torch.stack(losses).sum().backward()
-            _follow(list(model.trunk.parameters()), features, own, combine)
+            _follow(list(model.trunk.parameters()), maps, own, combine)
 
         return backward
 
@@ -62,10 +63,10 @@ def aggregator(name: str, **options: float) -> Callable[[Bench], Backward]:
 
 
 def _follow(
-    parameters: list[nn.Parameter], features: Tensor, own: list[Tensor], combine: Callable[[Tensor], Tensor]
+    parameters: list[nn.Parameter], maps: list[Tensor], own: list[list[Tensor]], combine: Callable[[Tensor], Tensor]
 ) -> None:
-    """Give the trunk the gradient that is combined of those that each task's features ask for."""
-    rows = [torch.autograd.grad(features, parameters, each.grad, retain_graph=True) for each in own]
+    """Give the trunk the gradient that is combined of those that each task's own feature maps ask for."""
+    rows = [torch.autograd.grad(maps, parameters, [each.grad for each in its], retain_graph=True) for its in own]
     combined = combine(torch.stack([torch.cat([part.flatten() for part in row]) for row in rows]))
     pieces = combined.split([parameter.numel() for parameter in parameters])
     for parameter, piece in zip(parameters, pieces, strict=True):
