@@ -30,7 +30,8 @@ dense one. Compare it between pruned networks, never with zero."""
 NOTES = {
     "yeast": """The networks pruned beside dense ones were measured twice on the test split: when four seeds had been
 seen, none of their differences significant, the learning rates of tuning turned out to be noise by one seed, and were
-chosen by three for new runs. Only these are here. Five seeds had been looked at when the last three came in, as planned;
+chosen by three for new runs. Only these are here. Five seeds had been looked at when the last three came,
+as planned;
 the averages over rules, at the end, took the place of a table of single rules then.""",
 }
 
