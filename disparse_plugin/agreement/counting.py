@@ -232,21 +232,24 @@ def _by_all_bits(candidates: Candidates, task: str, bins: _Bins, asked: Parts) -
     """Return the ranks that scores can have, which differ where other scores of the task equal them."""
     scores = {index: taken(candidates.scores[index][task], places) for index, places in asked.items()}
     near = sorted_values(torch.cat(list(_in_bins_of(candidates, task, bins, scores).values())))
-    return {index: _ranks_between(bins, score, near) for index, score in scores.items()}
+    known = bins(near)
+    found = {}
+    for index, score in scores.items():
+        before = _not_near(bins, bins(score), known)
+        low, high = (torch.searchsorted(near, score, right=right) + before for right in (False, True))
+        found[index] = low, high - 1
+    return found
 
 
-def _ranks_between(bins: _Bins, scores: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how many scores of the task are lower, and how many are lower or equal but for one.
+def _not_near(bins: _Bins, own: Tensor, known: Tensor) -> Tensor:
+    """Return, of some scores, how many of the task's are in lower bins but not among those that were looked at.
 
     Args:
         bins: Those of the task.
-        scores: Which.
-        near: All scores of the task in the bins of these, in order.
+        own: The bins of the scores.
+        known: The bins of all scores that were looked at, in order; whole bins.
     """
-    own = bins(scores).long()
-    first = torch.searchsorted(bins(near), own.int())
-    low, high = (torch.searchsorted(near, scores, right=right) - first + bins.upto[own] for right in (False, True))
-    return low, high - 1
+    return bins.upto[own.long()] - torch.searchsorted(known, own)
 
 
 def _in_bins_of(candidates: Candidates, task: str, bins: _Bins, scores: Parts) -> dict[int, Tensor]:
@@ -279,13 +282,11 @@ def _by_magnitude(candidates: Candidates, task: str, bins: _Bins, asked: Parts) 
     near = _places_in_bins(candidates, task, bins, scores)
     values = torch.cat([taken(candidates.scores[index][task], places) for index, places in near.items()])
     magnitudes = _magnitudes_at(candidates, near)
-    order = sorted_values(values)
+    known = bins(sorted_values(values))
     found = dict(zip(near, ranks(values, magnitudes).long().split([len(p) for p in near.values()]), strict=True))
     result = {}
     for index, score in scores.items():
-        own = bins(score).long()
-        first = torch.searchsorted(bins(order), own.int())
         place = torch.searchsorted(near[index], asked[index])
-        rank = found[index][place] - first + bins.upto[own]
+        rank = found[index][place] + _not_near(bins, bins(score), known)
         result[index] = rank, rank
     return result
