@@ -124,8 +124,37 @@ def setting_page(result: Result, candidates: Sequence[str], joint: Sequence[str]
     yield "</details>"
 
 
-def page(results: Sequence[Result], validation: Sequence[Result], folder: Path) -> Iterator[str]:
-    """The whole page, in paragraphs; ``validation`` are the runs of seeds that serve for choices only."""
+def asked_again(results: Sequence[Result], rules: Sequence[str], simple: Sequence[str]) -> Iterator[str]:
+    """The part on seeds that were run when all else was known, to see what stays; nothing where there are none."""
+    for result in results:
+        yield f"## Asked again: {title(result.name)}"
+        yield (
+            f"{len(result.summary.seeds)} seeds, run on the {result.facts.get('device', 'cpu')} when everything else "
+            "here was known, with the same learning rates, to see what holds. How far each rule is ahead, in points, "
+            "mean over the tasks / worst task; bold where significant after correction over these two."
+        )
+        for amount in result.summary.amounts:
+            cells = []
+            for rule in rules:
+                found = [
+                    long_overview.against([result], rule, other, [amount]) if other != rule else [] for other in simple
+                ]
+                cells.append([rule, *(" / ".join(map(long_overview.marked, lines)) for lines in found)])
+            yield f"{tables.percent(amount)} pruned:"
+            yield tables.markdown(["method", *simple], cells, len(simple))
+
+
+def page(
+    results: Sequence[Result], validation: Sequence[Result], folder: Path, fresh: Sequence[Result] = ()
+) -> Iterator[str]:
+    """The whole page, in paragraphs.
+
+    Args:
+        results: The runs.
+        validation: The runs of seeds that serve for choices only.
+        folder: Where the runs lie.
+        fresh: The runs of seeds that serve to ask again.
+    """
     yield HEAD.rstrip().replace("{chosen_on}", "; ".join(f"*{title(name)}*" for name in CHOSEN_ON))
     machines = sorted({f"{result.facts.get('device', 'cpu')} (torch {result.facts['torch']})" for result in results})
     yield f"Run so far: {'; '.join(title(result.name) for result in results)}; on {' and '.join(machines)}."
@@ -146,6 +175,7 @@ def page(results: Sequence[Result], validation: Sequence[Result], folder: Path) 
         "They were run on another day than the cuts of trained networks, beside another dense network of the same seed."
     )
     yield from exponent.paragraphs(results, validation, CHOSEN_ON)
+    yield from asked_again(fresh, ["shares, damped 0.25", "shares, damped 0.5", DEFAULT], [*BASELINES[:-1], DEFAULT])
     yield "## Trained long enough?"
     yield (
         "The dense network of the unreported seed on its way: validation metrics, mean over the tasks, as changes to "
@@ -163,15 +193,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "long")
     parser.add_argument("--validation", type=Path, default=Path(__file__).parent / "results" / "chosen")
+    parser.add_argument("--fresh", type=Path, default=Path(__file__).parent / "results" / "fresh")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results_long_regime.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     options = parser.parse_args(arguments)
     results = load(options.results)
     if not results:
         raise SystemExit(f"results: needs finished runs under {options.results}, found none; run accuracy.py first")
-    options.page.write_text(
-        "\n\n".join(page(results, load(options.validation), options.results)) + "\n", encoding="utf-8"
-    )
+    parts = page(results, load(options.validation), options.results, load(options.fresh))
+    options.page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     for theme in hero.THEMES:
         hero.draw(results, options.images / f"hero-{theme}.png", theme, DEFAULT)
     print(f"{options.page}: {', '.join(result.name for result in results)}")

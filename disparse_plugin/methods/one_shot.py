@@ -118,10 +118,10 @@ def disparse_pretrained(
     The default criterion is each task's saliency ``abs(w) * sum of abs(g)``, damped towards the magnitude and made
     layer-adaptive: LAMP's share of ``w^2 * sum of abs(g)`` in its tensor. The paper's, ``criterion="taylor"``, prunes
     layers very unevenly, and at high sparsity whole ones away. ``docs/results_long_regime.md`` compares them, at 98 %:
-    with six and 14 tasks the default is far ahead of global magnitude; ``arbiter="sum"`` is behind no simple rule in
-    any setting; ``criterion="lamp", arbiter="sum"``, which needs no labels, is nearly as good; with two like tasks
-    ``prune.global_unstructured(..., prune.L1Unstructured)`` of torch is ahead of the default by up to six tenths of a
-    point.
+    with six and 14 tasks the default is far ahead of global magnitude; no simple rule is ahead of exponent 0.25 with
+    ``arbiter="sum"`` in any setting; ``criterion="lamp", arbiter="sum"``, which needs no labels, is nearly as good;
+    with two like tasks ``prune.global_unstructured(..., prune.L1Unstructured)`` of torch is ahead of the default by up
+    to six tenths of a point.
 
     Args:
         model: The trained model; pruned in place.

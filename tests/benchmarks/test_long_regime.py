@@ -104,7 +104,7 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     long_regime_tables.main(
         [
             *("--results", str(tmp_path / "long"), "--validation", str(tmp_path / "none")),
-            *("--page", str(page), "--images", str(tmp_path)),
+            *("--page", str(page), "--images", str(tmp_path), "--fresh", str(tmp_path / "long")),
         ]
     )
     result, text = load(tmp_path / "long")[0], page.read_text()
@@ -112,6 +112,10 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     found = long_regime_tables.paired(result.summary, [("DiSparse adaptive", "DiSparse Taylor")])
     assert f"| DiSparse adaptive | DiSparse Taylor | 90% | {found[0].mean} | {found[0].worst} |" in text
     assert re.search(r"\| shares, damped 0.25 \| magnitude \|", text)
+    again = text[text.index("## Asked again: signs") :]
+    ahead = result.summary.paired("shares, damped 0.25", "magnitude", 0.98, "mean")
+    row = again[again.index("98% pruned:") :].split("| shares, damped 0.25 | ")[1]
+    assert row.replace("*", "").startswith(f"{ahead} / ")
     assert all((tmp_path / f"hero-{theme}.png").stat().st_size > 10_000 for theme in ("light", "dark"))
 
 

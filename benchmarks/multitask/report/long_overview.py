@@ -99,7 +99,7 @@ def differences(results: Sequence[Result], method: str, others: Sequence[str], a
         cells = []
         for other in others:
             found = [line for line in against(results, method, other, amounts) if line.setting == result.name]
-            cells.append(" / ".join(_marked(line) for line in found))
+            cells.append(" / ".join(marked(line) for line in found))
         rows.append([title(result.name), str(len(result.summary.seeds)), *cells])
     return markdown(["setting", "seeds", *others], rows, len(others) + 1)
 
@@ -124,7 +124,8 @@ def counted(results: Sequence[Result], methods: Sequence[str], others: Sequence[
     return markdown(["method", *map(percent, amounts)], rows, len(amounts))
 
 
-def _marked(line: Averaged) -> str:
+def marked(line: Averaged) -> str:
+    """Write the interval, in bold where it wins or loses."""
     return str(line.interval) if line.word == "ties" else f"**{line.interval}**"
 
 
