@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -65,7 +64,7 @@ def lowest_by_counting(
         >>> lowest_by_counting(candidates, ["a", "b"], unanimous, 1, [0])
         [tensor([False,  True, False])]
     """
-    bins = dict(zip(tasks, in_threads(partial(_Bins.of, candidates), tasks, candidates.devices), strict=True))
+    bins = dict(zip(tasks, in_threads(functools.partial(_Bins.of, candidates), tasks, candidates.devices), strict=True))
     limits = _range_of_the_cut(candidates, bins, arbiter, count, within)
     marks, asked = _sides(candidates, bins, arbiter, limits, within)
     left = count - sum(counts_true(list(marks.values())))
@@ -230,8 +229,9 @@ def _closer_bounds(
 
 def _by_all_bits(candidates: Candidates, task: str, bins: _Bins, asked: Parts) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the ranks that scores can have, which differ where other scores of the task equal them."""
-    scores = {index: taken(candidates.scores[index][task], places) for index, places in asked.items()}
-    near = sorted_values(torch.cat(list(_in_bins_of(candidates, task, bins, scores).values())))
+    scores = _scores_at(candidates, task, asked)
+    places = _places_in_bins(candidates, task, bins, scores)
+    near = sorted_values(torch.cat(list(_scores_at(candidates, task, places).values())))
     known = bins(near)
     found = {}
     for index, score in scores.items():
@@ -252,15 +252,12 @@ def _not_near(bins: _Bins, own: Tensor, known: Tensor) -> Tensor:
     return bins.upto[own.long()] - torch.searchsorted(known, own)
 
 
-def _in_bins_of(candidates: Candidates, task: str, bins: _Bins, scores: Parts) -> dict[int, Tensor]:
-    """Return, of each parameter that the task reaches, the scores in the bins of the given ones."""
-    return {
-        index: taken(candidates.scores[index][task], places)
-        for index, places in _places_in_bins(candidates, task, bins, scores).items()
-    }
+def _scores_at(candidates: Candidates, task: str, places: Parts) -> dict[int, Tensor]:
+    return {index: taken(candidates.scores[index][task], part) for index, part in places.items()}
 
 
 def _places_in_bins(candidates: Candidates, task: str, bins: _Bins, scores: Parts) -> dict[int, Tensor]:
+    """Return, of each parameter that the task reaches, where scores in the bins of the given ones lie."""
     wanted = torch.zeros_like(bins.upto[1:], dtype=torch.bool)
     for score in scores.values():
         wanted.index_fill_(0, bins(score).long(), True)
@@ -278,9 +275,9 @@ def _places_in_bins(candidates: Candidates, task: str, bins: _Bins, scores: Part
 
 def _by_magnitude(candidates: Candidates, task: str, bins: _Bins, asked: Parts) -> dict[int, tuple[Tensor, Tensor]]:
     """Return the exact ranks: among equal scores by magnitude, then as they come."""
-    scores = {index: taken(candidates.scores[index][task], places) for index, places in asked.items()}
+    scores = _scores_at(candidates, task, asked)
     near = _places_in_bins(candidates, task, bins, scores)
-    values = torch.cat([taken(candidates.scores[index][task], places) for index, places in near.items()])
+    values = torch.cat(list(_scores_at(candidates, task, near).values()))
     magnitudes = _magnitudes_at(candidates, near)
     known = bins(sorted_values(values))
     found = dict(zip(near, ranks(values, magnitudes).long().split([len(p) for p in near.values()]), strict=True))

@@ -32,7 +32,8 @@ def join_neighbours(candidates: Candidates, apart: Sequence[int]) -> tuple[Candi
         >>> joined.scores[0]["a"], groups
         (tensor([3., 1., 2.]), [[0, 1]])
     """
-    kinds = [(tuple(rows), index in set(apart)) for index, rows in enumerate(candidates.scores)]
+    those = set(apart)
+    kinds = [(tuple(rows), index in those) for index, rows in enumerate(candidates.scores)]
     groups: list[list[int]] = []
     entries = 0
     for index, size in enumerate(candidates.sizes):

@@ -49,7 +49,8 @@ def lowest_by_agreement(
             return _lowest(candidates, tasks, arbiter, count, within)
         if not on_cpu and total > COUNTED_THERE:
             joined, groups = join_neighbours(candidates, within)
-            cut = [place for place, group in enumerate(groups) if group[0] in set(within)]
+            those = set(within)
+            cut = [place for place, group in enumerate(groups) if group[0] in those]
             marks = _lowest(joined, tasks, arbiter, count, cut)
             sizes = [[candidates.sizes[index] for index in groups[place]] for place in cut]
             return [part for mark, own in zip(marks, sizes, strict=True) for part in mark.split(own)]

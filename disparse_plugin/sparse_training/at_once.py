@@ -98,13 +98,13 @@ def _new_masks(group: Sequence[Layer], *, regrow_dropped: bool) -> list[Tensor]:
     best, asked = torch.zeros_like(owner), torch.zeros_like(count, dtype=torch.bool)
     for task in group[0].scores:
         values = _joined([layer.scores[task] for layer in group]).float().masked_fill(~candidates, -torch.inf)
-        ranked = _Ranked.of(values, owner, len(group))
+        ranked = _Ranked.of(ordered(values), owner, len(group))
         asks = ranked.holds_more_than_zeros(barred)
         above = (count[ranked.owner] - ranked.followers).clamp_min_(0).mul_(asks[ranked.owner])
         best = torch.maximum(best, torch.empty_like(best).scatter_(0, ranked.order, above))
         asked |= asks
     wanted = positions(best != 0)
-    ranked = _Ranked.of(best[wanted].float(), owner[wanted], len(group))
+    ranked = _Ranked.of(best[wanted], owner[wanted], len(group))
     grown = torch.zeros_like(alive)
     grown[wanted[ranked.order]] = ranked.followers < count[ranked.owner]
     masks = torch.where(asked[owner], (alive & ~dropped) | grown, alive).split(sizes)
@@ -114,7 +114,8 @@ def _new_masks(group: Sequence[Layer], *, regrow_dropped: bool) -> list[Tensor]:
 def _smallest(weights: Sequence[Tensor], alive: Tensor, owner: Tensor, count: Tensor) -> Tensor:
     """Mark the alive weights of the smallest magnitude of each layer; of equal ones the first."""
     where = positions(alive)
-    ranked = _Ranked.of(absolute(_joined([weight.detach() for weight in weights])[where]), owner[where], len(weights))
+    magnitudes = absolute(_joined([weight.detach() for weight in weights])[where])
+    ranked = _Ranked.of(ordered(magnitudes), owner[where], len(weights))
     marked = torch.zeros_like(alive)
     marked[where[ranked.order]] = ranked.place < count[ranked.owner]
     return marked
@@ -138,8 +139,8 @@ class _Ranked:
 
     @classmethod
     def of(cls, values: Tensor, owner: Tensor, layers: int) -> _Ranked:
-        """Sort values that have at most 32 bits."""
-        keys, order = (ordered(values) + (owner << _LAYER)).sort(stable=True)
+        """Sort whole numbers of at most 32 bits, the sign among them."""
+        keys, order = (values + (owner << _LAYER)).sort(stable=True)
         lowest = (torch.arange(layers + 1, device=keys.device) << _LAYER) - 2 ** (_LAYER - 1)
         first = torch.searchsorted(keys, lowest)
         return cls(keys, order, (keys + 2 ** (_LAYER - 1)) >> _LAYER, first)
