@@ -28,9 +28,7 @@ DIGITS_ADAM = Budget(train=500, tune=150, batch_size=64, scored=20, rates=(3e-3,
 YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
 ROOMS = Budget(train=300, tune=100, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-4)
 # From weights trained on ImageNet: validation stops improving long before the other networks' does.
-TRUNK = Budget(
-    train=1200, tune=240, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-2
-)
+TRUNK = Budget(train=900, tune=180, batch_size=32, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
 
 
 def _as_the_paper(setup: PaperSetup) -> Budget:
@@ -65,7 +63,7 @@ SETTINGS = {
         Setting("questions", questions, tapped_resnet, DIGITS_ADAM),
         Setting("trunk", clothes_and_digits, pretrained_mobilenet, TRUNK, trained=True),
         Setting("yeast", yeast, mlp, YEAST),
-        Setting("rooms", rooms, dense_resnet, ROOMS),
+        Setting("rooms", rooms, dense_resnet, ROOMS, long_rates=(1e-3, 3e-3, 1e-2, 3e-2)),
         Setting("nyuv2", nyuv2, paper_network, _as_the_paper(SETUPS["nyuv2"])),
         Setting("nyuv2-40", partial(nyuv2, classes=40), paper_network, _as_the_paper(SETUPS["nyuv2"])),
         Setting("cityscapes", cityscapes, paper_network, _as_the_paper(SETUPS["cityscapes"])),
@@ -95,7 +93,7 @@ def prolonged(setting: Setting) -> Setting:
             f"regime: long must lengthen the training, found {setting.name} with {setting.budget.train} steps already; "
             "leave it out"
         )
-    rates = LONG_RATES.get(setting.budget.optimizer, setting.budget.rates)
+    rates = setting.long_rates or LONG_RATES.get(setting.budget.optimizer, setting.budget.rates)
     return replace(setting, budget=replace(setting.budget, train=LONG_TRAIN, tune=LONG_TUNE, rates=rates))
 
 

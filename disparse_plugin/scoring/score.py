@@ -74,7 +74,8 @@ def score_tasks(
             rounded scores: of scores that round to one number the smaller ``abs(w)`` goes first, so only weights whose
             scores are that close may change places. None keeps the type of the sums.
         device: Where the scores are kept, e.g. ``"cpu"``: moved there once, when complete, and cut there. Masks and
-            agreement scores come back to the weights. None leaves them beside their weights.
+            agreement scores come back to the weights. From an accelerator they go into pinned memory, which the system
+            cannot swap out while they live, and are waited for once, at the end. None leaves them beside their weights.
         tasks_at_once: How many tasks are scored in one go over the data, so that float32 sums of no more are held; None
             for all. ``data`` is read once for each go, with a forward for each batch, and must give the same batches
             each time: a list, or a loader that does not shuffle. For very many tasks, with ``dtype`` or ``device``.
@@ -188,6 +189,7 @@ def _score(
         sums.add_ranks()
         tables |= sums.tables(storage, progress=data.progress)
         if not turn.more():
+            storage.wait(stored(*key).device for key in selection.keys)
             return sums.finish(sums.scores(root, tables))
         with failing_together():
             sums, batches = sums_without(sums.skipped), data.batches()

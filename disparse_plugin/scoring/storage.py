@@ -57,7 +57,7 @@ class Storage:
             whole_number("tasks_at_once", self.tasks_at_once, least=1, otherwise=" or None (all)")
 
     def keep(self, score: Tensor) -> Tensor:
-        """Round a complete score, and move it.
+        """Round a complete score, and begin to move it: before it is read, :meth:`wait`.
 
         Raises:
             ValueError: If it is to leave the ranks over which its weight is spread.
@@ -67,7 +67,14 @@ class Storage:
                 f"device: must be None where weights are sharded, found {self.device}; scores lie beside their shards"
             )
         score = score if self.dtype is None else score.to(self.dtype)
-        return score if self.device is None else score.to(self.device)
+        # To the host torch copies into pinned memory then, and the program goes on meanwhile: see `wait`.
+        return score if self.device is None else score.to(self.device, non_blocking=True)
+
+    def wait(self, sources: Iterable[torch.device]) -> None:
+        """Wait until what :meth:`keep` has taken from these devices has arrived."""
+        if self.device is not None:
+            for device in {device for device in sources if device.type != "cpu"}:
+                torch.accelerator.synchronize(device)
 
     def check_source(self, data: Iterable[Batch]) -> None:
         """Check that data can be read again, where not all tasks are scored at once.

@@ -2,7 +2,8 @@
 
 Importing this registers the device ``simulated`` with torch, for the rest of the process. Tensors on it compute on the
 CPU, so that results are the same to the last bit; but they do not mix with tensors of the CPU, nor do they become numpy
-arrays, and whatever would make the host wait for CUDA is noted in ``waits``.
+arrays, and whatever would make the host wait for CUDA is noted in ``waits``. What is copied to the host without waiting
+is NaN there until the host synchronizes.
 """
 
 import collections
@@ -30,6 +31,7 @@ FACTORIES = (
 )  # fmt: skip
 
 waits = collections.Counter()  # where in the package the host waited, and for which operation: how often
+_pending = []  # copies to the host that are under way, and what they bring
 
 
 class Remote(torch.Tensor):
@@ -76,7 +78,7 @@ def compute(func, args, kwargs):
     _refuse_mixed(name, args, tensors)
     _refuse_generator(kwargs.get("generator"))
     on_host = _target(name, args, kwargs) == "cpu"
-    if name in WAITING or (on_host and name in COPYING) or _chooses(name, args):
+    if name in WAITING or (on_host and _copies_now(name, args, kwargs)) or _chooses(name, args):
         waits[f"{_line()} {name}"] += 1
     if name in {"div", "div_"} and not isinstance(args[1], torch.Tensor) and args[0].is_floating_point():
         # By a number CUDA multiplies with its reciprocal; the last bit is not that of a CPU.
@@ -84,7 +86,8 @@ def compute(func, args, kwargs):
     with torch.no_grad():
         result = func(*tree_map(_near, args), **tree_map(_near, kwargs))
     if on_host:
-        return args[0] if name == "copy_" else result
+        result = args[0] if name == "copy_" else result
+        return _under_way(result) if name in COPYING and not _copies_now(name, args, kwargs) else result
     known = {id(tensor.near): tensor for tensor in remote}
     return tree_map(functools.partial(_remote, known), result)
 
@@ -105,6 +108,25 @@ def _target(name, args, kwargs):
     """Where the result goes, if the call says it."""
     device = args[0].device if name == "copy_" else kwargs.get("device")
     return None if device is None else torch.device(device).type
+
+
+def _copies_now(name, args, kwargs):
+    """Tell whether it is a copy that the host waits for, and not one that it will synchronize with later."""
+    return name in COPYING and not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+
+
+def _under_way(copy):
+    """Let what is copied arrive when the host synchronizes, and not before."""
+    _pending.append((copy, copy.clone()))
+    return copy.fill_(torch.nan if copy.is_floating_point() else 0)
+
+
+def synchronize(device=None):
+    """Wait for the device, as ``torch.accelerator.synchronize``, which has no streams to wait for here."""
+    waits[f"{_line()} synchronize"] += 1
+    while _pending:
+        copy, values = _pending.pop()
+        copy.copy_(values)
 
 
 def _chooses(name, args):
@@ -148,3 +170,4 @@ for _full in FACTORIES:
     _operation = getattr(getattr(torch.ops.aten, _name), _overload or "default")
     _kernels.impl(_full, functools.partial(_factory, _operation), "PrivateUse1")
 _kernels.impl("_copy_from", _copied, "PrivateUse1")
+torch.accelerator.synchronize = synchronize

@@ -1,6 +1,7 @@
 """Scores kept in few bits, elsewhere than their weights, or made of a few tasks at a time."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -188,3 +189,16 @@ def test_no_wait_in_the_loop_for_scores_kept_on_the_host(device, waits, options)
     score_tasks(model, digit_losses, Watched(), **options)
     assert found == [{}] * len(found)
     assert len(found) in (3, 6)
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_scores_on_their_way_to_the_host_are_waited_for_once(device, waits, at_once):
+    model = TwoHeads().to(device)
+    batches = [tuple(part.to(device) for part in batch) for batch in digit_batches()]
+    waited = []
+    for options in ({}, {"device": "cpu"}):
+        waits.clear()
+        score_tasks(model, digit_losses, batches, tasks_at_once=at_once, **options)
+        waited.append(Counter(place.partition(" ")[2] for place in waits.elements()))
+    assert waited[1]["synchronize"] == 1  # not once for each tensor
+    assert waited[1].total() <= waited[0].total() + 1

@@ -60,6 +60,7 @@ class Setting:
     budget: Budget
     dense: Callable[[Bench], Backward] | None = None  # how the dense network is trained, if not on the summed loss
     trained: bool = False  # the network starts from weights that were trained long before
+    long_rates: tuple[float, ...] = ()  # learning rates to choose from when trained longer, where not those of all
 
 
 class Bench:
