@@ -11,7 +11,7 @@ from ..data.trunk import TrunkProblem
 from ..problem.problem import Problem
 from .networks import SharedTrunk
 
-SIDE = 64  # pixels that the trunk sees
+SIDE = 48  # pixels that the trunk sees: its last maps are 2 x 2
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pictures, by channel
 
 
