@@ -19,7 +19,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,7 +35,7 @@ Wanted: TypeAlias = tuple[str, int, int, str]
 
 DRAWN = "drawn"
 SIZES, TASKS = (10**6, 3 * 10**6, 10**7, 3 * 10**7, 10**8), (2, 5, 20, 100)
-CALLS = ("masks", "masks of bfloat16", "mean", "majority", "importance")
+CALLS = ("masks", "sum", "masks of bfloat16", "mean", "majority", "importance")
 # Real networks, and about how many weights they have.
 NETWORKS = {"paper": 137 * 10**6, "convnext_large": 200 * 10**6, "vit_large_patch16_224": 306 * 10**6}
 LARGEST_TENSOR = 4 * 10**6
@@ -98,7 +98,9 @@ def measure(network: str, weights: int, tasks: int, call: str) -> Case:
     torch.set_num_threads(1)
     scores = scores_of(weights, tasks) if network == DRAWN else scores_on(network, tasks)
     if call == "masks of bfloat16":
-        scores = _rounded(scores)
+        scores = _changed(scores, Tensor.bfloat16)
+    elif call == "sum":
+        scores = _changed(scores, lambda row: row.div_(row.max()), shares=True)
     _call(scores_of(10**5, 2), call)  # what the first call imports is not counted
     before = _memory("VmRSS")
     _forget_the_peak()
@@ -120,12 +122,12 @@ def _call(scores: TaskScores, call: str) -> None:
     if call == "importance":
         scores.importance()
     else:
-        scores.masks(0.9, call if call in ("mean", "majority") else "unanimous")
+        scores.masks(0.9, call if call in ("mean", "majority", "sum") else "unanimous")
 
 
-def _rounded(scores: TaskScores) -> TaskScores:
-    tables = {task: {key: row.bfloat16() for key, row in scores[task].items()} for task in scores}
-    return TaskScores(nn.ModuleList([module for module, _ in scores.parameters]), tables)
+def _changed(scores: TaskScores, change: Callable[[Tensor], Tensor], *, shares: bool = False) -> TaskScores:
+    tables = {task: {key: change(row) for key, row in scores[task].items()} for task in scores}
+    return TaskScores(nn.ModuleList([module for module, _ in scores.parameters]), tables, shares=shares)
 
 
 def _memory(what: str) -> int:

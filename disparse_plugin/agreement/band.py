@@ -23,6 +23,7 @@ from ..sorting import over, positions, taken
 from .candidates import Candidates
 from .percentiles import agreement, fractions, in_threads
 from .ranking import kth_lowest, lowest, ranks
+from .sample import sampled, values_around
 from .tallies import count_true, counts_true
 
 # Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
@@ -102,24 +103,13 @@ def _sampled_ranges(
     candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
 ) -> dict[str, tuple[float, float]]:
     """Guess, from every stride-th entry, the range of each task's scores around the cut."""
-    stride = max(1, sum(candidates.sizes) // SAMPLE)
-    while stride % 2 == 0 or stride % 3 == 0 or stride % 5 == 0 or stride % 7 == 0:
-        stride += 1  # kernels have 9, 25 or 49 places; a stride that divides them would see only some
-    sample = [{task: row[::stride] for task, row in rows.items()} for rows in candidates.scores]
-    every = agreement(Candidates(sample), tasks, arbiter)
+    sample = sampled(candidates, range(len(candidates.scores)), SAMPLE)
+    every = agreement(sample, tasks, arbiter)
     values = torch.cat([every[index] for index in within])
     share = count / sum(candidates.sizes[index] for index in within)
     middle = kth_lowest(values, min(values.numel(), max(1, round(share * values.numel()))))
-    ranges = {}
-    for task in tasks:
-        sampled = torch.cat([rows[task] for rows in sample if task in rows]).double()
-        last = sampled.numel() - 1
-        low, high = (int((middle + shift) * last) for shift in (-HALF_WIDTH, HALF_WIDTH))
-        ranges[task] = (
-            kth_lowest(sampled, low + 1) if low >= 0 else -torch.inf,
-            kth_lowest(sampled, high + 1) if high <= last else torch.inf,
-        )
-    return ranges
+    scores = {task: torch.cat([rows[task] for rows in sample.scores if task in rows]).double() for task in tasks}
+    return {task: values_around(own, middle, HALF_WIDTH) for task, own in scores.items()}
 
 
 def _band(candidates: Candidates, task: str, low: float, high: float) -> _Band:

@@ -111,7 +111,7 @@ class _Bins:
         first, last = _leading(torch.stack([ends.min(), ends.max()])).tolist()
         counts = torch.zeros(last - first + 1, dtype=torch.int64, device=ends.device)
         for row in rows:
-            for piece in _pieces(row.numel(), row.device):
+            for piece in pieces(row.numel(), row.device):
                 counts += torch.bincount(_leading(row[piece], first >= 0).sub_(first), minlength=counts.numel())
         upto, total = torch.nn.functional.pad(counts.cumsum(0), (1, 0)), sum(row.numel() for row in rows)
         return cls(first, total, upto, (fractions(upto[:-1], total), fractions(upto[1:] - 1, total)))
@@ -162,7 +162,13 @@ def _bounds(
     return _roughly(arbiter, least) - SLACK, _roughly(arbiter, most) + SLACK
 
 
-def _pieces(size: int, device: torch.device) -> list[slice]:
+def pieces(size: int, device: torch.device) -> list[slice]:
+    """Divide so many entries into slices that a device takes one after the other.
+
+    Example:
+        >>> pieces(5, torch.device("cpu"))
+        [slice(0, 65536, None)]
+    """
     length = PIECE if device.type == "cpu" else LONG_PIECE
     return [slice(start, start + length) for start in range(0, size, length)]
 
@@ -178,7 +184,7 @@ def _range_of_the_cut(
     found = torch.zeros(2, STEPS + 1, dtype=torch.int64, device=first_of(candidates.scores[0]).device)
     for index in within:
         rows = dict(candidates.scores[index].items())
-        for piece in _pieces(candidates.sizes[index], found.device):
+        for piece in pieces(candidates.sizes[index], found.device):
             for row, bound in zip(found, _bounds(rows, piece, bins, arbiter), strict=True):
                 row += torch.bincount((bound * STEPS).int(), minlength=STEPS + 1)
     low, high = (found.cumsum(1) < count).sum(1).tolist()
@@ -199,7 +205,7 @@ def _sides(
         device = first_of(rows).device
         marks[index] = torch.zeros(candidates.sizes[index], dtype=torch.bool, device=device)
         found = [torch.zeros(0, dtype=torch.int64, device=device)]
-        for piece in _pieces(candidates.sizes[index], device):
+        for piece in pieces(candidates.sizes[index], device):
             least, most = _bounds(rows, piece, bins, arbiter)
             decided = under(most, limits[0], out=marks[index][piece]) | over(least, limits[1])
             found.append(positions(~decided) + piece.start)
@@ -267,7 +273,7 @@ def _places_in_bins(candidates: Candidates, task: str, bins: _Bins, scores: Part
             row, parts = rows[task], [torch.zeros(0, dtype=torch.int64, device=wanted.device)]
             parts.extend(
                 positions(wanted.index_select(0, bins(row[piece]))).add_(piece.start)
-                for piece in _pieces(row.numel(), wanted.device)
+                for piece in pieces(row.numel(), wanted.device)
             )
             found[index] = torch.cat(parts)
     return found

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..arbiters import Arbiter, ignores_absent_tasks, is_order_statistic
+from ..arbiters import Arbiter, ignores_absent_tasks, is_order_statistic, sum_of_shares
 from .band import lowest_in_band, pays
+from .by_sums import lowest_by_sums
 from .candidates import Candidates, joined_on_one_device
 from .counting import lowest_by_counting
 from .joined import join_neighbours
@@ -44,24 +45,37 @@ def lowest_by_agreement(
     within = range(len(candidates.scores)) if within is None else within
     total = sum(candidates.sizes[index] for index in within)
     on_cpu = candidates.devices == {torch.device("cpu")}
-    if 0 < count < total and len(candidates.devices) == 1 and ignores_absent_tasks(arbiter):
-        if on_cpu and total > COUNTED:
-            return _lowest(candidates, tasks, arbiter, count, within)
-        if not on_cpu and total > COUNTED_THERE:
-            joined, groups = join_neighbours(candidates, within)
-            those = set(within)
-            cut = [place for place, group in enumerate(groups) if group[0] in those]
-            marks = _lowest(joined, tasks, arbiter, count, cut)
-            sizes = [[candidates.sizes[index] for index in groups[place]] for place in cut]
-            return [part for mark, own in zip(marks, sizes, strict=True) for part in mark.split(own)]
+    if 0 < count < total and len(candidates.devices) == 1:
+        way = _lowest if on_cpu else _lowest_of_neighbours
+        if total > (COUNTED if on_cpu else COUNTED_THERE):
+            marks = way(candidates, tasks, arbiter, count, within)
+            if marks is not None:
+                return marks
     every = agreement(candidates, tasks, arbiter)
     return lowest_of([every[index] for index in within], count, candidates.magnitudes_of(within))
 
 
+def _lowest_of_neighbours(
+    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
+) -> list[Tensor] | None:
+    joined, groups = join_neighbours(candidates, within)
+    those = set(within)
+    cut = [place for place, group in enumerate(groups) if group[0] in those]
+    marks = _lowest(joined, tasks, arbiter, count, cut)
+    if marks is None:
+        return None
+    sizes = [[candidates.sizes[index] for index in groups[place]] for place in cut]
+    return [part for mark, own in zip(marks, sizes, strict=True) for part in mark.split(own)]
+
+
 def _lowest(
     candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
-) -> list[Tensor]:
-    """Look near the cut alone where one task's percentile decides, and else, or where a sample misleads, count."""
+) -> list[Tensor] | None:
+    """Look near the cut alone, where a sample tells where it is; else count; None where neither can be done."""
+    if arbiter is sum_of_shares:
+        return lowest_by_sums(candidates, tasks, count, within) if candidates.shares else None
+    if not ignores_absent_tasks(arbiter):
+        return None
     marks = None
     if is_order_statistic(arbiter) and pays(sum(candidates.sizes[index] for index in within), len(tasks)):
         marks = lowest_in_band(candidates, tasks, arbiter, count, within)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from disparse_plugin import arbiters, at_least, disparse_static, score_tasks
-from disparse_plugin.agreement import band, counting, joined, ranking, ways
+from disparse_plugin import TaskScores, arbiters, at_least, disparse_static, score_tasks
+from disparse_plugin.agreement import band, by_sums, counting, joined, ranking, ways
 from disparse_plugin.sparse_training import at_once
 from disparse_plugin.sparse_training.exchange import Exchange
 from networks import TwoHeads, digit_batches, digit_losses
@@ -80,6 +80,20 @@ def small_counts_as_large(monkeypatch, request):
 @pytest.mark.parametrize("tied", [False, True])
 def test_masks_of_large_models(accelerator, tied, cut):
     test_masks(accelerator, tied, False, cut)
+
+
+@pytest.mark.usefixtures("small_counts_as_large")
+@pytest.mark.parametrize("amount", [0.3, 0.6, {"shared": 0.5, "a": 0.2, "b": 0, "c": 0}])
+def test_masks_by_sums_of_shares_of_large_models(accelerator, monkeypatch, amount):
+    monkeypatch.setattr(by_sums, "EVERY", 3)
+    monkeypatch.setattr(by_sums, "MOST_BETWEEN", 1)
+    masks = []
+    for device in (accelerator, torch.device("cpu")):
+        model, scores = drawn(2, False, False).build(device)
+        shares = {task: {key: row.abs().clamp_max(1) for key, row in scores[task].items()} for task in scores}
+        masks.append(TaskScores(model, shares, parameters=scores.parameters, shares=True).masks(amount, "sum"))
+    for one, other in zip(*(found.values() for found in masks), strict=True):
+        assert torch.equal(one.cpu(), other)
 
 
 @pytest.mark.usefixtures("small_counts_as_large")

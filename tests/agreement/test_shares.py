@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from disparse_plugin import TaskScores, arbiters, disparse_pretrained, score_tasks
-from layouts import build, layouts, weights_of
+from disparse_plugin.agreement import by_sums, counting, ways
+from disparse_plugin.agreement.percentiles import agreement
+from layouts import build, kept_entries, large_layouts, layouts, weights_of
 from networks import PartlyShared, square_losses, vectors
 from oracles.agreement import lamp, ordered_positions
 
@@ -114,3 +116,74 @@ def test_an_arbiter_of_ones_own_on_shares(monkeypatch):
     _, scores = build({"a": {0: [3.0, 4.0]}, "b": {0: [1.0, 0.0], 1: [2.0]}}, [2, 1])
     found = torch.cat([values.flatten() for values in scores.importance("largest share").values()])
     torch.testing.assert_close(found, torch.tensor([1.0, 1.0, 1.0], dtype=torch.float64))
+
+
+def kept_by_sums(tables, sizes, count):
+    """The entries with the highest sums, by the definition: from the smallest share to the largest, in float64."""
+    flat = []
+    for index, size in enumerate(sizes):
+        rows = [np.float64(np.float32(table.get(index, [0] * size))) for table in tables.values()]
+        flat += (np.cumsum(np.sort(rows, axis=0), axis=0)[-1] / len(tables)).tolist()
+    magnitudes = [abs(weight) for row in weights_of(sizes) for weight in row]
+    places = [(index, place) for index, size in enumerate(sizes) for place in range(size)]
+    gone = set(ordered_positions(flat, magnitudes)[:count])
+    return {place for number, place in enumerate(places) if number not in gone}
+
+
+@pytest.fixture
+def cut_near_the_sums(monkeypatch):
+    """Cut small models as large ones: a sample of every third, and in pieces."""
+    monkeypatch.setattr(ways, "COUNTED", 0)
+    monkeypatch.setattr(by_sums, "EVERY", 3)
+    monkeypatch.setattr(by_sums, "MOST_BETWEEN", 1)
+    monkeypatch.setattr(by_sums, "ERRORS", by_sums.ERRORS)
+    monkeypatch.setattr(counting, "PIECE", 50)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(large_layouts(), st.floats(0, 1), st.sampled_from([0.2, 2, 7]), st.sampled_from([torch.float32, torch.float64]))
+def test_the_cut_near_the_sums_is_the_cut_of_all(cut_near_the_sums, layout, amount, errors, dtype):
+    """The narrower what is looked at closely, the more often the sample misleads; the masks are the same."""
+    tables, sizes = layout
+    model, scores = build(tables, sizes)
+    rows = {task: {key: row.to(dtype) for key, row in scores[task].items()} for task in scores}
+    shares = TaskScores(model, rows, parameters=scores.parameters, shares=True)
+    by_sums.ERRORS = errors
+    found = kept_entries(shares.masks(amount, "sum"), shares.parameters)
+    assert found == kept_by_sums(tables, sizes, round(amount * sum(sizes)))
+
+
+def test_few_sums_are_made_exactly(cut_near_the_sums, monkeypatch):
+    sizes = [40_000, 50_000, 60_000]
+    model = build({"a": {i: [0.0] * size for i, size in enumerate(sizes)}}, sizes)[0]
+    tables = {
+        task: {(model[i], "weight"): torch.rand(1, sizes[i]).square() for i in reached}
+        for task, reached in {"a": (0, 1), "b": (0, 2), "c": (0, 1, 2)}.items()
+    }
+    scores = TaskScores(model, tables, shares=True)
+    full = {part: scores.masks(amount, "sum") for part, amount in WANTED.items()}
+    monkeypatch.setattr(by_sums, "agreement", made := Counted())
+    monkeypatch.setattr(ways, "agreement", None)
+    monkeypatch.setattr(by_sums, "EVERY", 20)
+    for part, amount in WANTED.items():
+        quick = scores.masks(amount, "sum")
+        assert all(torch.equal(full[part][key], quick[key]) for key in full[part])
+    assert max(made) < 30_000
+
+
+WANTED = {"a share": 0.9, "a count": 1000, "a part": {"shared": 0.5}}
+
+
+class Counted(list):
+    """Agreement scores, and of how many units each time."""
+
+    def __call__(self, candidates, *rest):
+        self.append(sum(candidates.sizes))
+        return agreement(candidates, *rest)
+
+
+def test_what_are_no_shares_is_said_of_large_models_too(cut_near_the_sums):
+    model, scores = build({"a": {0: [0.5] * 99 + [1.5]}}, [100])
+    wrong = TaskScores(model, {"a": dict(scores["a"])}, shares=True)
+    with pytest.raises(ValueError, match=r"values in \[0, 1\], found 1\.5"):
+        wrong.masks(0.5, "sum")
