@@ -72,7 +72,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         amount: float | None = None,
         *,
         criterion: str | Criterion | ScoreFunction | None = None,
-        arbiter: str | Arbiter = "unanimous",
+        arbiter: str | Arbiter | None = None,
         pattern: str = "weights",
         exclude: Sequence[nn.Module | str] = (),
         fold: bool = False,

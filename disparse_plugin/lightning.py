@@ -75,7 +75,7 @@ class DiSparsePruning(Callback):
         amount: int | float | None = None,  # int as well, because configuration files are read by this annotation
         *,
         criterion: str | Criterion | ScoreFunction | None = None,
-        arbiter: str | Arbiter = "unanimous",
+        arbiter: str | Arbiter | None = None,
         pattern: str = "weights",
         exclude: Sequence[nn.Module | str] = (),
         fold: bool = False,
@@ -99,7 +99,8 @@ class DiSparsePruning(Callback):
             criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"`` at the
                 start, ``"layer_adaptive(damped(taylor, 0.5))"`` for ``"pretrained"`` and ``"gradual"``, and
                 ``"gradient"`` for ``"dynamic"``, which also takes ``"random"``.
-            arbiter: A name, also ``"at_least(K)"``, or what the core takes.
+            arbiter: A name, also ``"at_least(K)"``, or what the core takes; by default ``"sum"`` where ``"pretrained"``
+                or ``"gradual"`` have their default criterion, else ``"unanimous"``.
             pattern: ``"weights"``, ``"n:m"`` such as ``"2:4"``, or ``"channels"`` (masked; not ``"dynamic"``), as in
                 :meth:`~disparse_plugin.TaskScores.masks`.
             exclude: Names or glob patterns of what is left out, e.g. a loss network, or modules: neither scored nor

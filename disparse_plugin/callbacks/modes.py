@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
-from .. import arbiters, criteria
+from .. import arbiters, criteria, damped_shares
 from ..agreement import patterns
 from ..agreement.budgets import Budget
 from ..agreement.patterns import Pattern
@@ -26,8 +26,12 @@ from .scheduled import Scheduled
 
 Mode: TypeAlias = Literal["static", "pretrained", "gradual", "dynamic"]
 
-_TRAINED = "layer_adaptive(damped(taylor, 0.5))"
-_CRITERIA = {"static": "snip", "pretrained": _TRAINED, "gradual": _TRAINED, "dynamic": "gradient"}
+_CRITERIA = {
+    "static": "snip",
+    "pretrained": damped_shares.CRITERION,
+    "gradual": damped_shares.CRITERION,
+    "dynamic": "gradient",
+}
 _OF_ALL = ("mode", "amount", "criterion", "arbiter", "pattern", "exclude", "fold")
 _OF_MODE = {
     "static": ("min_keep", "num_batches"),
@@ -50,7 +54,7 @@ class Options:
     mode: Mode
     amount: float | None = None
     criterion: str | Criterion | ScoreFunction | None = None
-    arbiter: str | Arbiter = "unanimous"
+    arbiter: str | Arbiter | None = None
     pattern: str | Pattern = "weights"
     exclude: Exclude = ()
     fold: bool = False
@@ -87,9 +91,11 @@ class Options:
         form = patterns.resolve(self.pattern)
         form.check_budget(Budget(self._amount_for(options), options.get("min_keep", 0)))
         name = _CRITERIA[self.mode] if self.criterion is None else self.criterion
-        arbiters.resolve(self.arbiter)
+        rule = damped_shares.arbiter_for(name, self.arbiter) if self.mode in ("pretrained", "gradual") else self.arbiter
+        arbiter = "unanimous" if rule is None else rule
+        arbiters.resolve(arbiter)
         if self.mode in ("static", "pretrained"):
-            return functools.partial(OneShot, self.amount, criteria.resolve(name), self.arbiter, form, **options)
+            return functools.partial(OneShot, self.amount, criteria.resolve(name), arbiter, form, **options)
         kind = GradualPruning if self.mode == "gradual" else DiSparseScheduler
         if self.mode == "gradual":
             criterion: str | Criterion = criteria.resolve(name)
@@ -97,7 +103,7 @@ class Options:
             check_exchangeable(form)
             options = {"distribution": None, **options}
             criterion = RANDOM if name == RANDOM else check_growth_criterion(criteria.resolve(name))
-        options |= {"amount": self.amount, "arbiter": self.arbiter, "criterion": criterion, "pattern": form}
+        options |= {"amount": self.amount, "arbiter": arbiter, "criterion": criterion, "pattern": form}
         return functools.partial(Scheduled, kind, options)
 
     def _check_kinds(self, options: Mapping[str, Any]) -> None:

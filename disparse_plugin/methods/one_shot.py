@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from .. import arbiters
+from .. import arbiters, damped_shares
 from .._support.distributed import check_same, failing_together
 from ..agreement import patterns
 from ..agreement.budgets import Amount, Budget
@@ -103,8 +103,8 @@ def disparse_pretrained(
     data: Iterable[Batch],
     amount: Amount | Budget | None = None,
     *,
-    criterion: str | Criterion | ScoreFunction = "layer_adaptive(damped(taylor, 0.5))",
-    arbiter: str | Arbiter = "unanimous",
+    criterion: str | Criterion | ScoreFunction = damped_shares.CRITERION,
+    arbiter: str | Arbiter | None = None,
     pattern: str | Pattern = "weights",
     min_keep: float = 0,
     parameters: Iterable[ParameterKey] | None = None,
@@ -115,13 +115,11 @@ def disparse_pretrained(
 ) -> TaskScores:
     """Prune a trained model: score it, then as ``prune.global_unstructured`` with :class:`DiSparsePretrained`.
 
-    The default criterion is each task's saliency ``abs(w) * sum of abs(g)``, damped towards the magnitude and made
-    layer-adaptive: LAMP's share of ``w^2 * sum of abs(g)`` in its tensor. The paper's, ``criterion="taylor"``, prunes
-    layers very unevenly, and at high sparsity whole ones away. ``docs/results_long_regime.md`` compares them, at 98 %:
-    with six and 14 tasks the default is far ahead of global magnitude; no simple rule is ahead of exponent 0.25 with
-    ``arbiter="sum"`` in any setting; ``criterion="lamp", arbiter="sum"``, which needs no labels, is nearly as good;
-    with two like tasks ``prune.global_unstructured(..., prune.L1Unstructured)`` of torch is ahead of the default by up
-    to six tenths of a point.
+    By default by *damped shares*: each task's saliency ``w^2 * sum of abs(g)``, LAMP's share of it in its tensor, added
+    up over the tasks; see :mod:`disparse_plugin.damped_shares` for the formula, the evidence and the limits. The
+    paper's rule, ``criterion="taylor"``, prunes layers very unevenly, and at high sparsity whole ones away. Without
+    labels, ``criterion="lamp", arbiter="sum"`` is nearly as good; with two like tasks torch's
+    ``prune.global_unstructured(..., prune.L1Unstructured)`` will do.
 
     Args:
         model: The trained model; pruned in place.
@@ -130,7 +128,8 @@ def disparse_pretrained(
         amount: A fraction of the weights still alive (float in [0, 1]) or a count (int), or one for each part:
             ``{"shared": 0.9, "depth": 0.5, ...}``, as in :meth:`TaskScores.masks`. Left out with an ``n:m`` pattern.
         criterion: How one task scores one weight, as in :func:`score_tasks`; ``"taylor"`` is the paper's.
-        arbiter: How the tasks agree, as in :meth:`TaskScores.importance`.
+        arbiter: How the tasks agree, as in :meth:`TaskScores.importance`. None is ``"sum"`` with the default criterion,
+            and with any other the paper's ``"unanimous"``.
         pattern: ``"weights"``, any ``"n:m"`` such as ``"2:4"``, or ``"channels"`` (masked, not removed), as in
             :meth:`TaskScores.masks`.
         min_keep: How many weights stay in every tensor at least (int), or which fraction of it (float in (0, 1)), as
@@ -161,7 +160,7 @@ def disparse_pretrained(
         data,
         amount,
         criterion=criterion,
-        arbiter=arbiter,
+        arbiter=damped_shares.arbiter_for(criterion, arbiter),
         pattern=pattern,
         min_keep=min_keep,
         parameters=parameters,

@@ -154,9 +154,9 @@ class DiSparsePretrained(_AgreementPruning):
     """Prune trained weights that all tasks rank low (DiSparse pre-trained; Sun et al., CVPR 2022).
 
     The same cut as :class:`DiSparseStatic`; what differs is when the scores are taken and by which criterion:
-    ``score_tasks(model, losses, data, criterion="layer_adaptive(damped(taylor, 0.5))")`` on the trained model, which is
-    the default of :func:`disparse_pretrained`; the paper's is ``criterion="taylor"``, which gives whole layers away at
-    high sparsity. Fine-tune afterwards.
+    ``score_tasks(model, losses, data, criterion="taylor")`` on the trained model is the paper's, which gives whole
+    layers away at high sparsity. The default of :func:`disparse_pretrained`, :mod:`disparse_plugin.damped_shares`, is
+    ``criterion="layer_adaptive(damped(taylor, 0.5))"`` with ``importance("sum")``. Fine-tune afterwards.
 
     Example:
         >>> from disparse_plugin import disparse_pretrained

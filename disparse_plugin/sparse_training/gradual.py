@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
-from .. import arbiters
+from .. import arbiters, damped_shares
 from .._support.distributed import check_same, failing_together
 from .._support.shards import local
 from ..agreement import patterns
@@ -100,8 +100,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
         start_at: float = 0,
         stop_at: float = STOP_AFTER,
         total_steps: int | None = None,
-        criterion: str | Criterion | ScoreFunction = "layer_adaptive(damped(taylor, 0.5))",
-        arbiter: str | Arbiter = "unanimous",
+        criterion: str | Criterion | ScoreFunction = damped_shares.CRITERION,
+        arbiter: str | Arbiter | None = None,
         pattern: str | Pattern = "weights",
         min_keep: float = 0,
         parameters: Iterable[ParameterKey] | None = None,
@@ -125,7 +125,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             total_steps: The optimizer steps of the training; needed for fractions.
             criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`. The default is that of
                 :func:`~disparse_plugin.disparse_pretrained`, because what is cut is being trained.
-            arbiter: How the tasks' percentiles are joined.
+            arbiter: How the tasks agree; None is ``"sum"`` with the default criterion, and ``"unanimous"`` with others.
             pattern: ``"weights"``; ``"channels"``: whole output channels are masked, and ``amount`` and ``min_keep``
                 count channels; or any ``"n:m"``: the stages take what n:m would remove, so that after the last of every
                 m weights along the input dimension n are alive. See :mod:`disparse_plugin.agreement.patterns`.
@@ -147,6 +147,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             self._start = step_of("start_at", start_at, total_steps, least=0)
             self._stop = step_of("stop_at", stop_at, total_steps)
             check_window(self._start, self._stop)
+            arbiter = damped_shares.arbiter_for(criterion, arbiter)
             self._arbiter, rule = arbiters.resolve(arbiter), resolve(criterion)
             form = patterns.resolve(pattern)
             self._pattern = OnTheWay(form.n, form.m) if isinstance(form, NofM) else form

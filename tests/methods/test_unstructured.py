@@ -16,6 +16,7 @@ from disparse_plugin import (
     prunable_parameters,
     score_tasks,
 )
+from disparse_plugin.criteria import damped
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses
 
 METHODS = [DiSparseStatic, DiSparsePretrained]
@@ -77,20 +78,35 @@ def test_pruned_weights_stay_zero_in_training(model, scores):
 
 
 @pytest.mark.parametrize(
-    ("function", "method", "criterion"),
+    ("function", "method", "criterion", "default"),
     [
-        (disparse_static, DiSparseStatic, "snip"),
-        (disparse_pretrained, DiSparsePretrained, "layer_adaptive(damped(taylor, 0.5))"),
+        (disparse_static, DiSparseStatic, "snip", "unanimous"),
+        (disparse_pretrained, DiSparsePretrained, "layer_adaptive(damped(taylor, 0.5))", "sum"),
     ],
 )
-@pytest.mark.parametrize("arbiter", ["unanimous", "mean"])
-def test_one_call_is_score_then_global_unstructured(model, function, method, criterion, arbiter):
+@pytest.mark.parametrize("options", [{}, {"arbiter": "unanimous"}, {"arbiter": "mean"}])
+def test_one_call_is_score_then_global_unstructured(model, function, method, criterion, default, options):
     other = copy.deepcopy(model)
-    scores = function(model, digit_losses, digit_batches(), 0.9, arbiter=arbiter)
+    scores = function(model, digit_losses, digit_batches(), 0.9, **options)
     assert scores.criterion == criterion
     expected = score_tasks(other, digit_losses, digit_batches(), criterion=criterion)
-    prune.global_unstructured(expected.parameters, method, importance_scores=expected.importance(arbiter), amount=0.9)
+    importance = expected.importance(options.get("arbiter", default))
+    prune.global_unstructured(expected.parameters, method, importance_scores=importance, amount=0.9)
     assert same_masks(masks_of(model), masks_of(other))
+
+
+def test_the_papers_rule_is_one_argument_away(model):
+    """A criterion that is named is joined as in the paper; to write the default out changes nothing."""
+    other, spelled, plain = (copy.deepcopy(model) for _ in range(3))
+    disparse_pretrained(model, digit_losses, digit_batches(), 0.9, criterion="taylor")
+    scores = score_tasks(other, digit_losses, digit_batches(), criterion="taylor")
+    prune.global_unstructured(scores.parameters, DiSparsePretrained, importance_scores=scores.importance(), amount=0.9)
+    assert same_masks(masks_of(model), masks_of(other))
+    disparse_pretrained(plain, digit_losses, digit_batches(), 0.9)
+    written_out = layer_adaptive(damped("taylor", 0.5))
+    disparse_pretrained(spelled, digit_losses, digit_batches(), 0.9, criterion=written_out)
+    assert same_masks(masks_of(plain), masks_of(spelled))
+    assert not same_masks(masks_of(plain), masks_of(model))
 
 
 def test_channels_last_weights(model):

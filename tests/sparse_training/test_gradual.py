@@ -164,7 +164,7 @@ def test_each_stage_is_one_shot_pruning_with_new_scores():
     run.optimizer.step()
     scores = score_tasks(run.model, digit_losses, [batch], criterion="layer_adaptive(damped(taylor, 0.5))")
     target = expected_pruned(CubicSparsity(0.9, 4)(2), run.model)
-    expected = scores.masks(target - sum(int((mask == 0).sum()) for mask in before.values()))
+    expected = scores.masks(target - sum(int((mask == 0).sum()) for mask in before.values()), "sum")
     assert run.scheduler.step(batch).step == 2
     for (module, name), mask in expected.items():
         assert torch.equal(getattr(module, f"{name}_mask") != 0, mask)
