@@ -24,7 +24,7 @@ from accuracy import RESULTS, begin
 from disparse_plugin import disparse_pretrained
 from disparse_plugin.criteria import damped, layer_adaptive
 from multitask.pruning.cuts import Cut, plain, scored
-from multitask.pruning.methods import METHODS, Method
+from multitask.pruning.methods import EXPONENTS, METHODS, Method
 from multitask.pruning.procedures import Procedure, both_stages, iterative, lottery, lottery_steps, one_shot
 from multitask.report.dedicated import Options, page
 from multitask.runs import Store, choose_rates, describe, run_seed
@@ -40,14 +40,19 @@ LONGER = 3  # times the steps of tuning
 # Options by what papers call them; torchjd's classes have no hyphens.
 AGGREGATORS: dict[str, dict[str, float]] = {"UPGrad": {}, "PCGrad": {}, "IMTL-G": {}, "MGDA": {}, "CAGrad": {"c": 0.5}}
 
-DEFAULT = "DiSparse damped 0.5"
+DEFAULT = "shares, damped 0.25"
 CUTS: dict[str, Cut] = {
     "magnitude": plain(prune.L1Unstructured),
     "LAMP with reach": scored(disparse_pretrained, "tasks", criterion="lamp", arbiter="sum"),
-    "DiSparse damped 0.25": scored(disparse_pretrained, "tasks", criterion=layer_adaptive(damped("taylor", 0.25))),
-    DEFAULT: scored(disparse_pretrained, "tasks", criterion=layer_adaptive(damped("taylor", 0.5))),
+    **{
+        f"{rule} {exponent}": scored(
+            disparse_pretrained, "tasks", criterion=layer_adaptive(damped("taylor", exponent)), arbiter=arbiter
+        )
+        for rule, arbiter in (("DiSparse damped", "unanimous"), ("shares, damped", "sum"))
+        for exponent in EXPONENTS
+    },
 }
-REPEATED = ("magnitude", "LAMP with reach", DEFAULT)  # cut several times, or while training
+REPEATED = ("magnitude", "LAMP with reach", "DiSparse damped 0.5", DEFAULT)  # cut several times, or while training
 WINDOW = "gradual to 1/2"
 MOVING = ("random ERK", "SET", "RigL", "DiSparse dynamic")  # sparse from the start
 

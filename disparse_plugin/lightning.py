@@ -97,7 +97,7 @@ class DiSparsePruning(Callback):
             amount: How much of the weights is pruned: a fraction (float), or a count (int). Left out with an ``n:m``
                 pattern.
             criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"`` at the
-                start, ``"layer_adaptive(damped(taylor, 0.5))"`` for ``"pretrained"`` and ``"gradual"``, and
+                start, ``"layer_adaptive(damped(taylor, 0.25))"`` for ``"pretrained"`` and ``"gradual"``, and
                 ``"gradient"`` for ``"dynamic"``, which also takes ``"random"``.
             arbiter: A name, also ``"at_least(K)"``, or what the core takes; by default ``"sum"`` where ``"pretrained"``
                 or ``"gradual"`` have their default criterion, else ``"unanimous"``.

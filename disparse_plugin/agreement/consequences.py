@@ -93,6 +93,6 @@ def tell_of_empty_tensors(
     warn_user(
         f"amount: nothing stays of {len(found)} of {len(names)} tensors, so nothing passes them: "
         f"{', '.join(found[:_SHOWN])}{more}; keep some {unit} in each with min_keep=..., or let the layers compete by "
-        "their own share with a layer-adaptive criterion, e.g. 'layer_adaptive(damped(taylor, 0.5))'",
+        "their own share with a layer-adaptive criterion, e.g. 'layer_adaptive(damped(taylor, 0.25))'",
         EmptyTensorWarning,
     )

@@ -156,7 +156,7 @@ class DiSparsePretrained(_AgreementPruning):
     The same cut as :class:`DiSparseStatic`; what differs is when the scores are taken and by which criterion:
     ``score_tasks(model, losses, data, criterion="taylor")`` on the trained model is the paper's, which gives whole
     layers away at high sparsity. The default of :func:`disparse_pretrained`, :mod:`disparse_plugin.damped_shares`, is
-    ``criterion="layer_adaptive(damped(taylor, 0.5))"`` with ``importance("sum")``. Fine-tune afterwards.
+    ``criterion="layer_adaptive(damped(taylor, 0.25))"`` with ``importance("sum")``. Fine-tune afterwards.
 
     Example:
         >>> from disparse_plugin import disparse_pretrained

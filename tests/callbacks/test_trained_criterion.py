@@ -18,7 +18,7 @@ def test_callbacks_score_as_the_core(mode):
     expected = inspect.signature(core).parameters["criterion"].default
     made = Options(mode=mode, amount=0.5).maker().args
     criterion = made[1] if mode == "pretrained" else made[1]["criterion"]
-    assert criterion == resolve(expected) == resolve("layer_adaptive(damped(taylor, 0.5))")
+    assert criterion == resolve(expected) == resolve("layer_adaptive(damped(taylor, 0.25))")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ STEPS = 3
 SIZE = 4
 TENSOR_PARALLEL_WIDTH = 8  # torch asks for even parts there
 ARBITERS = ["unanimous", "any", "mean", "majority", "at_least(2)", "sum"]
-RECOMMENDED = "layer_adaptive(damped(taylor, 0.5))"
+RECOMMENDED = "layer_adaptive(damped(taylor, 0.25))"
 FOLDER = Path()
 
 

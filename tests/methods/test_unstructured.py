@@ -81,7 +81,7 @@ def test_pruned_weights_stay_zero_in_training(model, scores):
     ("function", "method", "criterion", "default"),
     [
         (disparse_static, DiSparseStatic, "snip", "unanimous"),
-        (disparse_pretrained, DiSparsePretrained, "layer_adaptive(damped(taylor, 0.5))", "sum"),
+        (disparse_pretrained, DiSparsePretrained, "layer_adaptive(damped(taylor, 0.25))", "sum"),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"arbiter": "unanimous"}, {"arbiter": "mean"}])
@@ -103,7 +103,7 @@ def test_the_papers_rule_is_one_argument_away(model):
     prune.global_unstructured(scores.parameters, DiSparsePretrained, importance_scores=scores.importance(), amount=0.9)
     assert same_masks(masks_of(model), masks_of(other))
     disparse_pretrained(plain, digit_losses, digit_batches(), 0.9)
-    written_out = layer_adaptive(damped("taylor", 0.5))
+    written_out = layer_adaptive(damped("taylor", 0.25))
     disparse_pretrained(spelled, digit_losses, digit_batches(), 0.9, criterion=written_out)
     assert same_masks(masks_of(plain), masks_of(spelled))
     assert not same_masks(masks_of(plain), masks_of(model))

@@ -133,7 +133,7 @@ def test_what_is_undone_is_said_until_the_last_stage():
 def test_its_options_are_shown():
     assert repr(GradualRun(arbiter="any").scheduler) == (
         "GradualPruning(update_every=2, start_at=0, stop_at=8, amount=0.9, "
-        "criterion='layer_adaptive(damped(taylor, 0.5))', arbiter='any'; "
+        "criterion='layer_adaptive(damped(taylor, 0.25))', arbiter='any'; "
         "4 tensors, 0 steps completed)"
     )
 
@@ -162,7 +162,7 @@ def test_each_stage_is_one_shot_pruning_with_new_scores():
     run.optimizer.zero_grad()
     sum(digit_losses(run.model, batch).values()).backward()
     run.optimizer.step()
-    scores = score_tasks(run.model, digit_losses, [batch], criterion="layer_adaptive(damped(taylor, 0.5))")
+    scores = score_tasks(run.model, digit_losses, [batch], criterion="layer_adaptive(damped(taylor, 0.25))")
     target = expected_pruned(CubicSparsity(0.9, 4)(2), run.model)
     expected = scores.masks(target - sum(int((mask == 0).sum()) for mask in before.values()), "sum")
     assert run.scheduler.step(batch).step == 2

@@ -154,14 +154,16 @@ def _methods_at_the_start() -> Iterator[Method]:
 
 
 def _methods_on_the_way() -> Iterator[Method]:
-    """Magnitude, the default and the shares, cut once after a quarter of the training or little by little."""
-    criterion = layer_adaptive(damped("taylor", 0.5))
-    cuts = {
+    """Magnitude, LAMP with reach and the damped rules, cut once after a quarter of the training or little by little."""
+    few: dict[str, Any] = {"seen": "tasks", "batches": FEW}
+    cuts: dict[str, Cut] = {
         "magnitude": plain(prune.L1Unstructured),
-        "LAMP with reach": trained("tasks", criterion="lamp", arbiter="sum", batches=FEW),
-        "DiSparse damped 0.5": trained("tasks", criterion=criterion, batches=FEW),
-        "shares, damped 0.5": trained("tasks", criterion=criterion, arbiter="sum", batches=FEW),
+        "LAMP with reach": trained(criterion="lamp", arbiter="sum", **few),
     }
+    for exponent in EXPONENTS:
+        criterion = layer_adaptive(damped("taylor", exponent))
+        cuts[f"DiSparse damped {exponent}"] = trained(criterion=criterion, **few)
+        cuts[f"shares, damped {exponent}"] = trained(criterion=criterion, arbiter="sum", **few)
     for name, cut in cuts.items():
         ours = "damped" in name
         for window, when in WINDOWS.items():
