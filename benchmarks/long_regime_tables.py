@@ -36,10 +36,10 @@ under [Accuracy](accuracy.md), and how to run it under [Compare methods](guides/
 
 Rules: the learning rate of each method is the one that did best on the *validation* split of a seed that is not
 reported, at 98 %. The default, *shares, damped 0.25*, is that of four rules which did best on validation, by the mean
-over {chosen_on}. The test split chooses nothing. A comparison
-*wins* or *loses* where its p-value (paired, Student's t), after Holm's correction over all comparisons of its table, is
-below 0.05; the intervals are not corrected. With few seeds that is a high bar, and an interval that leaves out zero is a
-hint.
+over {chosen_on}. The test split chooses nothing.
+A comparison *wins* or *loses* where its p-value (paired, Student's t), after Holm's correction over all comparisons of
+its table, is below 0.05; the intervals are not corrected. With few seeds that is a high bar, and an interval that
+leaves out zero is a hint.
 
 * *DiSparse Taylor*: `criterion="taylor"`, the paper's rule. *DiSparse adaptive*: `"layer_adaptive(taylor)"`.
 * *DiSparse damped e*: `"layer_adaptive(damped(taylor, e))"`, still the paper's rule.
