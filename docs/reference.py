@@ -13,6 +13,7 @@ MODULES = {
     "disparse_plugin": "Score and prune",
     "disparse_plugin.criteria": "Criteria: how a task scores a weight",
     "disparse_plugin.arbiters": "Arbiters: whose opinion counts",
+    "disparse_plugin.damped_shares": "Damped shares: the default for trained networks",
     "disparse_plugin.masks": "Masks: copies, files, reports",
     "disparse_plugin.structured": "Channels",
     "disparse_plugin.sparse_training": "Sparse training",

@@ -18,6 +18,7 @@ from .tables import percent
 AMOUNT = 0.98
 LEAST = 3  # seeds that an interval is drawn of: that of two is as wide as the picture
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#0d1117", "#e6edf3", "#3d444d")}  # paper, ink, lines
+LOWEST = -75  # %: what lost more is drawn at the edge, with its number
 PANELS = {"Mean over the tasks": "mean", "Task that lost most": "worst"}
 
 
@@ -95,5 +96,12 @@ def _row(axes: Axes, result: Result, row: int, shown: Sequence[Mark], what: str)
         if mark.method in found:
             interval, height = found[mark.method], row + 0.6 * (place / (len(shown) - 1) - 0.5)
             half = interval.half if interval.count >= LEAST else 0.0
-            axes.plot([interval.mean - half, interval.mean + half], [height] * 2, color=mark.color, lw=1)
+            if interval.mean < LOWEST:
+                axes.plot(LOWEST, height, "<", color=mark.color, markersize=mark.size, zorder=3)
+                axes.annotate(
+                    f"{interval.mean:.0f}", (LOWEST, height), (7, 0), textcoords="offset points",
+                    color=mark.color, fontsize=9, va="center",
+                )  # fmt: skip
+                continue
+            axes.plot([max(LOWEST, interval.mean - half), interval.mean + half], [height] * 2, color=mark.color, lw=1)
             axes.plot(interval.mean, height, mark.shape, color=mark.color, markersize=mark.size, zorder=3)
