@@ -70,7 +70,8 @@ def keep_tasks(model: nn.Module, scores: TaskScores, tasks: Collection[str]) -> 
     if misfit is not None:
         raise ValueError(
             f"scores: must be those that the model was pruned with by the unanimous rule, found that {misfit} keeps "
-            "weights which they rank below others that are pruned"
+            "weights which they rank below others that are pruned; prune with arbiter='unanimous' (the default for "
+            "trained networks adds up shares, where no task has a mask of its own)"
         )
     # Unreached is NaN, which the maximum passes over; where none of the chosen tasks reaches, nothing is above the cut.
     ours = agreement(candidates, scores.tasks, lambda table: table[chosen].nan_to_num(nan=0.0).amax(0))

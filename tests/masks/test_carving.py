@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.utils import prune
 
-from disparse_plugin import DiSparseStatic, disparse_static, score_tasks
+from disparse_plugin import DiSparseStatic, disparse_pretrained, disparse_static, score_tasks
 from disparse_plugin.masks import attach_masks, keep_tasks, masks_of
 from layouts import build, kept_entries, layouts, oracle
 from masks import equal_masks
@@ -46,6 +46,12 @@ def test_a_carved_task_keeps_its_output(model):
     attach_masks(model, keep_tasks(model, scores, ["a"]))
     assert (model.heads["b"].weight == 0).all()
     assert (model.heads["a"].weight != 0).any()
+
+
+def test_masks_cut_by_sums_of_shares_are_refused_with_the_way_out(model):
+    scores = disparse_pretrained(model, digit_losses, digit_batches(), 0.9)
+    with pytest.raises(ValueError, match="by the unanimous rule, found that .* prune with arbiter='unanimous'"):
+        keep_tasks(model, scores, ["a"])
 
 
 def test_masks_of_other_scores_are_refused(model):
