@@ -50,7 +50,7 @@ def test_a_carved_task_keeps_its_output(model):
 
 def test_masks_cut_by_sums_of_shares_are_refused_with_the_way_out(model):
     scores = disparse_pretrained(model, digit_losses, digit_batches(), 0.9)
-    with pytest.raises(ValueError, match="by the unanimous rule, found that .* prune with arbiter='unanimous'"):
+    with pytest.raises(ValueError, match=r"by the unanimous rule, found that .* prune with arbiter='unanimous'"):
         keep_tasks(model, scores, ["a"])
 
 
