@@ -17,7 +17,7 @@ from torch import Tensor
 from ..arbiters import sum_of_shares
 from ..sorting import over, positions, taken, under
 from .candidates import Candidates
-from .counting import pieces
+from .counting import magnitudes_at, pieces
 from .percentiles import agreement
 from .ranking import kth_lowest, lowest
 from .sample import sampled, values_around
@@ -65,7 +65,7 @@ def lowest_by_sums(
     sums = torch.cat(agreement(Candidates(near, shares=True), tasks, sum_of_shares))
     if not limits[0] <= kth_lowest(sums, left) <= limits[1]:
         return None  # where what is marked and what lies between can overlap by rounding
-    last = lowest(sums, left, _magnitudes_at(candidates, within, between))
+    last = lowest(sums, left, magnitudes_at(candidates, dict(zip(within, between, strict=True))))
     for mark, places, part in zip(marks, between, last.split([len(p) for p in between]), strict=True):
         mark.index_fill_(0, taken(places, positions(part)), True)
     return marks
@@ -101,8 +101,3 @@ def _sides(
             found.append(positions(~decided) + piece.start)
         between.append(torch.cat(found))
     return marks, between
-
-
-def _magnitudes_at(candidates: Candidates, within: Sequence[int], places: Sequence[Tensor]) -> Tensor | None:
-    magnitudes = candidates.magnitudes_of(within)
-    return None if magnitudes is None else torch.cat([taken(m, p) for m, p in zip(magnitudes, places, strict=True)])

@@ -76,13 +76,14 @@ def lowest_by_counting(
         marks[index].index_fill_(0, taken(places, positions(gone[index])), True)
         asked[index] = taken(places, positions(~gone[index] & (least[index] <= high)))
     exact, _ = _closer_bounds(candidates, bins, arbiter, asked, _by_magnitude)
-    last = lowest(torch.cat(list(exact.values())), left, _magnitudes_at(candidates, asked))
+    last = lowest(torch.cat(list(exact.values())), left, magnitudes_at(candidates, asked))
     for (index, places), part in zip(asked.items(), last.split([len(p) for p in asked.values()]), strict=True):
         marks[index].index_fill_(0, taken(places, positions(part)), True)
     return [marks[index] for index in within]
 
 
-def _magnitudes_at(candidates: Candidates, places: Parts) -> Tensor | None:
+def magnitudes_at(candidates: Candidates, places: Parts) -> Tensor | None:
+    """Return the magnitudes at some places of each parameter, in one tensor; None where the order alone decides."""
     if candidates.magnitudes is None:
         return None
     return torch.cat([taken(candidates.magnitudes[index], part) for index, part in places.items()])
@@ -284,7 +285,7 @@ def _by_magnitude(candidates: Candidates, task: str, bins: _Bins, asked: Parts) 
     scores = _scores_at(candidates, task, asked)
     near = _places_in_bins(candidates, task, bins, scores)
     values = torch.cat(list(_scores_at(candidates, task, near).values()))
-    magnitudes = _magnitudes_at(candidates, near)
+    magnitudes = magnitudes_at(candidates, near)
     known = bins(sorted_values(values))
     found = dict(zip(near, ranks(values, magnitudes).long().split([len(p) for p in near.values()]), strict=True))
     result = {}
