@@ -151,16 +151,16 @@ def test_a_pattern_once_made_stays(case):
     assert kept_places(model) < before
 
 
-@pytest.mark.parametrize("one_shot", [disparse_static, disparse_pretrained])
+@pytest.mark.parametrize(("one_shot", "arbiter"), [(disparse_static, "unanimous"), (disparse_pretrained, "sum")])
 @pytest.mark.parametrize(("pattern", "amount"), [("2:4", None), ("1:3", None), ("2:4", 0.5), ("channels", 0.5)])
-def test_in_one_call(one_shot, pattern, amount):
+def test_in_one_call(one_shot, arbiter, pattern, amount):
     model = TwoHeads(width=12).eval()
     excluded = [] if pattern == "channels" else ["trunk.0"]
     scores = one_shot(model, digit_losses, digit_batches(), amount, pattern=pattern, exclude=excluded)
     fresh = TwoHeads(width=12).eval()
     fresh.load_state_dict({k.replace("_orig", ""): v for k, v in model.state_dict().items() if "_mask" not in k})
     again = score_tasks(fresh, digit_losses, digit_batches(), criterion=scores.criterion, exclude=excluded)
-    masks = again.masks(amount, pattern=pattern)
+    masks = again.masks(amount, arbiter, pattern=pattern)
     for (module, _), key in zip(scores.parameters, again.parameters, strict=True):
         assert torch.equal(module.weight_mask.bool(), masks[key])
 
