@@ -89,8 +89,8 @@ def over_tasks(
         As :func:`agreement`.
 
     Raises:
-        TypeError: As :func:`check_agreement`.
-        ValueError: As :func:`check_agreement`.
+        TypeError: As :func:`checked_form`.
+        ValueError: As :func:`checked_form` and :func:`check_range`.
     """
     result = []
     for index, rows in enumerate(candidates.scores):
@@ -101,7 +101,9 @@ def over_tasks(
             if task in rows:
                 table[axis] = value(index, task)
         found = arbiter(table)
-        result.append(found if stays_in_range(arbiter) else check_agreement(found, like))
+        result.append(found if stays_in_range(arbiter) else checked_form(found, like))
+    if not stays_in_range(arbiter):
+        check_range(result)
     return result
 
 
@@ -117,12 +119,12 @@ def fractions(ranks: Tensor, total: int) -> Tensor:
     return counted.div_(torch.full_like(counted[:1], total))
 
 
-def check_agreement(values: Tensor, like: Tensor) -> Tensor:
-    """Check what an arbiter returned for entries like the given scores.
+def checked_form(values: Tensor, like: Tensor) -> Tensor:
+    """Return what an arbiter returned for entries like the given scores, as float64.
 
     Raises:
         TypeError: If it is not a floating point tensor.
-        ValueError: If its shape is not that of the entries, or a value is NaN or outside [0, 1].
+        ValueError: If its shape is not that of the entries.
     """
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise TypeError(
@@ -133,13 +135,24 @@ def check_agreement(values: Tensor, like: Tensor) -> Tensor:
             f"arbiter: must reduce the task axis only, to shape {tuple(like.shape)}, found {tuple(values.shape)}; "
             "reduce over dim 0"
         )
-    if values.numel() and not bool(((values >= 0) & (values <= 1)).all()):
-        worst = values[~((values >= 0) & (values <= 1))][0].item()
-        raise ValueError(
-            f"arbiter: must return values in [0, 1], found {worst}; tasks that do not reach a weight are NaN (use "
-            "nanmean, nan_to_num, ...), and weighted arbiters must have weights of at most 1"
-        )
     return values.double()
+
+
+def check_range(values: Sequence[Tensor]) -> None:
+    """Check what an arbiter returned for several parameters, with one wait for each accelerator.
+
+    Raises:
+        ValueError: If an entry is NaN or outside [0, 1].
+    """
+    for device in {part.device for part in values}:
+        there = [part for part in values if part.device == device]
+        if not bool(torch.stack([((part >= 0) & (part <= 1)).all() for part in there]).all()):
+            every = torch.cat(there)
+            worst = every[~((every >= 0) & (every <= 1))][0].item()
+            raise ValueError(
+                f"arbiter: must return values in [0, 1], found {worst}; tasks that do not reach a weight are NaN (use "
+                "nanmean, nan_to_num, ...), and weighted arbiters must have weights of at most 1"
+            )
 
 
 def in_threads(

@@ -10,7 +10,7 @@ from networks import TwoHeads, digit_batches, digit_losses
 
 # What is reached. An update of dynamic masks waits four times, and twice for all layers that the same tasks reach, here
 # of three kinds; gradual pruning, whose criterion looks at layer after layer, more often the more there are.
-SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 4 + 2 * 3, 19
+SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 4 + 2 * 3, 20
 
 
 def on(device, count):
