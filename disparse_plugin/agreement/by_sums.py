@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..arbiters import sum_of_shares
 from ..sorting import over, positions, taken, under
-from .candidates import Candidates
+from .candidates import Candidates, first_of
 from .counting import magnitudes_at, pieces
 from .percentiles import agreement
 from .ranking import kth_lowest, lowest
@@ -92,7 +92,7 @@ def _sides(
     low, high = limits[0] * tasks * (1 - tasks * SLACK), limits[1] * tasks * (1 + tasks * SLACK)
     marks, between = [], []
     for own in rows:
-        first = next(iter(own.values()))
+        first = first_of(own)
         marks.append(torch.empty(first.shape, dtype=torch.bool, device=first.device))
         found = [torch.zeros(0, dtype=torch.int64, device=first.device)]
         for piece in pieces(first.numel(), first.device):

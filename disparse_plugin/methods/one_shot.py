@@ -115,8 +115,8 @@ def disparse_pretrained(
 ) -> TaskScores:
     """Prune a trained model: score it, then as ``prune.global_unstructured`` with :class:`DiSparsePretrained`.
 
-    By default by *damped shares*: each task's saliency ``w^2 * sum of abs(g)``, LAMP's share of it in its tensor, added
-    up over the tasks; see :mod:`disparse_plugin.damped_shares` for the formula, the evidence and the limits. The
+    By default by *damped shares*: each task's saliency ``w^2 * sqrt(sum of abs(g))``, LAMP's share of it in its tensor,
+    added up over the tasks; see :mod:`disparse_plugin.damped_shares` for the formula, the evidence and the limits. The
     paper's rule, ``criterion="taylor"``, prunes layers very unevenly, and at high sparsity whole ones away. Without
     labels, ``criterion="lamp", arbiter="sum"`` is nearly as good; with two like tasks torch's
     ``prune.global_unstructured(..., prune.L1Unstructured)`` will do.
@@ -154,13 +154,15 @@ def disparse_pretrained(
         >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
         'fisher'
     """
+    with failing_together():
+        rule = damped_shares.arbiter_for(criterion, arbiter)
     return disparse_static(  # the same cut; when it is made, and by which criterion, differs
         model,
         losses,
         data,
         amount,
         criterion=criterion,
-        arbiter=damped_shares.arbiter_for(criterion, arbiter),
+        arbiter=rule,
         pattern=pattern,
         min_keep=min_keep,
         parameters=parameters,

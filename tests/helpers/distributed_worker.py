@@ -244,6 +244,10 @@ def bad_one_shot_amount(rank, ranks):
     one_shot(rank, ranks, amount=1.5 if rank == 1 else 0.5)
 
 
+def bad_one_shot_criterion(rank, ranks):
+    one_shot(rank, ranks, criterion="tailor" if rank == 1 else "taylor")
+
+
 def other_criterion(rank, ranks):
     one_shot(rank, ranks, criterion="fisher" if rank else "taylor")
 
