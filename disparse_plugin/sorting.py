@@ -210,8 +210,8 @@ def _shares_of_piece(
     np.add.accumulate(sums, out=sums)
     total = float(sums[-1])
     if not last.all():
-        ends = np.flatnonzero(last)
-        sums = np.repeat(sums[ends], np.diff(ends, prepend=-1))
+        ends, others = np.flatnonzero(last), np.flatnonzero(~last)
+        sums[others] = sums[ends[np.searchsorted(ends, others)]]
     values /= sums
     return values.astype(np.float32), total
 
