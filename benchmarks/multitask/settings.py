@@ -28,7 +28,16 @@ DIGITS_ADAM = Budget(train=500, tune=150, batch_size=64, scored=20, rates=(3e-3,
 YEAST = Budget(train=400, tune=150, batch_size=64, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
 ROOMS = Budget(train=300, tune=100, batch_size=16, scored=20, rates=(1e-3, 3e-3, 1e-2), optimizer="adamw", decay=1e-4)
 # From weights trained on ImageNet: validation stops improving long before the other networks' does.
-TRUNK = Budget(train=900, tune=180, batch_size=32, scored=20, rates=(3e-4, 1e-3, 3e-3), optimizer="adamw", decay=1e-2)
+TRUNK = Budget(
+    train=900,
+    tune=180,
+    batch_size=32,
+    scored=20,
+    rates=(3e-4, 1e-3, 3e-3),
+    tune_rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    optimizer="adamw",
+    decay=1e-2,
+)
 
 
 def _as_the_paper(setup: PaperSetup) -> Budget:

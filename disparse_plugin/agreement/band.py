@@ -23,7 +23,7 @@ from ..sorting import over, positions, taken
 from .candidates import Candidates
 from .percentiles import agreement, fractions, in_threads
 from .ranking import kth_lowest, lowest, ranks
-from .sample import sampled, values_around
+from .sample import sampled, value_at
 from .tallies import count_true, counts_true
 
 # Entries sampled to find the band, and half the band's width in percentiles: seven standard errors at this size.
@@ -109,7 +109,8 @@ def _sampled_ranges(
     share = count / sum(candidates.sizes[index] for index in within)
     middle = kth_lowest(values, min(values.numel(), max(1, round(share * values.numel()))))
     scores = {task: torch.cat([rows[task] for rows in sample.scores if task in rows]).double() for task in tasks}
-    return {task: values_around(own, middle, HALF_WIDTH) for task, own in scores.items()}
+    ends = (middle - HALF_WIDTH, middle + HALF_WIDTH)
+    return {task: (value_at(own, ends[0]), value_at(own, ends[1])) for task, own in scores.items()}
 
 
 def _band(candidates: Candidates, task: str, low: float, high: float) -> _Band:

@@ -8,7 +8,6 @@ sums are made. The result is the very mask that all exact sums give, or None whe
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -20,13 +19,9 @@ from .candidates import Candidates, first_of
 from .counting import magnitudes_at, pieces
 from .percentiles import agreement
 from .ranking import kth_lowest, lowest
-from .sample import sampled, values_around
+from .sample import guessed
 from .tallies import counts_true, extremes
 
-# Of how many entries one is sampled, and how many at most.
-EVERY, SAMPLE = 8, 2**19
-# How many standard errors of a quantile in the middle the two sums lie off it.
-ERRORS = 7
 # For each task, what rounding may add to a sum, in shares of it, and more.
 SLACK = 2**-22
 # What lies between is looked at one by one up to this share of all.
@@ -56,7 +51,7 @@ def lowest_by_sums(
     if not _are_shares(rows):
         return None  # whoever looks at all of them says which are not
     total = sum(candidates.sizes[index] for index in within)
-    limits = _around_the_cut(candidates, tasks, count / total, within)
+    limits = guessed(candidates, within, count, functools.partial(_sums_twice, tasks=tasks))
     marks, between = _sides(rows, limits, len(tasks))
     left = count - sum(counts_true(marks))
     if not 0 < left <= sum(map(len, between)) <= MOST_BETWEEN * total:
@@ -76,13 +71,9 @@ def _are_shares(rows: Sequence[Mapping[str, Tensor]]) -> bool:
     return bool((ends.min() >= 0) & (ends.max() <= 1))
 
 
-def _around_the_cut(
-    candidates: Candidates, tasks: Sequence[str], share: float, within: Sequence[int]
-) -> tuple[float, float]:
-    """Guess two sums, divided by the number of tasks, between which the cut lies."""
-    entries = min(SAMPLE, max(1, sum(candidates.sizes[index] for index in within) // EVERY))
-    sums = torch.cat(agreement(sampled(candidates, within, entries), tasks, sum_of_shares))
-    return values_around(sums, share, ERRORS / 2 / math.sqrt(entries))
+def _sums_twice(sample: Candidates, tasks: Sequence[str]) -> tuple[Tensor, Tensor]:
+    sums = torch.cat(agreement(sample, tasks, sum_of_shares))
+    return sums, sums
 
 
 def _sides(

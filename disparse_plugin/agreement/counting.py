@@ -3,9 +3,10 @@
 The bits of a float, taken as a whole number, are in the order of the floats, so the leading ones part the scores of a
 task into bins. Counted, these tell the least and the largest percentile that an entry of a bin can have, and the
 arbiter of the least (largest) of all tasks is the least (largest) agreement score of the unit. The k-th lowest
-agreement score lies between the k-th lowest of both. What is wholly under that range goes, what is wholly over it
-stays, and only what is left, a few of ten thousand, is looked at more closely: first by all bits of its scores, then,
-where scores are equal, by magnitudes. Nothing is ever sorted but entries of bins that are still in question.
+agreement score lies between the k-th lowest of both: a sample guesses that range, all units tell it where the sample
+misled. What is wholly under the range goes, what is wholly over it stays, and only what is left, one of a hundred, is
+looked at more closely: first by its bins, then by all bits of its scores, then, where scores are equal, by magnitudes.
+Nothing is ever sorted but entries of bins that are still in question.
 
 Rounding does no harm: a sum, a quotient, a median never fall when what they are made of rises, rounded or not.
 """
@@ -14,17 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from ..arbiters import Arbiter, any_task, majority, mean, unanimous
+from ..arbiters import Arbiter, AtLeast, any_task, mean, unanimous
 from ..sorting import over, positions, sorted_values, taken, under
 from .candidates import Candidates, first_of
 from .percentiles import fractions, in_threads
 from .ranking import kth_lowest, lowest, ranks
+from .sample import guessed
 from .tallies import counts_true, extremes
 
 # Bits of a float32 that do not count: 11 of the fraction do, so a bin is a two-thousandth of its values wide.
@@ -35,10 +37,8 @@ PIECE = 2**16
 LONG_PIECE = 2**23
 # Steps of agreement scores in which they are counted.
 STEPS = 2**16
-# What sums of percentiles in another order may differ by, and more.
-SLACK = 2**-44
-# Up to so many tasks neighbours are exchanged to find a median.
-FEW = 16
+# For each task, what percentiles rounded to 32 bits, and their sums, may differ by, and more.
+SLACK = 2**-22
 
 # For each parameter that is cut, one tensor.
 Parts: TypeAlias = Mapping[int, Tensor]
@@ -65,16 +65,34 @@ def lowest_by_counting(
         [tensor([False,  True, False])]
     """
     bins = dict(zip(tasks, in_threads(functools.partial(_Bins.of, candidates), tasks, candidates.devices), strict=True))
-    limits = _range_of_the_cut(candidates, bins, arbiter, count, within)
+    ranges = _ranges(candidates, bins, arbiter, count, within)
+    found = (_cut(candidates, bins, arbiter, limits, count, within) for limits in ranges)
+    return next(marks for marks in found if marks is not None)
+
+
+def _cut(
+    candidates: Candidates,
+    bins: Mapping[str, _Bins],
+    arbiter: Arbiter,
+    limits: tuple[float, float],
+    count: int,
+    within: Sequence[int],
+) -> list[Tensor] | None:
+    """Mark the lowest units; None if their highest agreement score is not between the limits."""
     marks, asked = _sides(candidates, bins, arbiter, limits, within)
     left = count - sum(counts_true(list(marks.values())))
-    least, most = _closer_bounds(candidates, bins, arbiter, asked, _by_all_bits)
-    low, high = (kth_lowest(torch.cat(list(part.values())), left) for part in (least, most))
-    gone = {index: most[index] < low for index in asked}
-    left -= sum(counts_true(list(gone.values())))
-    for index, places in asked.items():
-        marks[index].index_fill_(0, taken(places, positions(gone[index])), True)
-        asked[index] = taken(places, positions(~gone[index] & (least[index] <= high)))
+    if not 0 < left <= sum(map(len, asked.values())):
+        return None
+    for closer in (_by_bins, _by_all_bits):
+        least, most = _closer_bounds(candidates, bins, arbiter, asked, closer)
+        low, high = (kth_lowest(torch.cat(list(part.values())), left) for part in (least, most))
+        if not limits[0] <= low <= high <= limits[1]:
+            return None
+        gone = {index: most[index] < low for index in asked}
+        left -= sum(counts_true(list(gone.values())))
+        for index, places in asked.items():
+            marks[index].index_fill_(0, taken(places, positions(gone[index])), True)
+            asked[index] = taken(places, positions(~gone[index] & (least[index] <= high)))
     exact, _ = _closer_bounds(candidates, bins, arbiter, asked, _by_magnitude)
     last = lowest(torch.cat(list(exact.values())), left, magnitudes_at(candidates, asked))
     for (index, places), part in zip(asked.items(), last.split([len(p) for p in asked.values()]), strict=True):
@@ -97,13 +115,14 @@ class _Bins:
         first: The leading bits of the lowest score.
         total: How many scores there are.
         upto: How many scores are in lower bins: int64, one more entry than there are bins.
-        limits: The least and the largest percentile of a score in each bin; float64.
+        ends: The least and the largest percentile of a score in each bin, rounded to 32 bits and packed into one
+            number of 64: so a unit's place is looked up once.
     """
 
     first: int
     total: int
     upto: Tensor
-    limits: tuple[Tensor, Tensor]
+    ends: Tensor
 
     @classmethod
     def of(cls, candidates: Candidates, task: str) -> _Bins:
@@ -115,7 +134,8 @@ class _Bins:
             for piece in pieces(row.numel(), row.device):
                 counts += torch.bincount(_leading(row[piece], first >= 0).sub_(first), minlength=counts.numel())
         upto, total = torch.nn.functional.pad(counts.cumsum(0), (1, 0)), sum(row.numel() for row in rows)
-        return cls(first, total, upto, (fractions(upto[:-1], total), fractions(upto[1:] - 1, total)))
+        ends = torch.stack([fractions(upto[:-1], total), fractions(upto[1:] - 1, total)], 1)
+        return cls(first, total, upto, ends.float().view(torch.int64).flatten())
 
     def __call__(self, row: Tensor) -> Tensor:
         """Return the bin of each score; int32."""
@@ -130,48 +150,72 @@ def _leading(values: Tensor, positive: bool = False) -> Tensor:
 
 
 def _roughly(arbiter: Arbiter, rows: Sequence[Tensor]) -> Tensor:
-    """Join rows that are all there as an arbiter does, up to ``SLACK``: the usual ones many times faster."""
-    if len(rows) == 1:
-        return rows[0]
+    """Join rows that are all there as an arbiter does, up to rounding: many times faster than a table of them."""
     if arbiter is unanimous:
         return functools.reduce(torch.maximum, rows)
     if arbiter is any_task:
         return functools.reduce(torch.minimum, rows)
-    if arbiter is mean or (arbiter is majority and len(rows) == 2):
+    if arbiter is mean:
         return functools.reduce(torch.add, rows) / len(rows)
-    if arbiter is majority and len(rows) <= FEW:
-        return _median(rows)
-    return arbiter(torch.stack(list(rows)))
+    ordered = _in_order(rows)
+    if isinstance(arbiter, AtLeast):
+        return ordered[max(0, len(rows) - arbiter.k)]
+    return (ordered[(len(rows) - 1) // 2] + ordered[len(rows) // 2]) / 2  # the majority's
 
 
-def _median(rows: Sequence[Tensor]) -> Tensor:
-    """Sort by exchanging neighbours, which is fast for a few long rows, and take the middle."""
+def _in_order(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Sort across rows, entry by entry, by comparing whole rows: fast for a few long ones."""
     ordered = list(rows)
-    for turn in range(len(ordered)):
-        for place in range(turn % 2, len(ordered) - 1, 2):
-            pair = ordered[place : place + 2]
-            ordered[place : place + 2] = torch.minimum(*pair), torch.maximum(*pair)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+    for first, second in _comparisons(len(ordered)):
+        pair = ordered[first], ordered[second]
+        ordered[first], ordered[second] = torch.minimum(*pair), torch.maximum(*pair)
+    return ordered
+
+
+@functools.lru_cache
+def _comparisons(size: int) -> tuple[tuple[int, int], ...]:
+    """List what to compare with what, so that so many things get in order (Batcher's merge exchange, 1968)."""
+    top = 1 << max(0, size - 1).bit_length() >> 1
+    steps = [1 << exponent for exponent in reversed(range(top.bit_length()))]
+    found = []
+    for step in steps:
+        apart = [(step, 0), *((longer - step, step) for longer in steps if longer > step)]
+        found += [(i, i + far) for far, side in apart for i in range(size - far) if i & step == side]
+    return tuple(found)
 
 
 def _bounds(
     rows: Mapping[str, Tensor], piece: slice, bins: Mapping[str, _Bins], arbiter: Arbiter
 ) -> tuple[Tensor, Tensor]:
     """Return the least and the largest agreement score of some units, by the bins of their scores."""
-    places = [(bins[task], bins[task](row[piece])) for task, row in rows.items()]
-    least, most = ([own.limits[end].index_select(0, place) for own, place in places] for end in (0, 1))
-    return _roughly(arbiter, least) - SLACK, _roughly(arbiter, most) + SLACK
+    ends = [bins[task].ends.index_select(0, bins[task](row[piece])).view(torch.float32) for task, row in rows.items()]
+    joined, slack = _roughly(arbiter, ends).view(-1, 2), (len(rows) + 1) * SLACK
+    return joined[:, 0] - slack, joined[:, 1] + slack
 
 
-def pieces(size: int, device: torch.device) -> list[slice]:
-    """Divide so many entries into slices that a device takes one after the other.
+def pieces(size: int, device: torch.device, rows: int = 1) -> list[slice]:
+    """Divide so many entries into slices that a device takes one after the other; shorter ones of many rows.
 
     Example:
         >>> pieces(5, torch.device("cpu"))
         [slice(0, 65536, None)]
     """
-    length = PIECE if device.type == "cpu" else LONG_PIECE
+    longest = PIECE if device.type == "cpu" else LONG_PIECE
+    length = min(longest, max(1, 2 * longest // rows))
     return [slice(start, start + length) for start in range(0, size, length)]
+
+
+def _ranges(
+    candidates: Candidates, bins: Mapping[str, _Bins], arbiter: Arbiter, count: int, within: Sequence[int]
+) -> Iterator[tuple[float, float]]:
+    """Guess between which two numbers the ``count``-th lowest agreement score lies; then say so for certain."""
+
+    def bounds(sample: Candidates) -> tuple[Tensor, Tensor]:
+        found = [_bounds(rows, slice(None), bins, arbiter) for rows in sample.scores]
+        return torch.cat([least for least, _ in found]), torch.cat([most for _, most in found])
+
+    yield guessed(candidates, within, count, bounds)
+    yield _range_of_the_cut(candidates, bins, arbiter, count, within)
 
 
 def _range_of_the_cut(
@@ -184,10 +228,10 @@ def _range_of_the_cut(
     """Return two numbers between which the ``count``-th lowest agreement score lies."""
     found = torch.zeros(2, STEPS + 1, dtype=torch.int64, device=first_of(candidates.scores[0]).device)
     for index in within:
-        rows = dict(candidates.scores[index].items())
-        for piece in pieces(candidates.sizes[index], found.device):
+        rows = candidates.scores[index]
+        for piece in pieces(candidates.sizes[index], found.device, len(rows)):
             for row, bound in zip(found, _bounds(rows, piece, bins, arbiter), strict=True):
-                row += torch.bincount((bound * STEPS).int(), minlength=STEPS + 1)
+                row += torch.bincount((bound * STEPS).int().clamp_(0, STEPS), minlength=STEPS + 1)
     low, high = (found.cumsum(1) < count).sum(1).tolist()
     return low / STEPS, (high + 1) / STEPS
 
@@ -202,11 +246,11 @@ def _sides(
     """Mark what is wholly under the range, and return where what is neither under nor over it lies."""
     marks, asked = {}, {}
     for index in within:
-        rows = dict(candidates.scores[index].items())
+        rows = candidates.scores[index]
         device = first_of(rows).device
         marks[index] = torch.zeros(candidates.sizes[index], dtype=torch.bool, device=device)
         found = [torch.zeros(0, dtype=torch.int64, device=device)]
-        for piece in pieces(candidates.sizes[index], device):
+        for piece in pieces(candidates.sizes[index], device, len(rows)):
             least, most = _bounds(rows, piece, bins, arbiter)
             decided = under(most, limits[0], out=marks[index][piece]) | over(least, limits[1])
             found.append(positions(~decided) + piece.start)
@@ -232,6 +276,12 @@ def _closer_bounds(
     return {index: arbiter(torch.stack(rows)) for index, rows in least.items()}, {
         index: arbiter(torch.stack(rows)) for index, rows in most.items()
     }
+
+
+def _by_bins(candidates: Candidates, task: str, bins: _Bins, asked: Parts) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the ranks that scores can have by their bins."""
+    found = {index: bins(score).long() for index, score in _scores_at(candidates, task, asked).items()}
+    return {index: (bins.upto[own], bins.upto[own + 1] - 1) for index, own in found.items()}
 
 
 def _by_all_bits(candidates: Candidates, task: str, bins: _Bins, asked: Parts) -> dict[int, tuple[Tensor, Tensor]]:

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .candidates import Candidates
 from .ranking import kth_lowest
+
+# Of how many entries one is looked at to guess where the cut lies, and how many at most.
+EVERY, MOST = 8, 2**19
+# How many standard errors of a quantile in the middle the guess lies off the cut, to both sides.
+ERRORS = 7
+
+
+def guessed(
+    candidates: Candidates,
+    within: Sequence[int],
+    count: int,
+    bounds: Callable[[Candidates], tuple[Tensor, Tensor]],
+) -> tuple[float, float]:
+    """Guess two agreement scores between which the ``count``-th lowest lies.
+
+    Args:
+        candidates: What is ranked.
+        within: Indices of the parameters that are cut.
+        count: How many units go.
+        bounds: From a sample to the least and the largest agreement score that each of its units can have.
+    """
+    total = sum(candidates.sizes[index] for index in within)
+    entries = min(MOST, max(1, total // EVERY))
+    least, most = bounds(sampled(candidates, within, entries))
+    share, off = count / total, ERRORS / 2 / math.sqrt(entries)
+    return value_at(least, share - off), value_at(most, share + off)
 
 
 def sampled(candidates: Candidates, within: Sequence[int], entries: int) -> Candidates:
@@ -26,18 +53,15 @@ def sampled(candidates: Candidates, within: Sequence[int], entries: int) -> Cand
     return Candidates(rows, shares=candidates.shares)
 
 
-def values_around(values: Tensor, share: float, half_width: float) -> tuple[float, float]:
-    """Return the values at the quantiles ``share - half_width`` and ``share + half_width``; infinite beyond the ends.
+def value_at(values: Tensor, share: float) -> float:
+    """Return the value at a quantile; infinite beyond the ends.
 
     Example:
-        >>> values_around(torch.arange(101.0), 0.5, 0.125)
-        (37.0, 62.0)
-        >>> values_around(torch.arange(101.0), 0.5, 0.75)
-        (-inf, inf)
+        >>> value_at(torch.arange(101.0), 0.375), value_at(torch.arange(101.0), -0.25)
+        (37.0, -inf)
     """
     last = values.numel() - 1
-    low, high = (int((share + shift) * last) for shift in (-half_width, half_width))
-    return (
-        kth_lowest(values, low + 1) if low >= 0 else -torch.inf,
-        kth_lowest(values, high + 1) if high <= last else torch.inf,
-    )
+    place = math.floor(share * last)
+    if 0 <= place <= last:
+        return kth_lowest(values, place + 1)
+    return math.copysign(torch.inf, place)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from disparse_plugin import TaskScores, arbiters, at_least, disparse_static, score_tasks
-from disparse_plugin.agreement import band, by_sums, counting, joined, ranking, ways
+from disparse_plugin.agreement import band, by_sums, counting, joined, ranking, sample, ways
 from disparse_plugin.sparse_training import at_once
 from disparse_plugin.sparse_training.exchange import Exchange
 from networks import TwoHeads, digit_batches, digit_losses
@@ -85,7 +85,7 @@ def test_masks_of_large_models(accelerator, tied, cut):
 @pytest.mark.usefixtures("small_counts_as_large")
 @pytest.mark.parametrize("amount", [0.3, 0.6, {"shared": 0.5, "a": 0.2, "b": 0, "c": 0}])
 def test_masks_by_sums_of_shares_of_large_models(accelerator, monkeypatch, amount):
-    monkeypatch.setattr(by_sums, "EVERY", 3)
+    monkeypatch.setattr(sample, "EVERY", 3)
     monkeypatch.setattr(by_sums, "MOST_BETWEEN", 1)
     masks = []
     for device in (accelerator, torch.device("cpu")):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.utils import prune
 
 from disparse_plugin import DiSparseStatic, TaskScores, at_least, prunable_parameters, score_tasks
-from disparse_plugin.agreement import band, counting, ways
+from disparse_plugin.agreement import band, counting, sample, ways
 from disparse_plugin.agreement.percentiles import agreement
 from disparse_plugin.agreement.ranking import ranks
 from layouts import build, kept_entries, large_layouts, layouts, oracle, prune_places
@@ -143,13 +143,13 @@ def test_a_custom_arbiter_sees_every_task_and_nan_where_it_does_not_reach():
 
 @settings(max_examples=150)
 @given(large_layouts(), st.floats(0, 1), st.sampled_from(["unanimous", "any", "at_least(2)"]), st.sampled_from([8, 64]))
-def test_the_cut_by_a_sample_is_the_cut_by_a_full_sort(layout, amount, arbiter, sample):
+def test_the_cut_by_a_sample_is_the_cut_by_a_full_sort(layout, amount, arbiter, entries):
     """Large models are cut without sorting everything; tiny samples here make it guess badly as often as well."""
     _, scores = build(*layout)
     rule = BY_NAME.get(arbiter, arbiter)
     full = scores.masks(amount, rule)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(band, "SAMPLE", sample)
+        patch.setattr(band, "SAMPLE", entries)
         patch.setattr(band, "HALF_WIDTH", 0.1)
         quick = scores.masks(amount, rule)
     assert all(torch.equal(full[key], quick[key]) for key in full)
@@ -161,18 +161,46 @@ def test_the_cut_by_a_sample_is_the_cut_by_a_full_sort(layout, amount, arbiter, 
     st.floats(0, 1),
     st.sampled_from(["unanimous", "any", "mean", "majority", "at_least(2)"]),
     st.sampled_from([12, 18, 23]),
+    st.sampled_from([0, 1, 7]),
 )
-def test_the_cut_by_counting_is_the_cut_by_a_full_sort(layout, amount, arbiter, dropped):
-    """Few bins and steps here leave much in question; on real models it is a few of ten thousand."""
+def test_the_cut_by_counting_is_the_cut_by_a_full_sort(layout, amount, arbiter, dropped, errors):
+    """Few bins and steps leave much in question here, and a guess that is off by little often misleads."""
     _, scores = build(*layout)
     rule = BY_NAME.get(arbiter, arbiter)
     full = scores.masks(amount, rule)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ways, "COUNTED", 0)
+        patch.setattr(sample, "ERRORS", errors)
         patch.setattr(counting, "DROPPED", dropped)
         patch.setattr(counting, "PIECE", 50)
         patch.setattr(counting, "STEPS", 64)
         quick = scores.masks(amount, rule)
+    assert all(torch.equal(full[key], quick[key]) for key in full)
+
+
+@pytest.mark.parametrize("arbiter", ["majority", "at_least(3)"])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 17, 40])
+def test_the_middle_of_any_number_of_tasks_is_counted(monkeypatch, arbiter, count):
+    tables = {f"task {number}": {0: torch.randn(600).tolist()} for number in range(count)}
+    _, scores = build(tables, [600])
+    full = scores.masks(0.5, arbiter)
+    monkeypatch.setattr(ways, "COUNTED", 0)
+    monkeypatch.setattr(sample, "ERRORS", 1)
+    monkeypatch.setattr(ways, "agreement", None)
+    quick = scores.masks(0.5, arbiter)
+    assert all(torch.equal(full[key], quick[key]) for key in full)
+
+
+@settings(max_examples=150)
+@given(large_layouts(), st.floats(0, 1), st.floats(-0.1, 1.1), st.sampled_from([0.0, 0.1, 0.5]))
+def test_no_guess_of_where_the_cut_lies_changes_it(layout, amount, low, width):
+    _, scores = build(*layout)
+    full = scores.masks(amount, "mean")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ways, "COUNTED", 0)
+        patch.setattr(counting, "DROPPED", 23)
+        patch.setattr(counting, "guessed", lambda *_: (low, low + width))
+        quick = scores.masks(amount, "mean")
     assert all(torch.equal(full[key], quick[key]) for key in full)
 
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from disparse_plugin import TaskScores, arbiters, disparse_pretrained, score_tasks
-from disparse_plugin.agreement import by_sums, counting, ways
+from disparse_plugin.agreement import by_sums, counting, sample, ways
 from disparse_plugin.agreement.percentiles import agreement
 from layouts import build, kept_entries, large_layouts, layouts, weights_of
 from networks import PartlyShared, square_losses, vectors
@@ -134,9 +134,9 @@ def kept_by_sums(tables, sizes, count):
 def cut_near_the_sums(monkeypatch):
     """Cut small models as large ones: a sample of every third, and in pieces."""
     monkeypatch.setattr(ways, "COUNTED", 0)
-    monkeypatch.setattr(by_sums, "EVERY", 3)
+    monkeypatch.setattr(sample, "EVERY", 3)
     monkeypatch.setattr(by_sums, "MOST_BETWEEN", 1)
-    monkeypatch.setattr(by_sums, "ERRORS", by_sums.ERRORS)
+    monkeypatch.setattr(sample, "ERRORS", sample.ERRORS)
     monkeypatch.setattr(counting, "PIECE", 50)
 
 
@@ -148,7 +148,7 @@ def test_the_cut_near_the_sums_is_the_cut_of_all(cut_near_the_sums, layout, amou
     model, scores = build(tables, sizes)
     rows = {task: {key: row.to(dtype) for key, row in scores[task].items()} for task in scores}
     shares = TaskScores(model, rows, parameters=scores.parameters, shares=True)
-    by_sums.ERRORS = errors
+    sample.ERRORS = errors
     found = kept_entries(shares.masks(amount, "sum"), shares.parameters)
     assert found == kept_by_sums(tables, sizes, round(amount * sum(sizes)))
 
@@ -164,7 +164,7 @@ def test_few_sums_are_made_exactly(cut_near_the_sums, monkeypatch):
     full = {part: scores.masks(amount, "sum") for part, amount in WANTED.items()}
     monkeypatch.setattr(by_sums, "agreement", made := Counted())
     monkeypatch.setattr(ways, "agreement", None)
-    monkeypatch.setattr(by_sums, "EVERY", 20)
+    monkeypatch.setattr(sample, "EVERY", 20)
     for part, amount in WANTED.items():
         quick = scores.masks(amount, "sum")
         assert all(torch.equal(full[part][key], quick[key]) for key in full[part])
