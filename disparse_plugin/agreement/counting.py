@@ -21,8 +21,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ..arbiters import Arbiter, AtLeast, any_task, mean, unanimous
+from ..arbiters import Arbiter
 from ..sorting import over, positions, sorted_values, taken, under
+from .across_tasks import roughly
 from .candidates import Candidates, first_of
 from .percentiles import fractions, in_threads
 from .ranking import kth_lowest, lowest, ranks
@@ -60,6 +61,7 @@ def lowest_by_counting(
         As :func:`disparse_plugin.agreement.ways.lowest_by_agreement`.
 
     Example:
+        >>> from disparse_plugin.arbiters import unanimous
         >>> candidates = Candidates([{"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([1.0, 2.0, 9.0])}])
         >>> lowest_by_counting(candidates, ["a", "b"], unanimous, 1, [0])
         [tensor([False,  True, False])]
@@ -149,47 +151,12 @@ def _leading(values: Tensor, positive: bool = False) -> Tensor:
     return bits.bitwise_right_shift_(DROPPED)
 
 
-def _roughly(arbiter: Arbiter, rows: Sequence[Tensor]) -> Tensor:
-    """Join rows that are all there as an arbiter does, up to rounding: many times faster than a table of them."""
-    if arbiter is unanimous:
-        return functools.reduce(torch.maximum, rows)
-    if arbiter is any_task:
-        return functools.reduce(torch.minimum, rows)
-    if arbiter is mean:
-        return functools.reduce(torch.add, rows) / len(rows)
-    ordered = _in_order(rows)
-    if isinstance(arbiter, AtLeast):
-        return ordered[max(0, len(rows) - arbiter.k)]
-    return (ordered[(len(rows) - 1) // 2] + ordered[len(rows) // 2]) / 2  # the majority's
-
-
-def _in_order(rows: Sequence[Tensor]) -> list[Tensor]:
-    """Sort across rows, entry by entry, by comparing whole rows: fast for a few long ones."""
-    ordered = list(rows)
-    for first, second in _comparisons(len(ordered)):
-        pair = ordered[first], ordered[second]
-        ordered[first], ordered[second] = torch.minimum(*pair), torch.maximum(*pair)
-    return ordered
-
-
-@functools.lru_cache
-def _comparisons(size: int) -> tuple[tuple[int, int], ...]:
-    """List what to compare with what, so that so many things get in order (Batcher's merge exchange, 1968)."""
-    top = 1 << max(0, size - 1).bit_length() >> 1
-    steps = [1 << exponent for exponent in reversed(range(top.bit_length()))]
-    found = []
-    for step in steps:
-        apart = [(step, 0), *((longer - step, step) for longer in steps if longer > step)]
-        found += [(i, i + far) for far, side in apart for i in range(size - far) if i & step == side]
-    return tuple(found)
-
-
 def _bounds(
     rows: Mapping[str, Tensor], piece: slice, bins: Mapping[str, _Bins], arbiter: Arbiter
 ) -> tuple[Tensor, Tensor]:
     """Return the least and the largest agreement score of some units, by the bins of their scores."""
     ends = [bins[task].ends.index_select(0, bins[task](row[piece])).view(torch.float32) for task, row in rows.items()]
-    joined, slack = _roughly(arbiter, ends).view(-1, 2), (len(rows) + 1) * SLACK
+    joined, slack = roughly(arbiter, ends).view(-1, 2), (len(rows) + 1) * SLACK
     return joined[:, 0] - slack, joined[:, 1] + slack
 
 

@@ -143,12 +143,14 @@ def validated(folder: Path, names: Sequence[str]) -> str:
 
 def trained_long_enough(folder: Path) -> str:
     """One line per setting: the dense network's validation metrics on the way, as changes to those at the end."""
-    rows, header = [], ["setting", "learning rate"]
+    rows, header = [], ["setting", "learning rate", "steps"]
     for path in sorted(folder.glob("*/curve.json")):
         looks = json.loads(path.read_text())
         rate = str(best_rate(json.loads((path.parent / "rates.json").read_text())["dense"]))
-        header = [*header[:2], *(f"{look['step']:g} steps" for look in looks)]
-        rows.append([title(path.parent.name), rate, *(f"{look[rate] - looks[-1][rate]:.1f}" for look in looks)])
+        steps = looks[-1]["step"]
+        header = [*header[:3], *(percent(round(look["step"] / steps, 2)) for look in looks)]
+        cells = (f"{look[rate] - looks[-1][rate]:.1f}" for look in looks)
+        rows.append([title(path.parent.name), rate, f"{steps:,}", *cells])
     return markdown(header, rows, len(header) - 2)
 
 
