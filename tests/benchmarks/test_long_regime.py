@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,9 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     ahead = result.summary.paired("shares, damped 0.25", "magnitude", 0.98, "mean")
     row = again[again.index("98% pruned:") :].split("| shares, damped 0.25 | ")[1]
     assert row.replace("*", "").startswith(f"{ahead} / ")
+    on_the_way = result.summary.paired("shares, damped 0.25, cut at 1/4", "shares, damped 0.25", 0.98, "mean")
+    row = again[again.index("Pruned on the way") :].split("| shares, damped 0.25, cut at 1/4 | ")[1]
+    assert row.replace("*", "").startswith(f"{on_the_way} / ")
     assert all((tmp_path / f"hero-{theme}.png").stat().st_size > 10_000 for theme in ("light", "dark"))
 
 
@@ -142,6 +146,18 @@ def test_the_exponent_is_judged_by_validation_of_all_seeds_and_never_by_the_test
     text = [*exponent.paragraphs(reported, validation, ["signs"])][-1]
     assert "| shares, damped | signs | 3 | -0.3 | 12.7 | -13.0 ± 30.1 |" in text  # of (-1, 0, 0) and (-2, 20, 20)
     assert "| shares, damped | all |  | -0.3 | **12.7** | -13.0 |" in text
+
+
+def test_courses_of_any_length_are_shown_by_shares_of_their_steps(tmp_path: Path) -> None:
+    for name, steps in (("signs", 900), ("yeast", 3000)):
+        (tmp_path / name).mkdir()
+        looks = [{"step": steps // 3 * third, "0.1": -1.5 * (3 - third)} for third in (1, 2, 3)]
+        (tmp_path / name / "curve.json").write_text(json.dumps(looks))
+        (tmp_path / name / "rates.json").write_text(json.dumps({"dense": {"0.1": 0.0}}))
+    table = long_overview.trained_long_enough(tmp_path)
+    assert "| setting | learning rate | steps | 33% | 67% | 100% |" in table
+    assert "| signs | 0.1 | 900 | -3.0 | -1.5 | 0.0 |" in table
+    assert "| 3,000 | -3.0 | -1.5 | 0.0 |" in table
 
 
 def test_a_folder_without_runs_is_said(tmp_path: Path) -> None:
