@@ -23,6 +23,7 @@ from multitask.runs import best_rate
 
 ROOT = Path(__file__).parent.parent
 OLD_DEFAULT, DEFAULT = "DiSparse Taylor", "shares, damped 0.25"  # of disparse_pretrained
+WINDOW = "gradual to 1/2"  # the default of GradualPruning
 CHOSEN_ON = ("fashion+mnist", "fashion+mnist-adam-1-20", "yeast")  # exponents; other settings confirm
 BASELINES = ("magnitude", "LAMP", "LAMP with reach", "adaptive Taylor, joint", "SNIP")
 
@@ -143,9 +144,9 @@ def asked_again(results: Sequence[Result], rules: Sequence[str], simple: Sequenc
         if windows := [name for name in METHODS if name in ran and METHODS[name].family == "on the way"]:
             yield (
                 f"Pruned on the way, {tables.percent(TUNED_AT)}, in as many steps altogether, against one cut of the "
-                "trained network:"
+                "trained network, and against the window that is the default of `GradualPruning`:"
             )
-            yield ahead(result, windows, [DEFAULT, *others], TUNED_AT)
+            yield ahead(result, windows, [DEFAULT, *others, f"{DEFAULT}, {WINDOW}"], TUNED_AT)
 
 
 def ahead(result: Result, rules: Sequence[str], others: Sequence[str], amount: float) -> str:

@@ -18,7 +18,7 @@ from ..parameters import Exclude, listed
 from ..sparse_training.gradual import GradualPruning
 from ..sparse_training.initial_masks import check_exchangeable
 from ..sparse_training.scheduler import RANDOM, DiSparseScheduler
-from ..sparse_training.schedules import check_drop_fraction, check_steps, check_when, describe
+from ..sparse_training.schedules import PRUNED_AFTER, STOP_AFTER, check_drop_fraction, check_steps, check_when, describe
 from ..sparse_training.step_scores import check_growth_criterion
 from .base import PruningInFit
 from .one_shot import OneShot
@@ -98,10 +98,11 @@ class Options:
             return functools.partial(OneShot, self.amount, criteria.resolve(name), arbiter, form, **options)
         kind = GradualPruning if self.mode == "gradual" else DiSparseScheduler
         if self.mode == "gradual":
+            options = {"stop_at": PRUNED_AFTER, **options}
             criterion: str | Criterion = criteria.resolve(name)
         else:
             check_exchangeable(form)
-            options = {"distribution": None, **options}
+            options = {"stop_at": STOP_AFTER, "distribution": None, **options}
             criterion = RANDOM if name == RANDOM else check_growth_criterion(criteria.resolve(name))
         options |= {"amount": self.amount, "arbiter": arbiter, "criterion": criterion, "pattern": form}
         return functools.partial(Scheduled, kind, options)

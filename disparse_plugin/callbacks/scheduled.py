@@ -11,7 +11,7 @@ from ..maskable import select
 from ..parameters import Exclude, ParameterKey, is_masked
 from ..scoring.losses import Batch
 from ..sparse_training.mask_scheduler import MaskScheduler
-from ..sparse_training.schedules import STOP_AFTER, step_of
+from ..sparse_training.schedules import step_of
 from .base import Fit, PruningInFit
 
 _WHEN = {"start_at": 0, "stop_at": 1}  # what may be a fraction of the training, and the least step of each
@@ -21,7 +21,7 @@ class Scheduled(PruningInFit):
     """Change masks now and then, by a scheduler of :mod:`disparse_plugin.sparse_training` made anew for each fit."""
 
     def __init__(self, scheduler: Callable[..., MaskScheduler[Any]], options: Mapping[str, Any]) -> None:
-        """Take the class of the scheduler and its options; ``stop_at`` may be missing."""
+        """Take the class of the scheduler and its options."""
         self._make, self._options = scheduler, dict(options)
         self._state: Mapping[str, Any] | None = None
         self._scheduler: MaskScheduler[Any] | None = None
@@ -51,7 +51,7 @@ class Scheduled(PruningInFit):
 
     def _steps(self, fit: Fit) -> dict[str, int]:
         """Turn fractions of the training into steps: of the first fit, if this one goes on from it."""
-        given = {"stop_at": STOP_AFTER, **{name: self._options[name] for name in _WHEN if name in self._options}}
+        given = {name: self._options[name] for name in _WHEN if name in self._options}
         steps = {}
         for name, when in given.items():
             if isinstance(when, float) and self._state is not None:

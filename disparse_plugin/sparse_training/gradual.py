@@ -29,7 +29,7 @@ from .initial_masks import places_of
 from .live_masks import LiveMasks, check_goes_with_shards
 from .mask_scheduler import MaskScheduler
 from .schedules import (
-    STOP_AFTER,
+    PRUNED_AFTER,
     Schedule,
     check_schedule,
     check_steps,
@@ -98,7 +98,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         amount: float | Schedule | None = None,
         update_every: int = 100,
         start_at: float = 0,
-        stop_at: float = STOP_AFTER,
+        stop_at: float = PRUNED_AFTER,
         total_steps: int | None = None,
         criterion: str | Criterion | ScoreFunction = damped_shares.CRITERION,
         arbiter: str | Arbiter | None = None,
@@ -120,8 +120,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
             update_every: Optimizer steps between stages.
             start_at: The step of the first stage (int), or the fraction of the training after which it is (float); at
                 0, the first stage is at ``update_every``.
-            stop_at: The step of the last stage (int), or the fraction of the training after which it is (float); three
-                quarters is a convention. The same as ``start_at`` prunes once, then.
+            stop_at: The step of the last stage (int), or the fraction of the training after which it is (float); a
+                half did best where it was tried. The same as ``start_at`` prunes once, then.
             total_steps: The optimizer steps of the training; needed for fractions.
             criterion: A name, a criterion or a callable; see :mod:`disparse_plugin.criteria`. The default is that of
                 :func:`~disparse_plugin.disparse_pretrained`, because what is cut is being trained.

@@ -18,9 +18,12 @@ from ..kinds import check_fraction, check_number, whole_number
 # From the number of completed optimizer steps to a fraction in [0, 1]; of what is pruned, also to a count (int).
 Schedule: TypeAlias = Callable[[int], float]
 
-# The share of a training after which masks stay as they are, where nothing else is said: the convention of RigL and
-# DiSparse (Evci et al., ICML 2020; Sun et al., CVPR 2022), not a result of this package.
+# The share of a training after which masks are exchanged no more, where nothing else is said: the convention of RigL
+# and DiSparse (Evci et al., ICML 2020; Sun et al., CVPR 2022), not a result of this package.
 STOP_AFTER = 0.75
+# The same of gradual pruning: of windows that end at a quarter, a half and three quarters, what validation preferred,
+# and the test data of yeast (docs/results_long_regime.md, "Asked again").
+PRUNED_AFTER = 0.5
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,10 +74,10 @@ class TestModes:
             scheduler.step(*step)
         assert equal(module.state_dict(), twin.state_dict())
 
-    def test_stop_at_is_three_quarters_of_the_training(self, tmp_path):
+    def test_stop_at_is_half_of_the_training(self, tmp_path):
         record, module = Sparsities(), FourTasks()
         fit(tmp_path, module, pruning("gradual", stop_at=None), logger=record, log_every_n_steps=1)
-        assert record.values.index(sparsity(module)) + 1 == 0.75 * 2 * BATCHES
+        assert record.values.index(sparsity(module)) + 1 == 0.5 * 2 * BATCHES
 
     @pytest.mark.parametrize("mode", MODES)
     def test_in_half_precision(self, tmp_path, mode):
@@ -203,7 +203,7 @@ class TestFitsThatEndEarly:
         module = Manual()
         found = r"found stop_at=6 with 4 optimizer steps: 48\.5% of the weights are masked, of 49\.5%; .* stop_at=3, or"
         with warned(UserWarning, match=found):
-            fit(tmp_path, module, pruning("gradual", update_every=1, stop_at=None))
+            fit(tmp_path, module, pruning("gradual", update_every=1, stop_at=0.75))
         module = Manual()
         fit(tmp_path, module, pruning("gradual", update_every=1, stop_at=3))  # as the warning says; without one
         assert alive_count(module) == half(module)[1]
@@ -214,7 +214,7 @@ class TestFitsThatEndEarly:
                 trainer.should_stop = trainer.global_step == 4
 
         with warned(UserWarning, match="stop_at: must come before the training ends"):
-            fit(tmp_path, FourTasks(), pruning("gradual", stop_at=None), Stop(), min_epochs=0)
+            fit(tmp_path, FourTasks(), pruning("gradual", stop_at=0.75), Stop(), min_epochs=0)
 
     def test_one_shot_pruning_whose_step_never_comes(self, tmp_path):
         module = FourTasks()
@@ -229,7 +229,7 @@ class TestFitsThatEndEarly:
         fit(
             tmp_path,
             module,
-            pruning("gradual", stop_at=None, update_every=2),
+            pruning("gradual", stop_at=0.75, update_every=2),
             changing,
             logger=record,
             log_every_n_steps=1,

@@ -80,14 +80,14 @@ def test_a_window_in_fractions_of_the_training():
     assert "start_at=29, stop_at=29" in repr(run.scheduler)
 
 
-def test_three_quarters_where_nothing_is_said():
-    for kind in (GradualPruning, DiSparseScheduler):
-        model = TwoHeads()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with pytest.raises(ValueError, match=r"total_steps: .* found None with stop_at=0\.75; pass the op"):
-            kind(model, optimizer, digit_losses, amount=0.5)
-        assert not masks_of(model)
-        assert "stop_at=30" in repr(kind(model, optimizer, digit_losses, amount=0.5, total_steps=40))
+@pytest.mark.parametrize(("kind", "when", "step"), [(GradualPruning, 0.5, 20), (DiSparseScheduler, 0.75, 30)])
+def test_when_the_last_change_is_where_nothing_is_said(kind, when, step):
+    model = TwoHeads()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=rf"total_steps: .* found None with stop_at={when}; pass the op"):
+        kind(model, optimizer, digit_losses, amount=0.5)
+    assert not masks_of(model)
+    assert f"stop_at={step}" in repr(kind(model, optimizer, digit_losses, amount=0.5, total_steps=40))
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.integers(0, 20), st.integers(0, 20), st.integers(0, 45))
