@@ -29,7 +29,7 @@ ONE_SHOT = (
     *(f"shares, damped {e}" for e in (0.25, 0.5)),
 )
 AT_START = ("SNIP",)
-ON_THE_WAY = tuple(f"{rule}, {window}" for window in WINDOWS for rule in ("magnitude", "DiSparse damped 0.5"))
+ON_THE_WAY = tuple(f"{rule}, {window}" for window in WINDOWS for rule in ("magnitude", "shares, damped 0.25"))
 AMOUNTS, HIGH = (0.9, 0.95, 0.98, 0.99), 0.985  # the highest come last
 CHOICES = tuple(name for name in ONE_SHOT if name.startswith(("DiSparse damped", "shares, damped")))
 QUICK = 64  # samples of a split, to see that everything runs
