@@ -140,7 +140,7 @@ def asked_again(results: Sequence[Result], rules: Sequence[str], simple: Sequenc
         others = [name for name in simple if name in ran]
         for amount in result.summary.amounts:
             yield f"{tables.percent(amount)} pruned:"
-            yield ahead(result, rules, others, amount)
+            yield ahead(result, [rule for rule in rules if rule in ran], others, amount)
         if windows := [name for name in METHODS if name in ran and METHODS[name].family == "on the way"]:
             yield (
                 f"Pruned on the way, {tables.percent(TUNED_AT)}, in as many steps altogether, against one cut of the "
