@@ -185,8 +185,9 @@ def page(
     yield long_overview.validated(folder, [name for name in METHODS if METHODS[name].family in families])
     yield (
         "*Cut at 1/4* and *gradual* prune on the way, in as many steps as the others take to train and to tune: once "
-        "after a quarter of them, or in five stages up to a half or three quarters. Their test split was measured on fresh seeds alone. "
-        "They were run on another day than the cuts of trained networks, beside another dense network of the same seed."
+        "after a quarter of them, or in five stages up to a half or three quarters. Their test split was measured on "
+        "fresh seeds alone. They were run on another day than the cuts of trained networks, beside another dense "
+        "network of the same seed."
     )
     yield from exponent.paragraphs(results, validation, CHOSEN_ON)
     yield from asked_again(fresh, [DEFAULT, "shares, damped 0.5", "DiSparse damped 0.5"], BASELINES)
