@@ -115,7 +115,7 @@ class DiSparsePruning(Callback):
                 ``"gradual"``: the first stage, likewise.
             update_every: ``"gradual"``, ``"dynamic"``: optimizer steps between changes (100).
             stop_at: ``"gradual"``, ``"dynamic"``: the step (int) or fraction of the training (float) of the last stage,
-                or from which on nothing changes; by default a half and three quarters of the first ``fit``.
+                or from which on nothing changes; by default a half, and three quarters, of the first ``fit``.
             distribution: ``"dynamic"``: as in :class:`DiSparseScheduler`, densities by name.
             drop_fraction: ``"dynamic"``: the share to exchange at first.
             exempt: ``"dynamic"``: deprecated; names of modules or weights that stay dense and count in the total.

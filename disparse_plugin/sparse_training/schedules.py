@@ -21,8 +21,8 @@ Schedule: TypeAlias = Callable[[int], float]
 # The share of a training after which masks are exchanged no more, where nothing else is said: the convention of RigL
 # and DiSparse (Evci et al., ICML 2020; Sun et al., CVPR 2022), not a result of this package.
 STOP_AFTER = 0.75
-# The same of gradual pruning: of windows that end at a quarter, a half and three quarters, what validation preferred,
-# and the test data of yeast (docs/results_long_regime.md, "Asked again").
+# The same of gradual pruning: ahead of a cut at a quarter and of stages until three quarters on yeast, on validation
+# and on test data, and level with them on clothes and digits (docs/results_long_regime.md, "Asked again").
 PRUNED_AFTER = 0.5
 
 
