@@ -258,19 +258,19 @@ class _Damping:
         return result
 
     def _of(self, weight: Tensor, total: Tensor) -> Tensor:
-        return _power(weight.abs(), 1 - self.exponent) * _power(total.abs(), self.exponent)
+        return _power(weight.abs(), 1 - self.exponent).mul_(_power(total.abs(), self.exponent))
 
 
 def _power(values: Tensor, exponent: float) -> Tensor:
-    """Return ``values ** exponent``, for quarters by square roots.
+    """Raise values to a power in place, quarters by square roots.
 
     Those are rounded correctly everywhere. The last bit of other powers depends on where in memory a value lies, so the
     pieces of a sharded weight would not be scored as the whole.
     """
     if 4 * exponent not in (1, 2, 3):
-        return values**exponent
-    root = values.sqrt()
-    return root if exponent == 0.5 else root.sqrt() if exponent < 0.5 else root * root.sqrt()
+        return values.pow_(exponent)
+    root = values.sqrt_()
+    return root if exponent == 0.5 else root.sqrt_() if exponent < 0.5 else root.mul_(root.sqrt())
 
 
 def layer_adaptive(criterion: str | Criterion | ScoreFunction) -> Criterion:

@@ -162,7 +162,7 @@ def squared_shares(values: Tensor) -> Tensor:
     if values.device.type == "cpu" and values.dtype == torch.float32 and values.numel() < 2**32:
         return torch.from_numpy(_shares_by_keys(values.numpy()))
     found = values.abs().neg_().sort()  # the largest first
-    # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
+    # Dividing by the largest first keeps the squares of tiny (or huge) float64 from under- or overflowing.
     squares = found.values.double().div(found.values[:1].double()).square_()
     # Up to the last of equal ones. Their ends are searched for: to list them, the host would wait for a device.
     ends = torch.searchsorted(found.values, found.values, right=True).sub_(1)
@@ -181,39 +181,35 @@ def _shares_by_keys(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         part |= np.arange(start, start + part.size, dtype=np.uint64)
     keys.sort()
     alive = int(np.searchsorted(keys, np.uint64(2**32 - 1) << _HALF))
-    start, before, largest = 0, 0.0, _value_of(keys[:1])
+    start, before = 0, 0.0
     while start < alive:
         stop = min(start + PIECE, alive)
         # Equal values stay together: they have one share.
         stop = int(np.searchsorted(keys, (keys[stop - 1] | np.uint64(2**32 - 1)), "right"))
         part = keys[start:stop]
-        shares, before = _shares_of_piece(_value_of(part), largest, before)
-        result[(part & np.uint64(2**32 - 1)).view(np.int64)] = shares
+        shares, before = _shares_of_piece(_value_of(part), before)
+        part &= np.uint64(2**32 - 1)
+        result[part.view(np.int64)] = shares
         start = stop
     return result
 
 
-def _value_of(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
-    return (~(keys >> _HALF).astype(np.uint32)).view(np.float32).astype(np.float64)
+def _value_of(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
+    return (~(keys >> _HALF).astype(np.uint32)).view(np.float32)
 
 
-def _shares_of_piece(
-    values: npt.NDArray[np.float64], largest: npt.NDArray[np.float64], before: float
-) -> tuple[npt.NDArray[np.float32], float]:
+def _shares_of_piece(values: npt.NDArray[np.float32], before: float) -> tuple[npt.NDArray[np.float32], float]:
     """Return the shares of values in descending order, and the sum of squares up to the last of them."""
-    last = np.append(values[1:] != values[:-1], True)
-    # Dividing by the largest first keeps the squares of tiny (or huge) scores from under- or overflowing.
-    values /= largest
-    values *= values
-    sums = values.copy()
+    squares = np.square(values, dtype=np.float64)  # exact, and neither too small nor too large for a float64
+    sums = squares.copy()
     sums[0] += before
-    np.add.accumulate(sums, out=sums)
+    torch.from_numpy(sums).cumsum_(0)  # adds one after the other as numpy does, in a third of its time
     total = float(sums[-1])
-    if not last.all():
-        ends, others = np.flatnonzero(last), np.flatnonzero(~last)
-        sums[others] = sums[ends[np.searchsorted(ends, others)]]
-    values /= sums
-    return values.astype(np.float32), total
+    tied = np.flatnonzero(values[1:] == values[:-1])
+    last = np.append(np.diff(tied) != 1, True)[: tied.size]  # but one of some equal values
+    sums[tied] = sums[tied[last][np.cumsum(last) - last] + 1]
+    squares /= sums
+    return squares.astype(np.float32), total
 
 
 def positions(mask: Tensor) -> Tensor:
