@@ -1,11 +1,12 @@
 """Order, fast on a CPU: what ranks and shares are made from.
 
 On a CPU numpy sorts whole numbers ten times faster than ``torch.sort`` or any ``argsort`` finds places. So a value and
-the *turn* of its unit, which decides between equal values, are packed into one number of 64 bits, and those are sorted.
-On an accelerator nothing leaves it.
+its place are packed into one number of 64 bits, and those are sorted. On an accelerator nothing leaves it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,10 @@ KEY_BITS = 64
 
 
 def ordered(values: Tensor) -> Tensor:
-    """Map floats to whole numbers in the same order; -0.0 and 0.0 to the same.
+    """Map floats to whole numbers in the same order; -0.0 and 0.0 to the same. Whole numbers stay as they are.
 
     Args:
-        values: Any shape, floating point, no NaN.
+        values: Any shape, no NaN.
 
     Returns:
         int64, same shape: the bits, those of negative floats flipped.
@@ -33,6 +34,8 @@ def ordered(values: Tensor) -> Tensor:
         >>> ordered(torch.tensor([-1.0, -0.0, 0.0, 1e-45])).diff().sign().tolist()
         [1, 0, 1]
     """
+    if not values.is_floating_point():
+        return values.long()
     if values.dtype == torch.float64:
         bits = (values + 0.0).view(torch.int64)
         return bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
@@ -40,82 +43,75 @@ def ordered(values: Tensor) -> Tensor:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
 
 
-def in_turn(values: Tensor, numbers: Tensor, units: Tensor | None = None, ascending: Tensor | None = None) -> Tensor:
-    """Order units by their values, and where those are equal by their turns.
+def order_and_ties(values: Tensor, ascending: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Order entries by their values, equal ones as they come, and tell which are equal.
 
     Args:
-        values: 1-D, floating point without NaN: the values of some units.
-        numbers: The turn of each of them: whole numbers, no two equal, below ``len(units)``; same shape.
-        units: Whose turn it is, by the turn: the inverse of ``numbers``, of other units too. None if turns are places.
+        values: 1-D, no NaN.
         ascending: The values in order, where they are known.
 
     Returns:
-        Entries of ``units``, from the lowest value to the highest; int64, shape of ``values``.
+        The positions of the entries from the lowest value to the highest, int64, and bool of the same shape: whether
+        the value at each of these positions is that at the one before.
 
     Example:
-        >>> in_turn(torch.tensor([0.5, 0.1, 0.5]), torch.tensor([2, 1, 0]), torch.tensor([2, 1, 0])).tolist()
-        [1, 2, 0]
+        >>> order, tied = order_and_ties(torch.tensor([0.5, 0.1, 0.5]))
+        >>> order.tolist(), tied.tolist()
+        ([1, 0, 2], [False, False, True])
     """
-    size = values.numel()
-    total = size if units is None else units.numel()
-    if values.dtype not in (torch.float32, torch.float64):
+    if values.dtype not in _OF_NUMPY:
         values = values.float()
-    if values.device.type == "cpu" and size > 0 and total <= 2**32:
-        turns = _turns_by_keys(values, numbers, total, ascending)
-    else:
-        # What is not there comes last: NaN does.
-        laid_out = torch.full((total,), torch.nan, dtype=values.dtype, device=values.device)
-        laid_out.scatter_(0, numbers.long(), values + 0.0)
-        turns = laid_out.sort(stable=True).indices[:size]
-    return turns if units is None else _taken_in_place(units, turns)
+    if values.device.type == "cpu" and 0 < values.numel() <= 2**32:
+        return _ordered_by_keys(values, ascending)
+    found = (values + 0).sort(stable=True)  # -0.0 becomes 0.0, which CUDA would sort apart
+    tied = torch.zeros_like(found.indices, dtype=torch.bool)
+    torch.eq(found.values[1:], found.values[:-1], out=tied[1:])
+    return found.indices, tied
 
 
-def _taken_in_place(units: Tensor, turns: Tensor) -> Tensor:
-    """Turn turns into units; on a CPU in their place, piece by piece."""
-    if turns.device.type != "cpu":
-        return units[turns].long()
-    for part in turns.split(PIECE):
-        part.copy_(taken(units, part))
-    return turns
-
-
-def _turns_by_keys(values: Tensor, numbers: Tensor, total: int, ascending: Tensor | None) -> Tensor:
-    turn_bits = (total - 1).bit_length()
+def _ordered_by_keys(values: Tensor, ascending: Tensor | None) -> tuple[Tensor, Tensor]:
+    place_bits = np.uint64((values.numel() - 1).bit_length())
     low, high = ordered(torch.stack(values.aminmax())).tolist()
-    lost = max(0, (high - low).bit_length() + turn_bits - KEY_BITS)
-    keys = np.empty(values.numel(), np.uint64)
+    lost = max(0, (high - low).bit_length() + int(place_bits) - KEY_BITS)
+    keys, tied = np.empty(values.numel(), np.uint64), np.zeros(values.numel(), bool)
     for start in range(0, keys.size, PIECE):
-        piece = slice(start, start + PIECE)
-        part = keys[piece]
-        np.subtract(ordered(values[piece]).numpy().view(np.uint64), np.uint64(low % 2**64), out=part)
+        part, bits = keys[start : start + PIECE], ordered(values[start : start + PIECE]).numpy().view(np.uint64)
+        np.subtract(bits, np.uint64(low % 2**64), out=part)
         if lost:
             part >>= np.uint64(lost)
-        part <<= np.uint64(turn_bits)
-        part |= numbers[piece].numpy().astype(np.uint64)
+        part <<= place_bits
+        part |= np.arange(start, start + part.size, dtype=np.uint64)
     keys.sort()
-    if lost:
-        _mend(keys, values, numbers, total, sorted_values(values) if ascending is None else ascending)
-    keys &= np.uint64(2**turn_bits - 1)
-    return torch.from_numpy(keys.view(np.int64))
-
-
-def _mend(keys: npt.NDArray[np.uint64], values: Tensor, numbers: Tensor, total: int, ascending: Tensor) -> None:
-    """Order by all bits what has the same leading bits but not the same value; of those keys the turns are left."""
-    shift, wrong = np.uint64((total - 1).bit_length()), list[npt.NDArray[np.intp]]()
     for start in range(0, keys.size - 1, PIECE):
-        leading, known = keys[start : start + PIECE + 1] >> shift, ascending[start : start + PIECE + 1].numpy()
-        wrong.append(np.flatnonzero((leading[1:] == leading[:-1]) & (known[1:] != known[:-1])) + start)
-    leading = np.unique(keys[np.concatenate(wrong)] >> shift) if wrong else keys[:0]
+        leading = keys[start : start + PIECE + 1] >> place_bits
+        np.equal(leading[1:], leading[:-1], out=tied[start + 1 : start + leading.size])
+    if lost:
+        known = (sorted_values(values) if ascending is None else ascending).numpy()
+        alike = tied
+        tied = np.append(False, known[1:] == known[:-1])
+        _mend(keys, values.numpy(), np.flatnonzero(alike & ~tied))
+    keys &= np.uint64(2 ** int(place_bits) - 1)
+    return torch.from_numpy(keys.view(np.int64)), torch.from_numpy(tied)
+
+
+def _mend(keys: npt.NDArray[np.uint64], values: npt.NDArray[Any], wrong: npt.NDArray[np.intp]) -> None:
+    """Order by all bits what has the same leading bits but not the same value; of those keys the places are left.
+
+    Args:
+        keys: In order.
+        values: What they were made of.
+        wrong: Which keys have the leading bits of the one before, but stand for another value.
+    """
+    shift = np.uint64((keys.size - 1).bit_length())
+    leading = np.unique(keys[wrong] >> shift)
     if not leading.size:
         return
     begins = np.searchsorted(keys, leading << shift)
     lengths = np.searchsorted(keys, (leading << shift) | ((np.uint64(1) << shift) - np.uint64(1)), "right") - begins
     doubtful = np.arange(lengths.sum()) + np.repeat(begins - (lengths.cumsum() - lengths), lengths)
-    turns = (keys[doubtful] & ((np.uint64(1) << shift) - np.uint64(1))).view(np.int64)
-    by_turn = np.empty(total, values.numpy().dtype)
-    by_turn[numbers.numpy()] = values.numpy()
+    places = (keys[doubtful] & ((np.uint64(1) << shift) - np.uint64(1))).view(np.int64)
     # Those of one cell are in turn already, and stay so.
-    keys[doubtful] = turns[np.argsort(by_turn[turns], kind="stable")].view(np.uint64)
+    keys[doubtful] = places[np.argsort(values[places], kind="stable")].view(np.uint64)
 
 
 def sorted_values(values: Tensor) -> Tensor:
@@ -143,7 +139,7 @@ def stable_order(values: Tensor) -> Tensor:
         >>> stable_order(torch.tensor([0.5, 0.1, 0.5, -0.0, 0.0])).tolist()
         [3, 4, 1, 0, 2]
     """
-    return in_turn(values, torch.arange(values.numel(), device=values.device))
+    return order_and_ties(values)[0]
 
 
 def squared_shares(values: Tensor) -> Tensor:
@@ -267,3 +263,23 @@ def taken(values: Tensor, places: Tensor) -> Tensor:
     if values.device.type == "cpu" and values.dtype in _OF_NUMPY:
         return torch.from_numpy(np.take(values.numpy(), places.numpy()))
     return values[places]
+
+
+def put(into: Tensor, places: Tensor, values: Tensor) -> None:
+    """Write entries at some places; on a CPU numpy writes them twice as fast as an index does.
+
+    Args:
+        into: 1-D.
+        places: int64, 1-D, no two equal, on the same device.
+        values: Of the type of ``into``, one for each place.
+
+    Example:
+        >>> numbers = torch.zeros(3)
+        >>> put(numbers, torch.tensor([2, 0]), torch.tensor([5.0, 7.0]))
+        >>> numbers
+        tensor([7., 0., 5.])
+    """
+    if into.device.type == "cpu" and into.dtype in _OF_NUMPY:
+        into.numpy()[places.numpy()] = values.numpy()
+    else:
+        into[places] = values

@@ -52,16 +52,21 @@ def test_any_numbers(values):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_equal_values_and_among_some_of_the_units_the_turn_decides(kind):
-    generator = torch.Generator().manual_seed(3)
-    values = KINDS[kind](generator, 700).float().double()
-    units = torch.randperm(1000, generator=generator)
-    numbers = torch.empty_like(units).scatter_(0, units, torch.arange(1000))
-    some = torch.randperm(1000, generator=generator)[:700]
-    found = sorting.in_turn(values, numbers[some], units)
-    assert found.tolist() == some[np.lexsort((numbers[some], values + 0.0))].tolist()
-    sorted_already = sorting.in_turn(values, numbers[some], units, sorting.sorted_values(values))
-    assert torch.equal(found, sorted_already)
+def test_ties_are_told_and_a_known_order_of_the_values_changes_nothing(kind):
+    values = KINDS[kind](torch.Generator().manual_seed(3), 700)
+    order, tied = sorting.order_and_ties(values)
+    ascending = values[order]
+    assert tied.tolist() == [False, *(ascending[1:] == ascending[:-1]).tolist()]
+    again = sorting.order_and_ties(values, sorting.sorted_values(values))
+    assert torch.equal(again[0], order)
+    assert torch.equal(again[1], tied)
+
+
+def test_whole_numbers_are_ordered_by_all_their_digits():
+    numbers = torch.tensor([2**40 + 1, 2**40, 7, 2**40])
+    order, tied = sorting.order_and_ties(numbers)
+    assert order.tolist() == [2, 1, 3, 0]
+    assert tied.tolist() == [False, False, True, False]
 
 
 @given(st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 3.0, 1e-30, 2e30]) | st.floats(-9, 9, width=32), max_size=30))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .ranking import Turns, ranks_in_turn
+from .ranking import ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,6 @@ class Candidates:
         """Return the magnitudes of some parameters, by index."""
         return None if self.magnitudes is None else [self.magnitudes[index] for index in parameters]
 
-    @functools.cached_property
-    def precedence(self) -> Turns:
-        """Which of all units goes first where scores are equal; on the device of the first."""
-        magnitudes = self.joined_magnitudes(range(len(self.scores)))
-        if magnitudes is None:
-            return Turns.as_they_come(sum(self.sizes), first_of(self.scores[0]).device)
-        return Turns.of(magnitudes)
-
     def totals(self, tasks: Sequence[str]) -> dict[str, int]:
         """Return how many units each task reaches."""
         return {
@@ -65,13 +57,7 @@ class Candidates:
         Returns:
             For each parameter that the task reaches, by its index: whole numbers, 1-D, on the parameter's device.
         """
-        parts = {index: rows[task] for index, rows in enumerate(self.scores) if task in rows}
-        if not parts:
-            return {}  # a task may reach nothing of a ranking scope
-        numbers = self.precedence.numbers.split(self.sizes)
-        own = torch.cat([numbers[index] for index in parts])
-        split = ranks_in_turn(joined_on_one_device(parts.values()), own, self.precedence).split(self.sizes)
-        return {index: split[index].to(part.device) for index, part in parts.items()}
+        return self.over_task(task, ranks)
 
     def over_task(self, task: str, function: Callable[[Tensor, Tensor | None], Tensor]) -> dict[int, Tensor]:
         """Apply a function to one task's scores over all parameters that it reaches, and hand each its part.

@@ -33,7 +33,7 @@ from .candidates import Candidates
 from .consequences import warn_of_empty_tensors, warn_of_ties_at_zero
 from .cut import lowest_in_budget
 from .percentiles import agreement
-from .ranking import distinct, turns_of
+from .ranking import distinct
 from .tallies import count_true
 
 
@@ -171,7 +171,7 @@ class NofM(Weights):
         kept = []
         magnitudes = candidates.magnitudes
         for index, (values, place) in enumerate(zip(agreement(candidates, tasks, arbiter), places, strict=True)):
-            parted = distinct(values, turns_of(values, None if magnitudes is None else magnitudes[index]))
+            parted = distinct(values, None if magnitudes is None else magnitudes[index])
             full = spread(parted, place, fill=-torch.inf)
             kept.append(self.units(best_in_blocks(full, self.n, self.m), place))
         self._check_amount(budget, sum(keep.numel() - count_true(keep) for keep in kept), sum(candidates.sizes))

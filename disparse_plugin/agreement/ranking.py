@@ -9,14 +9,13 @@ on every device. Without magnitudes the order alone decides.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..sorting import PIECE, in_turn, positions, sorted_values, stable_order
+from ..sorting import PIECE, order_and_ties, positions, put, sorted_values, stable_order, taken
 from .tallies import count_true
 
 # Finding the few highest: below this size, or from this share on, sampling gains nothing.
@@ -30,47 +29,13 @@ SORTED_AT_ONCE = 2**24
 ROW = 2**10
 
 
-@dataclasses.dataclass(frozen=True)
-class Turns:
-    """In which turn units go whose values are equal.
-
-    Attributes:
-        numbers: The turn of each unit, 1-D, whole numbers: a permutation of ``0..n-1``.
-        units: Whose turn it is, by the turn: its inverse.
-    """
-
-    numbers: Tensor
-    units: Tensor
-
-    @classmethod
-    def of(cls, magnitudes: Tensor) -> Turns:
-        """Let the smaller magnitude go first, and of equal ones what comes first.
-
-        Args:
-            magnitudes: Weights of any floating point type, by their absolute values; 1-D.
-
-        Example:
-            >>> Turns.of(torch.tensor([-2.0, 1.0, 2.0])).numbers.tolist()
-            [1, 0, 2]
-        """
-        units = stable_order(absolute(magnitudes))
-        return cls(_inverse(units), units.to(_number_type(units.numel())))
-
-    @classmethod
-    def as_they_come(cls, size: int, device: torch.device) -> Turns:
-        """Let what comes first go first."""
-        numbers = torch.arange(size, dtype=_number_type(size), device=device)
-        return cls(numbers, numbers)
-
-
 def _number_type(size: int) -> torch.dtype:
     return torch.int32 if size < 2**31 else torch.int64
 
 
-def _inverse(order: Tensor, size: int | None = None) -> Tensor:
-    """Number the entries of an order, each at its place; with a size, zeros at the places that are not in it."""
-    size = order.numel() if size is None else size
-    result = torch.zeros(size, dtype=_number_type(size), device=order.device)
+def _inverse(order: Tensor) -> Tensor:
+    """Number the entries of an order, each at its place."""
+    result = torch.empty(order.numel(), dtype=_number_type(order.numel()), device=order.device)
     if order.device.type != "cpu":
         return result.scatter_(0, order, torch.arange(order.numel(), dtype=result.dtype, device=order.device))
     into = result.numpy()
@@ -78,13 +43,6 @@ def _inverse(order: Tensor, size: int | None = None) -> Tensor:
         part = order[start : start + PIECE].numpy()
         into[part] = np.arange(start, start + part.size, dtype=into.dtype)
     return result
-
-
-def turns_of(values: Tensor, magnitudes: Tensor | None) -> Turns:
-    """Return the turns of some units by their magnitudes, or as they come."""
-    if magnitudes is None:
-        return Turns.as_they_come(values.numel(), values.device)
-    return Turns.of(magnitudes)
 
 
 def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
@@ -107,37 +65,53 @@ def ranks(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     return _inverse(ascending(values, magnitudes))
 
 
-def ranks_in_turn(values: Tensor, numbers: Tensor, turns: Turns) -> Tensor:
-    """Rank some of the units that have turns.
-
-    Args:
-        values: Their values; 1-D, floating point, no NaN.
-        numbers: Their part of ``turns.numbers``.
-        turns: The turns of all units.
-
-    Returns:
-        1-D, one for each of all units, whole numbers: at the places of those that have a value, their ranks among
-        these from 0 on, elsewhere 0.
-
-    Example:
-        >>> turns = Turns.of(torch.tensor([3.0, 2.0, 1.0]))
-        >>> ranks_in_turn(torch.tensor([0.5, 0.5]), turns.numbers[1:], turns).tolist()
-        [0, 1, 0]
-    """
-    return _inverse(in_turn(values, numbers, turns.units), turns.units.numel())
-
-
-def ascending(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
+def ascending(values: Tensor, magnitudes: Tensor | None = None, known: Tensor | None = None) -> Tensor:
     """Return the positions of the entries from the lowest to the highest, int64.
 
     Args:
         values: 1-D, floating point, no NaN.
         magnitudes: As in :func:`ranks`.
+        known: The values in order, where they are known.
     """
-    if magnitudes is None:
-        return stable_order(values)
-    turns = Turns.of(magnitudes)
-    return in_turn(values, turns.numbers, turns.units)
+    if magnitudes is not None and _sorts_at_once(values):
+        by_magnitude = stable_order(absolute(magnitudes))
+        return by_magnitude[stable_order(values[by_magnitude])]
+    order, tied = order_and_ties(values, known)
+    if magnitudes is not None and order.numel():
+        _order_ties(order, tied, magnitudes)
+    return order
+
+
+def _order_ties(order: Tensor, tied: Tensor, magnitudes: Tensor) -> None:
+    """Bring entries of equal values in the order of their magnitudes, in place.
+
+    Args:
+        order: The entries' positions, in the order of their values.
+        tied: Whether each of these has the value of the one before.
+        magnitudes: By position.
+    """
+    goes_on = _shifted(tied, -1)
+    second = tied & ~goes_on & ~_shifted(tied, 1)
+    _order_pairs(order, positions(second), magnitudes)
+    places = positions((tied | goes_on) & ~second & ~_shifted(second, -1))
+    units = taken(order, places)
+    by_magnitude = stable_order(absolute(taken(magnitudes, units)))
+    runs = (~tied[places]).cumsum(0)
+    put(order, places, taken(units, by_magnitude[stable_order(taken(runs, by_magnitude))]))
+
+
+def _shifted(marks: Tensor, by: int) -> Tensor:
+    """Move marks up by one place, or down by -1."""
+    return torch.nn.functional.pad(marks, (1, -1) if by > 0 else (-1, 1))
+
+
+def _order_pairs(order: Tensor, seconds: Tensor, magnitudes: Tensor) -> None:
+    """Exchange two entries of equal values, and no third, where the second has the smaller magnitude."""
+    for places in seconds.split(PIECE if order.device.type == "cpu" else max(1, seconds.numel())):
+        first, second = taken(order, places - 1), taken(order, places)
+        wrong = absolute(taken(magnitudes, first)) > absolute(taken(magnitudes, second))
+        put(order, places - 1, torch.where(wrong, second, first))
+        put(order, places, torch.where(wrong, first, second))
 
 
 def _sorts_at_once(values: Tensor) -> bool:
@@ -187,36 +161,37 @@ def lowest(values: Tensor, count: int, magnitudes: Tensor | None = None) -> Tens
     return chosen
 
 
-def distinct(values: Tensor, turns: Turns) -> Tensor:
-    """Part equal values by turns, so that whoever sorts them has the same order.
+def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
+    """Part equal values by the rule of this module, so that whoever sorts them has the same order.
 
     Each of several equal values, from the second on, becomes the next larger float64. No order changes.
 
     Args:
         values: 1-D, float64, in [0, 1].
-        turns: Which of equal values goes first.
+        magnitudes: As in :func:`ranks`.
 
     Returns:
         Same shape and type, in [0, 1], no two equal; ``values`` itself if none are.
 
     Example:
-        >>> turns = Turns.of(torch.tensor([2.0, 1.0]))
-        >>> parted = distinct(torch.tensor([0.5, 0.5], dtype=torch.float64), turns)
+        >>> parted = distinct(torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([2.0, 1.0]))
         >>> bool(parted[1] == 0.5), bool(parted[0] > 0.5), float(parted[0])
         (True, True, 0.5000000000000001)
     """
-    ascending = sorted_values(values).add_(0.0)
-    if not bool((ascending[1:] == ascending[:-1]).any()):
+    known = sorted_values(values).add_(0.0)
+    if not bool((known[1:] == known[:-1]).any()):
         return values
     # The bits of positive floats are in the order of the floats, and the next float has the next bits.
-    order = in_turn(values, turns.numbers, turns.units, ascending)
-    bits = ascending.view(torch.int64)
+    order = ascending(values, magnitudes, known)
+    bits = known.view(torch.int64)
     steps = torch.arange(values.numel(), device=values.device)
     _running_maximum(bits.sub_(steps))
     bits += steps
     one = int(torch.ones((), dtype=torch.float64).view(torch.int64))
     torch.minimum(bits, steps.add_(one - values.numel() + 1), out=bits)
-    return torch.empty_like(values).scatter_(0, order, ascending)
+    parted = torch.empty_like(values)
+    put(parted, order, known)
+    return parted
 
 
 def kth_lowest(values: Tensor, count: int) -> float:

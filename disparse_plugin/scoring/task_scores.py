@@ -85,7 +85,7 @@ class TaskScores(ScoreTables):
             budget.kept_of(place.shape.numel(), size) for place, size in zip(places, candidates.sizes, strict=True)
         ]
         values = lift(agreement(candidates, self.tasks, rule), floors, candidates.magnitudes)
-        parted = distinct(joined_on_one_device(values), candidates.precedence)
+        parted = distinct(joined_on_one_device(values), candidates.joined_magnitudes(range(len(places))))
         split = parted.split(candidates.sizes)
         return {
             key: spread(part.to(value.device), place).to(stored(*key).device)

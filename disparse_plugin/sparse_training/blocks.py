@@ -17,7 +17,7 @@ from ..agreement.budgets import Budget
 from ..agreement.candidates import Candidates
 from ..agreement.patterns import NofM, Place, best_in_blocks, spread
 from ..agreement.percentiles import agreement
-from ..agreement.ranking import distinct, turns_of
+from ..agreement.ranking import distinct
 from ..agreement.tallies import count_true
 from ..agreement.ways import lowest_of
 from ..arbiters import Arbiter
@@ -38,7 +38,7 @@ class OnTheWay(NofM):
         free, left = [], 0
         for index, (values, place) in enumerate(zip(agreement(candidates, tasks, arbiter), places, strict=True)):
             magnitudes = candidates.magnitudes_of([index])
-            parted = distinct(values, turns_of(values, None if magnitudes is None else magnitudes[0]))
+            parted = distinct(values, None if magnitudes is None else magnitudes[0])
             stay = self.units(best_in_blocks(spread(parted, place, fill=-torch.inf), self.n, self.m), place)
             free.append(values.masked_fill(stay, torch.inf))
             left += stay.numel() - count_true(stay)
@@ -80,7 +80,7 @@ class BlockExchange(Exchange):
         place = Place("", candidates.shape, candidates)
         listed = Candidates([{task: row[candidates] for task, row in rows.items()}])
         values = agreement(listed, self._present(rows), self.arbiter)[0]
-        wanted = spread(distinct(values, turns_of(values, None)), place, fill=-torch.inf)
+        wanted = spread(distinct(values), place, fill=-torch.inf)
         dim = self._dim(candidates)
         blocks = wanted.movedim(dim, -1).unflatten(-1, (-1, self.m))
         ranks = blocks.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)

@@ -40,7 +40,7 @@ def test_a_cut_is_that_of_whole_candidates(layers, name, shared):
     assert [mark.tolist() for mark in found] == [mark.tolist() for mark in expected]
     values = percentiles.agreement(plain, ["a", "b"], arbiter)
     lifted = cut.lift(values, floors, magnitudes)
-    parted = ranking.distinct(torch.cat(lifted), ranking.Turns.of(torch.cat(magnitudes))).split(sizes)
+    parted = ranking.distinct(torch.cat(lifted), torch.cat(magnitudes)).split(sizes)
     again = shared_out.distinct(
         spread, shared_out.lift(spread, shared_out.agreement(spread, ["a", "b"], arbiter), floors)
     )

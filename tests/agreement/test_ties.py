@@ -23,7 +23,7 @@ from disparse_plugin import (
 )
 from disparse_plugin.agreement import band, counting, ranking, ways
 from disparse_plugin.agreement.percentiles import agreement
-from disparse_plugin.agreement.ranking import ascending, distinct, turns_of
+from disparse_plugin.agreement.ranking import ascending, distinct
 from oracles.agreement import ARBITERS, ordered_positions
 from tied_scores import Bare, kept_places, tied
 
@@ -249,7 +249,7 @@ def test_parting_equal_values_keeps_every_order(pairs, by_magnitude):
     values = torch.tensor([value for value, _ in pairs], dtype=torch.float64)
     magnitudes = torch.tensor([magnitude for _, magnitude in pairs]) if by_magnitude else None
     before = values.clone()
-    parted = distinct(values, turns_of(values, magnitudes))
+    parted = distinct(values, magnitudes)
     assert torch.equal(values, before)
     order = ordered_positions(values.tolist(), magnitudes.tolist() if by_magnitude else None)
     assert parted.argsort().tolist() == order
