@@ -77,7 +77,7 @@ def ascending(values: Tensor, magnitudes: Tensor | None = None, known: Tensor | 
         by_magnitude = stable_order(absolute(magnitudes))
         return by_magnitude[stable_order(values[by_magnitude])]
     order, tied = order_and_ties(values, known)
-    if magnitudes is not None and order.numel():
+    if magnitudes is not None:
         _order_ties(order, tied, magnitudes)
     return order
 
@@ -90,19 +90,20 @@ def _order_ties(order: Tensor, tied: Tensor, magnitudes: Tensor) -> None:
         tied: Whether each of these has the value of the one before.
         magnitudes: By position.
     """
-    goes_on = _shifted(tied, -1)
-    second = tied & ~goes_on & ~_shifted(tied, 1)
-    _order_pairs(order, positions(second), magnitudes)
-    places = positions((tied | goes_on) & ~second & ~_shifted(second, -1))
+    later = positions(tied)
+    if not later.numel():
+        return
+    apart = later.diff() != 1
+    begins, ends = (torch.nn.functional.pad(apart, ends, value=True) for ends in ((1, 0), (0, 1)))
+    _order_pairs(order, taken(later, positions(begins & ends)), magnitudes)
+    more = taken(later, positions(~(begins & ends)))
+    member = torch.zeros_like(tied)
+    member[more] = member[more - 1] = True
+    places = positions(member)
     units = taken(order, places)
     by_magnitude = stable_order(absolute(taken(magnitudes, units)))
     runs = (~tied[places]).cumsum(0)
     put(order, places, taken(units, by_magnitude[stable_order(taken(runs, by_magnitude))]))
-
-
-def _shifted(marks: Tensor, by: int) -> Tensor:
-    """Move marks up by one place, or down by -1."""
-    return torch.nn.functional.pad(marks, (1, -1) if by > 0 else (-1, 1))
 
 
 def _order_pairs(order: Tensor, seconds: Tensor, magnitudes: Tensor) -> None:
