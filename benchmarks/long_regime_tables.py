@@ -25,6 +25,10 @@ ROOT = Path(__file__).parent.parent
 OLD_DEFAULT, DEFAULT = "DiSparse Taylor", "shares, damped 0.25"  # of disparse_pretrained
 WINDOW = "gradual to 1/2"  # the default of GradualPruning
 CHOSEN_ON = ("fashion+mnist", "fashion+mnist-adam-1-20", "yeast")  # exponents; other settings confirm
+READ = (
+    "How far each rule is ahead, in points, mean over the tasks / worst task; bold where significant after correction "
+    "over these two."
+)
 BASELINES = ("magnitude", "LAMP", "LAMP with reach", "adaptive Taylor, joint", "SNIP")
 
 HEAD = """# Trained longer
@@ -133,20 +137,36 @@ def asked_again(results: Sequence[Result], rules: Sequence[str], simple: Sequenc
         yield f"## Asked again: {title(result.name)}"
         yield (
             f"{len(result.summary.seeds)} seeds, run on the {result.facts.get('device', 'cpu')} when everything else "
-            "here was known, with the same learning rates, to see what holds. How far each rule is ahead, in points, "
-            "mean over the tasks / worst task; bold where significant after correction over these two."
+            f"here was known, with the same learning rates, to see what holds. {READ}"
         )
+        yield from at_every_amount(result, rules, simple)
         ran = {method.name for method in result.summary.methods}
-        others = [name for name in simple if name in ran]
-        for amount in result.summary.amounts:
-            yield f"{tables.percent(amount)} pruned:"
-            yield ahead(result, [rule for rule in rules if rule in ran], others, amount)
         if windows := [name for name in METHODS if name in ran and METHODS[name].family == "on the way"]:
             yield (
                 f"Pruned on the way, {tables.percent(TUNED_AT)}, in as many steps altogether, against one cut of the "
                 "trained network, and against the window that is the default of `GradualPruning`:"
             )
-            yield ahead(result, windows, [DEFAULT, *others, f"{DEFAULT}, {WINDOW}"], TUNED_AT)
+            others = [name for name in [DEFAULT, *simple, f"{DEFAULT}, {WINDOW}"] if name in ran]
+            yield ahead(result, windows, others, TUNED_AT)
+
+
+def with_own_rates(results: Sequence[Result], rules: Sequence[str], simple: Sequence[str]) -> Iterator[str]:
+    """The part where the learning rates were chosen at the amount that is measured; nothing where there are no runs."""
+    for result in results:
+        yield f"## With learning rates of their own: {title(result.name)}"
+        yield (
+            f"The same {len(result.summary.seeds)} seeds, but the learning rate of each method is the one that did "
+            f"best on validation at this amount (`many_runs.py --rates-at`). {READ}"
+        )
+        yield from at_every_amount(result, rules, simple)
+
+
+def at_every_amount(result: Result, rules: Sequence[str], simple: Sequence[str]) -> Iterator[str]:
+    """One table per amount: how far rules are ahead of what is simple, as far as they were run."""
+    ran = {method.name for method in result.summary.methods}
+    for amount in result.summary.amounts:
+        yield f"{tables.percent(amount)} pruned:"
+        yield ahead(result, [r for r in rules if r in ran], [name for name in simple if name in ran], amount)
 
 
 def ahead(result: Result, rules: Sequence[str], others: Sequence[str], amount: float) -> str:
@@ -159,7 +179,11 @@ def ahead(result: Result, rules: Sequence[str], others: Sequence[str], amount: f
 
 
 def page(
-    results: Sequence[Result], validation: Sequence[Result], folder: Path, fresh: Sequence[Result] = ()
+    results: Sequence[Result],
+    validation: Sequence[Result],
+    folder: Path,
+    fresh: Sequence[Result] = (),
+    own_rates: Sequence[Result] = (),
 ) -> Iterator[str]:
     """The whole page, in paragraphs.
 
@@ -168,6 +192,7 @@ def page(
         validation: The runs of seeds that serve for choices only.
         folder: Where the runs lie.
         fresh: The runs of seeds that serve to ask again.
+        own_rates: Runs with learning rates chosen at the amount that is measured.
     """
     yield HEAD.rstrip().replace("{chosen_on}", "; ".join(f"*{title(name)}*" for name in CHOSEN_ON))
     machines = sorted({f"{result.facts.get('device', 'cpu')} (torch {result.facts['torch']})" for result in results})
@@ -190,7 +215,9 @@ def page(
         "network of the same seed."
     )
     yield from exponent.paragraphs(results, validation, CHOSEN_ON)
-    yield from asked_again(fresh, [DEFAULT, "shares, damped 0.5", "DiSparse damped 0.5"], BASELINES)
+    asked = [DEFAULT, "shares, damped 0.5", "DiSparse damped 0.5"]
+    yield from asked_again(fresh, asked, BASELINES)
+    yield from with_own_rates(own_rates, asked, BASELINES)
     yield "## Trained long enough?"
     yield (
         "The dense network of the unreported seed on its way: validation metrics, mean over the tasks, as changes to "
@@ -209,13 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "long")
     parser.add_argument("--validation", type=Path, default=Path(__file__).parent / "results" / "chosen")
     parser.add_argument("--fresh", type=Path, default=Path(__file__).parent / "results" / "fresh")
+    parser.add_argument("--own-rates", type=Path, default=Path(__file__).parent / "results" / "own_rates")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results_long_regime.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     options = parser.parse_args(arguments)
     results = load(options.results)
     if not results:
         raise SystemExit(f"results: needs finished runs under {options.results}, found none; run accuracy.py first")
-    parts = page(results, load(options.validation), options.results, load(options.fresh))
+    parts = page(results, load(options.validation), options.results, load(options.fresh), load(options.own_rates))
     options.page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     for theme in hero.THEMES:
         hero.draw(results, options.images / f"hero-{theme}.png", theme, DEFAULT)

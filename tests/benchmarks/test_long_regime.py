@@ -105,7 +105,8 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     long_regime_tables.main(
         [
             *("--results", str(tmp_path / "long"), "--validation", str(tmp_path / "none")),
-            *("--page", str(page), "--images", str(tmp_path), "--fresh", str(tmp_path / "long")),
+            *("--page", str(page), "--images", str(tmp_path)),
+            *("--fresh", str(tmp_path / "long"), "--own-rates", str(tmp_path / "long")),
         ]
     )
     result, text = load(tmp_path / "long")[0], page.read_text()
@@ -120,6 +121,9 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     on_the_way = result.summary.paired("shares, damped 0.25, cut at 1/4", "shares, damped 0.25", 0.98, "mean")
     row = again[again.index("Pruned on the way") :].split("| shares, damped 0.25, cut at 1/4 | ")[1]
     assert row.replace("*", "").startswith(f"{on_the_way} / ")
+    own = text[text.index("## With learning rates of their own: signs") :]
+    row = own[own.index("98% pruned:") :].split("| shares, damped 0.25 | ")[1]
+    assert row.replace("*", "").startswith(f"{ahead} / ")
     assert all((tmp_path / f"hero-{theme}.png").stat().st_size > 10_000 for theme in ("light", "dark"))
 
 
