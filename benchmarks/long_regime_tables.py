@@ -25,10 +25,6 @@ ROOT = Path(__file__).parent.parent
 OLD_DEFAULT, DEFAULT = "DiSparse Taylor", "shares, damped 0.25"  # of disparse_pretrained
 WINDOW = "gradual to 1/2"  # the default of GradualPruning
 CHOSEN_ON = ("fashion+mnist", "fashion+mnist-adam-1-20", "yeast")  # exponents; other settings confirm
-READ = (
-    "How far each rule is ahead, in points, mean over the tasks / worst task; bold where significant after correction "
-    "over these two."
-)
 BASELINES = ("magnitude", "LAMP", "LAMP with reach", "adaptive Taylor, joint", "SNIP")
 
 HEAD = """# Trained longer
@@ -134,12 +130,11 @@ def setting_page(result: Result, candidates: Sequence[str], joint: Sequence[str]
 def asked_again(results: Sequence[Result], rules: Sequence[str], simple: Sequence[str]) -> Iterator[str]:
     """The part on seeds that were run when all else was known, to see what stays; nothing where there are none."""
     for result in results:
-        yield f"## Asked again: {title(result.name)}"
-        yield (
+        said = (
             f"{len(result.summary.seeds)} seeds, run on the {result.facts.get('device', 'cpu')} when everything else "
-            f"here was known, with the same learning rates, to see what holds. {READ}"
+            "here was known, with the same learning rates, to see what holds."
         )
-        yield from at_every_amount(result, rules, simple)
+        yield from at_every_amount(result, "Asked again", said, rules, simple)
         ran = {method.name for method in result.summary.methods}
         if windows := [name for name in METHODS if name in ran and METHODS[name].family == "on the way"]:
             yield (
@@ -153,16 +148,22 @@ def asked_again(results: Sequence[Result], rules: Sequence[str], simple: Sequenc
 def with_own_rates(results: Sequence[Result], rules: Sequence[str], simple: Sequence[str]) -> Iterator[str]:
     """The part where the learning rates were chosen at the amount that is measured; nothing where there are no runs."""
     for result in results:
-        yield f"## With learning rates of their own: {title(result.name)}"
-        yield (
+        said = (
             f"The same {len(result.summary.seeds)} seeds, but the learning rate of each method is the one that did "
-            f"best on validation at this amount (`many_runs.py --rates-at`). {READ}"
+            "best on validation at this amount (`many_runs.py --rates-at`)."
         )
-        yield from at_every_amount(result, rules, simple)
+        yield from at_every_amount(result, "With learning rates of their own", said, rules, simple)
 
 
-def at_every_amount(result: Result, rules: Sequence[str], simple: Sequence[str]) -> Iterator[str]:
+def at_every_amount(
+    result: Result, heading: str, said: str, rules: Sequence[str], simple: Sequence[str]
+) -> Iterator[str]:
     """One table per amount: how far rules are ahead of what is simple, as far as they were run."""
+    yield f"## {heading}: {title(result.name)}"
+    yield (
+        f"{said} How far each rule is ahead, in points, mean over the tasks / worst task; bold where significant after "
+        "correction over these two."
+    )
     ran = {method.name for method in result.summary.methods}
     for amount in result.summary.amounts:
         yield f"{tables.percent(amount)} pruned:"

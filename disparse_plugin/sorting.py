@@ -110,7 +110,7 @@ def _mend(keys: npt.NDArray[np.uint64], values: npt.NDArray[Any], wrong: npt.NDA
     lengths = np.searchsorted(keys, (leading << shift) | ((np.uint64(1) << shift) - np.uint64(1)), "right") - begins
     doubtful = np.arange(lengths.sum()) + np.repeat(begins - (lengths.cumsum() - lengths), lengths)
     places = (keys[doubtful] & ((np.uint64(1) << shift) - np.uint64(1))).view(np.int64)
-    # Those of one cell are in turn already, and stay so.
+    # Those of one cell are in order already, and stay so.
     keys[doubtful] = places[np.argsort(values[places], kind="stable")].view(np.uint64)
 
 

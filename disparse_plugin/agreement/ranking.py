@@ -94,9 +94,11 @@ def _order_ties(order: Tensor, tied: Tensor, magnitudes: Tensor) -> None:
     if not later.numel():
         return
     apart = later.diff() != 1
-    begins, ends = (torch.nn.functional.pad(apart, ends, value=True) for ends in ((1, 0), (0, 1)))
-    _order_pairs(order, taken(later, positions(begins & ends)), magnitudes)
-    more = taken(later, positions(~(begins & ends)))
+    alone = torch.nn.functional.pad(apart, (1, 0), value=True) & torch.nn.functional.pad(apart, (0, 1), value=True)
+    _order_pairs(order, taken(later, positions(alone)), magnitudes)
+    more = taken(later, positions(~alone))
+    if not more.numel():
+        return
     member = torch.zeros_like(tied)
     member[more] = member[more - 1] = True
     places = positions(member)
