@@ -6,6 +6,8 @@ its place are packed into one number of 64 bits, and those are sorted. On an acc
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ PIECE = 2**16
 _HALF = np.uint64(32)
 # So many bits of a key are used.
 KEY_BITS = 64
+# What is left of a key beside a value and its place holds leading bits of a magnitude: of as many as tell apart the
+# float32 between the largest and 1/256 of it.
+MAGNITUDE_BITS = 26
 
 
 def ordered(values: Tensor) -> Tensor:
@@ -43,16 +48,20 @@ def ordered(values: Tensor) -> Tensor:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long()
 
 
-def order_and_ties(values: Tensor, ascending: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Order entries by their values, equal ones as they come, and tell which are equal.
+def order_and_ties(
+    values: Tensor, magnitudes: Tensor | None = None, ascending: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Order entries by their values, equal ones by magnitudes if that costs nothing, else as they come.
 
     Args:
         values: 1-D, no NaN.
+        magnitudes: What may order equal values: 1-D, floating point, by its absolute values.
         ascending: The values in order, where they are known.
 
     Returns:
         The positions of the entries from the lowest value to the highest, int64, and bool of the same shape: whether
-        the value at each of these positions is that at the one before.
+        the entry at each of these positions is still to be compared with the one before. Their values are equal, and
+        they stand as they come, whatever their magnitudes.
 
     Example:
         >>> order, tied = order_and_ties(torch.tensor([0.5, 0.1, 0.5]))
@@ -62,36 +71,83 @@ def order_and_ties(values: Tensor, ascending: Tensor | None = None) -> tuple[Ten
     if values.dtype not in _OF_NUMPY:
         values = values.float()
     if values.device.type == "cpu" and 0 < values.numel() <= 2**32:
-        return _ordered_by_keys(values, ascending)
+        return _ordered_by_keys(values, magnitudes, ascending)
     found = (values + 0).sort(stable=True)  # -0.0 becomes 0.0, which CUDA would sort apart
     tied = torch.zeros_like(found.indices, dtype=torch.bool)
     torch.eq(found.values[1:], found.values[:-1], out=tied[1:])
     return found.indices, tied
 
 
-def _ordered_by_keys(values: Tensor, ascending: Tensor | None) -> tuple[Tensor, Tensor]:
-    place_bits = np.uint64((values.numel() - 1).bit_length())
+def _ordered_by_keys(values: Tensor, magnitudes: Tensor | None, ascending: Tensor | None) -> tuple[Tensor, Tensor]:
+    places = np.uint64((values.numel() - 1).bit_length())
     low, high = ordered(torch.stack(values.aminmax())).tolist()
-    lost = max(0, (high - low).bit_length() + int(place_bits) - KEY_BITS)
-    keys, tied = np.empty(values.numel(), np.uint64), np.zeros(values.numel(), bool)
-    for start in range(0, keys.size, PIECE):
-        part, bits = keys[start : start + PIECE], ordered(values[start : start + PIECE]).numpy().view(np.uint64)
-        np.subtract(bits, np.uint64(low % 2**64), out=part)
-        if lost:
-            part >>= np.uint64(lost)
-        part <<= place_bits
-        part |= np.arange(start, start + part.size, dtype=np.uint64)
+    free = KEY_BITS - int(places) - (high - low).bit_length()
+    keys = _keys(values, low, free, None if magnitudes is None or free <= 0 else _LeadingBits.of(magnitudes, free))
     keys.sort()
-    for start in range(0, keys.size - 1, PIECE):
-        leading = keys[start : start + PIECE + 1] >> place_bits
-        np.equal(leading[1:], leading[:-1], out=tied[start + 1 : start + leading.size])
-    if lost:
+    tied = _alike(keys.size, lambda piece: keys[piece] >> places)
+    if free < 0:
         known = (sorted_values(values) if ascending is None else ascending).numpy()
-        alike = tied
-        tied = np.append(False, known[1:] == known[:-1])
-        _mend(keys, values.numpy(), np.flatnonzero(alike & ~tied))
-    keys &= np.uint64(2 ** int(place_bits) - 1)
+        same_bits, tied = tied, _alike(keys.size, lambda piece: known[piece])
+        _mend(keys, values.numpy(), np.flatnonzero(same_bits & ~tied))
+    keys &= np.uint64(2 ** int(places) - 1)
     return torch.from_numpy(keys.view(np.int64)), torch.from_numpy(tied)
+
+
+def _keys(values: Tensor, low: int, free: int, then: _LeadingBits | None) -> npt.NDArray[np.uint64]:
+    """Put into one number each, from the left, a value, what decides between equal ones, and the place.
+
+    Args:
+        values: What is ordered.
+        low: The bits of the lowest.
+        free: How many bits are left beside a value and a place; less than none where the values lose some.
+        then: What decides between equal values.
+    """
+    keys = np.empty(values.numel(), np.uint64)
+    for start in range(0, keys.size, PIECE):
+        piece = slice(start, start + PIECE)
+        part, bits = keys[piece], ordered(values[piece]).numpy().view(np.uint64)
+        np.subtract(bits, np.uint64(low % 2**64), out=part)
+        if free < 0:
+            part >>= np.uint64(-free)
+        if then is not None:
+            part <<= np.uint64(then.width)
+            part |= then(piece)
+        part <<= np.uint64((keys.size - 1).bit_length())
+        part |= np.arange(start, start + part.size, dtype=np.uint64)
+    return keys
+
+
+def _alike(size: int, entries: Callable[[slice], npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+    """Tell of each of so many entries, of which some are asked for at a time, whether it equals the one before."""
+    same = np.zeros(size, bool)
+    for start in range(0, size - 1, PIECE):
+        part = entries(slice(start, start + PIECE + 1))
+        np.equal(part[1:], part[:-1], out=same[start + 1 : start + part.size])
+    return same
+
+
+@dataclasses.dataclass(frozen=True)
+class _LeadingBits:
+    """The first bits of absolute values, in their order; those far below the largest are all zero.
+
+    Attributes:
+        values: Floating point.
+        width: How many bits.
+        lowest: The bits, as a float32, of what comes first after zero.
+    """
+
+    values: Tensor
+    width: int
+    lowest: int
+
+    @classmethod
+    def of(cls, values: Tensor, most: int) -> _LeadingBits:
+        largest = int(torch.stack(values.aminmax()).float().abs().max().view(torch.int32))
+        return cls(values, min(most, MAGNITUDE_BITS), largest + 1 - 2**MAGNITUDE_BITS)
+
+    def __call__(self, piece: slice) -> npt.NDArray[np.uint64]:
+        bits = self.values[piece].float().abs().view(torch.int32).long().sub_(self.lowest)
+        return (bits.clamp_(0, 2**MAGNITUDE_BITS - 1) >> (MAGNITUDE_BITS - self.width)).numpy().view(np.uint64)
 
 
 def _mend(keys: npt.NDArray[np.uint64], values: npt.NDArray[Any], wrong: npt.NDArray[np.intp]) -> None:

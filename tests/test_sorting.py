@@ -51,15 +51,21 @@ def test_any_numbers(values):
     assert np.array_equal(sorting.stable_order(torch.tensor(values, dtype=torch.float64)).numpy(), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_ties_are_told_and_a_known_order_of_the_values_changes_nothing(kind):
-    values = KINDS[kind](torch.Generator().manual_seed(3), 700)
+def test_equal_values_are_ordered_by_magnitude_or_told(kind, dtype):
+    generator = torch.Generator().manual_seed(3)
+    values = KINDS[kind](generator, 700)
+    magnitudes = torch.cat([torch.zeros(100), torch.randn(300, generator=generator) * 1e-5, torch.randn(300)]).to(dtype)
     order, tied = sorting.order_and_ties(values)
     ascending = values[order]
     assert tied.tolist() == [False, *(ascending[1:] == ascending[:-1]).tolist()]
-    again = sorting.order_and_ties(values, sorting.sorted_values(values))
-    assert torch.equal(again[0], order)
-    assert torch.equal(again[1], tied)
+    order, left = sorting.order_and_ties(values, magnitudes)
+    assert torch.equal(values[order], ascending)
+    assert not bool((left & ~tied).any())
+    parts = (tied & ~left).nonzero().flatten()
+    assert bool((magnitudes[order[parts - 1]].abs() <= magnitudes[order[parts]].abs()).all())
+    assert bool((order[left] > order[left.roll(-1)]).all())
 
 
 def test_whole_numbers_are_ordered_by_all_their_digits():

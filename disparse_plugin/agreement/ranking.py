@@ -76,7 +76,7 @@ def ascending(values: Tensor, magnitudes: Tensor | None = None, known: Tensor | 
     if magnitudes is not None and _sorts_at_once(values):
         by_magnitude = stable_order(absolute(magnitudes))
         return by_magnitude[stable_order(values[by_magnitude])]
-    order, tied = order_and_ties(values, known)
+    order, tied = order_and_ties(values, magnitudes, known)
     if magnitudes is not None:
         _order_ties(order, tied, magnitudes)
     return order
@@ -86,8 +86,8 @@ def _order_ties(order: Tensor, tied: Tensor, magnitudes: Tensor) -> None:
     """Bring entries of equal values in the order of their magnitudes, in place.
 
     Args:
-        order: The entries' positions, in the order of their values.
-        tied: Whether each of these has the value of the one before.
+        order: The entries' positions, as :func:`disparse_plugin.sorting.order_and_ties` returns them.
+        tied: Whether each of these is to be compared with the one before.
         magnitudes: By position.
     """
     later = positions(tied)
