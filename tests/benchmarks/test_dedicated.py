@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,6 +268,12 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "| lottery ticket | 98% | 37 |" in text
     assert "### Both together" not in text
     assert f"| {dedicated.DEFAULT}, one cut | 98% | 10 |" in text
+    assert "trained longer" not in text
+    shutil.copytree(store.folder, tmp_path / "long" / "balanced" / "signs")
+    dedicated.main([*run, "--page", str(page)])
+    longer, short = page.read_text().split("## signs, trained longer")[1].split("## signs\n")
+    assert "lottery" not in longer
+    assert longer.strip() in short
     if importlib.util.find_spec("torchjd"):
         dedicated.main([*run, "--groups", "after-PCGrad"])
         dedicated.main([*run, "--page", str(page)])

@@ -20,8 +20,8 @@ HEAD = """# Against dedicated methods
 
 Written by `benchmarks/dedicated.py --page` from the runs in `benchmarks/results/dedicated`. The rules are those of the
 other [results](accuracy.md): learning rates by validation on seeds that are not reported, here for every method at
-every amount; the test split is measured once. These are short trainings of small networks and few seeds: a first look,
-not a verdict. Changes are in % of the dense network of the same seed, trained and tuned on the plain sum of the losses;
+every amount; the test split is measured once. These are small networks and few seeds, most of them trained shortly: a
+first look, not a verdict. Changes are in % of the dense network of the same seed, trained and tuned on the plain sum of the losses;
 intervals are 95 %, of Student's t; a difference *wins* or *loses* where its p-value is below 0.05 after Holm's
 correction over its table. Two numbers with a slash are the mean over the tasks and the task that lost most. The latter
 is a minimum over noisy tasks: below zero for any second network, and the more so the less it has in common with the
@@ -59,6 +59,9 @@ ROUNDS = """### What rounds, longer tuning and pruning on the way buy
 Each against one cut, averaged over the rules: with so few tests, differences can be seen that no single rule shows."""
 
 
+LONG = "long"  # the folder of the runs that were trained longer
+
+
 class Options(NamedTuple):
     """What the tables are about."""
 
@@ -70,12 +73,13 @@ class Options(NamedTuple):
 def page(folder: Path, options: Options) -> Iterator[str]:
     """The whole page, in paragraphs."""
     yield HEAD
-    for setting in sorted({path.parent.name for path in folder.glob("*/*/setting.json")}):
-        yield f"## {title(setting)}"
-        if (folder / "balanced" / setting).exists():
-            yield from _balanced(folder, setting, options)
-        if (folder / "costly" / setting).exists():
-            yield from _costly(folder, setting, options)
+    for part, how in ((folder / LONG, ", trained longer"), (folder, "")):
+        for setting in sorted({path.parent.name for path in part.glob("*/*/setting.json")}):
+            yield f"## {title(setting)}{how}"
+            if (part / "balanced" / setting).exists():
+                yield from _balanced(part, setting, options)
+            if (part / "costly" / setting).exists():
+                yield from _costly(part, setting, options)
 
 
 def _balanced(folder: Path, setting: str, options: Options) -> Iterator[str]:
