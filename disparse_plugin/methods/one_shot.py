@@ -118,7 +118,7 @@ def disparse_pretrained(
     By default by *damped shares*: each task's saliency ``w^2 * sqrt(sum of abs(g))``, LAMP's share of it in its tensor,
     added up over the tasks; see :mod:`disparse_plugin.damped_shares` for the formula, the evidence and the limits. The
     paper's rule, ``criterion="taylor"``, prunes layers very unevenly, and at high sparsity whole ones away. Without
-    labels, ``criterion="lamp", arbiter="sum"`` is nearly as good; with two like tasks torch's
+    labels, ``criterion="lamp", arbiter="sum"`` is hardly behind; with two like tasks torch's
     ``prune.global_unstructured(..., prune.L1Unstructured)`` will do.
 
     Args:

@@ -60,11 +60,12 @@ class TaskScores(ScoreTables):
         """Return the agreement scores, for ``importance_scores=`` of ``torch.nn.utils.prune``.
 
         ``q = arbiter over the tasks k that reach the weight of (rank_k + 1) / n_k``, ranks among the ``n_k`` alive
-        entries that task k reaches.
+        entries that task k reaches. With ``"sum"`` each task's shares of its scores in a tensor, as of
+        :func:`~disparse_plugin.criteria.lamp_scores`, take the place of its percentiles.
 
         Args:
-            arbiter: ``"unanimous"`` (DiSparse), ``"majority"``, ``"mean"``, ``"any"``, ``at_least(k)`` or a callable
-                over the task axis; see :mod:`disparse_plugin.arbiters`.
+            arbiter: ``"unanimous"`` (DiSparse), ``"majority"``, ``"mean"``, ``"any"``, ``"sum"``, ``at_least(k)`` or a
+                callable over the task axis; see :mod:`disparse_plugin.arbiters`.
             min_keep: As in :meth:`masks`. What it protects is lifted above everything else, with ``(3 + q) / 4`` to
                 ``q / 4``, so that it goes last; pruned so far that it has to go, it goes without an error.
 
