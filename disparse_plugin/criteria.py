@@ -341,8 +341,8 @@ def _by_name(name: str) -> Criterion:
         raise ValueError(f"criterion: {name} works on another criterion, found none; write '{name}(taylor)'")
     known = [*_CRITERIA, *(f"{wrapper}({inner})" for wrapper in _WRAPPERS for inner in _CRITERIA)]
     raise ValueError(
-        f"criterion: must be one of {', '.join(sorted(_CRITERIA))}, layer_adaptive(...) or damped(..., exponent) of one, "
-        f"or a callable(weight, grad), found {name!r}{did_you_mean(name, known)}"
+        f"criterion: must be one of {', '.join(sorted(_CRITERIA))}, layer_adaptive(...) or damped(..., exponent) of "
+        f"one, or a callable(weight, grad), found {name!r}{did_you_mean(name, known)}"
     )
 
 

@@ -12,11 +12,11 @@ networks is ``criterion="taylor"`` with ``arbiter="unanimous"``.
 
 Evidence (``docs/results_long_regime.md``): of both exponents and both ways to join the tasks this did best on the
 validation data of three settings. On the test data of nine, at 90, 95 and 98 %, none of magnitude, LAMP, LAMP with
-reach, layer-adaptive Taylor on the summed loss and, on yeast, SNIP is significantly ahead of it, and it is ahead in
-30 of 206 comparisons; on fresh seeds of two settings magnitude is ahead at 90 %, by 0.4 and 1.0 points, with learning rates
-chosen at 98 %, and with rates chosen at 90 % on neither. With exponent 0.5 it is ahead in 49 and behind in three; where
-one loss drowns the others, that is the safer. It needs labels: without, ``criterion="lamp", arbiter="sum"`` is level
-with it in 49 of 50 comparisons. For two like tasks torch's own magnitude will do.
+reach, layer-adaptive Taylor on the summed loss and, on yeast, SNIP is significantly ahead of it, and it is ahead in 30
+of 206 comparisons; on fresh seeds of two settings magnitude is ahead at 90 %, by 0.4 and 1.0 points, with learning
+rates chosen at 98 %, and with rates chosen at 90 % on neither. With exponent 0.5 it is ahead in 49 and behind in three;
+where one loss drowns the others, that is the safer. It needs labels: without, ``criterion="lamp", arbiter="sum"`` is
+level with it in 49 of 50 comparisons. For two like tasks torch's own magnitude will do.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from .masks.state_dicts import match_masks
 from .scoring.losses import Batch, TaskLosses
 
 try:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
     from lightning.pytorch.callbacks import GradientAccumulationScheduler
     from lightning.pytorch.utilities import CombinedLoader
 except ImportError as missing:
@@ -167,6 +167,7 @@ class DiSparsePruning(Callback):
         self._fits.follow(None)
         if stage == "fit":
             _check_has_task_losses(pl_module)
+            _check_not_averaged(trainer)
             self._fits.expect(pl_module)
         self._fits.follow(pl_module)
 
@@ -215,6 +216,22 @@ class DiSparsePruning(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint. Of one made in another mode, only the masks are taken over."""
         self._fits.load_state_dict(state_dict)
+
+
+def _check_not_averaged(trainer: Trainer) -> None:
+    """Refuse lightning's own averages: they copy the dense model before any mask is made, buffer by buffer.
+
+    Raises:
+        ValueError: If one is among the callbacks.
+    """
+    kind = getattr(callbacks, "WeightAveraging", ())  # newer versions have it
+    for callback in getattr(trainer, "callbacks", ()):
+        if isinstance(callback, kind):
+            raise ValueError(
+                f"callbacks: masks that are made in a fit are not in averages that {type(callback).__name__} begins "
+                "before it; prune before the fit (disparse_pretrained) and leave this callback out, or average by hand "
+                "and call disparse_plugin.masks.apply_masks"
+            )
 
 
 def _check_has_task_losses(model: nn.Module) -> None:

@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ._support.distributed import ranks_in_all
-from ._support.shards import is_sharded
+from ._support.shards import is_sharded, local
 from ._support.shared_memory import sharing_memory
 from ._support.user_warning import warn_user
 from .kinds import check_kind
@@ -106,6 +107,17 @@ def select(model: nn.Module, parameters: Iterable[ParameterKey] | None, exclude:
         raise ValueError(_nothing(obstacles))
     skipped = {name: obstacle.reason for name, obstacle in obstacles.items()}
     return Selection(tuple(key for key, _ in left), tuple(name for _, name in left), skipped, listed)
+
+
+def check_takes_masks(model: nn.Module, parameters: Sequence[ParameterKey]) -> None:
+    """Check that masks can be put on parameters, which need no values for that: they may be on the meta device.
+
+    Raises:
+        ValueError: If something is in the way of one.
+    """
+    names = dict(zip(parameters, qualified_names(model, parameters), strict=True))
+    if refused := {name: obstacle for name, obstacle in _obstacles(model, names) if not obstacle.passing}:
+        raise refusal(refused, pasteable=False)
 
 
 def check_tensor(module: nn.Module, name: str) -> None:
@@ -252,9 +264,12 @@ def _check_once(names: Sequence[str]) -> None:
 
 def _obstacles(model: nn.Module, names: Mapping[ParameterKey, str]) -> Iterator[tuple[str, Obstacle]]:
     """Yield what is in the way of each parameter, in their order."""
-    tied, bypassed = sharing_memory(model), _never_run(model)
+    tied, bypassed, soft = sharing_memory(model), _never_run(model), _with_soft_masks(names)
     for key, name in names.items():
         obstacle = _of_tensor(*key)
+        if obstacle is None and key in soft:
+            cure = "here a weight is kept or not: torch.nn.utils.prune.remove makes the mask permanent"
+            obstacle = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
         if obstacle is None and key in tied:
             both = " and ".join(qualified_names(model, tied[key]))
             cure = "a mask on one would leave the other whole: untie them"
@@ -296,6 +311,20 @@ def _never_run(model: nn.Module) -> set[nn.Module]:
     }
 
 
+def _with_soft_masks(parameters: Iterable[ParameterKey]) -> set[ParameterKey]:
+    """Return the parameters whose masks scale weights, with one wait for each accelerator."""
+    masks = {
+        key: mask for key in parameters if is_masked(*key) and (mask := key[0]._buffers[f"{key[1]}_mask"]) is not None
+    }
+    found: set[ParameterKey] = set()
+    for device in {mask.device for mask in masks.values()}:
+        there = [key for key, mask in masks.items() if mask.device == device and not mask.is_meta]
+        soft = [((local(masks[key]) != 0) & (local(masks[key]) != 1)).any() for key in there]
+        if soft:
+            found.update(key for key, scales in zip(there, torch.stack(soft).tolist(), strict=True) if scales)
+    return found
+
+
 def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
     """Return what is in the way that one tensor shows by itself."""
     parametrizations = module._modules.get("parametrizations")
@@ -316,10 +345,14 @@ def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
     if is_lazy(tensor):
         cure = "run one batch through the model first"
         return Obstacle("have a shape", "a lazy parameter", cure, passing=True)
-    if is_sharded(tensor):
-        if (obstacle := _of_layout(tensor, masked_before=renamed)) is not None:
-            return obstacle
-    elif hasattr(tensor, "__tensor_flatten__"):  # torch's protocol of tensors that wrap other tensors
+    if is_sharded(tensor) and (obstacle := _of_layout(tensor, masked_before=renamed)) is not None:
+        return obstacle
+    return _of_values(tensor) or (None if is_masked(module, name) else _of_names(module, name))
+
+
+def _of_values(tensor: Tensor) -> Obstacle | None:
+    """Return what is in the way in the values that a parameter holds."""
+    if hasattr(tensor, "__tensor_flatten__") and not is_sharded(tensor):  # torch's protocol of tensors that wrap others
         cure = "score and prune before the weights are quantised"
         return Obstacle("be a plain tensor", type(tensor.data).__name__, cure)
     if tensor.is_meta:
@@ -328,6 +361,17 @@ def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
         return Obstacle("be of a floating point type", f"{tensor.dtype}")
     if tensor.numel() == 0:
         return Obstacle("hold at least one entry", f"shape {tuple(tensor.shape)}")
+    return None
+
+
+def _of_names(module: nn.Module, name: str) -> Obstacle | None:
+    """Return what stands where torch's pruning puts a mask and the original weight."""
+    for wanted in (f"{name}_mask", f"{name}_orig"):
+        if hasattr(module, wanted):
+            cure = "pruning would take its place: rename it in the layer"
+            return Obstacle(
+                f"leave the name {wanted} free", f"{type(module).__name__} with a {wanted} of its own", cure
+            )
     return None
 
 

@@ -6,10 +6,11 @@ import warnings
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
-from disparse_plugin import prunable_parameters
+from disparse_plugin import disparse_static, prunable_parameters
 from disparse_plugin.maskable import check_parameters, select
+from disparse_plugin.masks import attach_masks, fold
 from networks import TwoHeads
 
 
@@ -117,3 +118,47 @@ def test_what_is_no_list_of_pairs(parameters, message):
     model = TwoHeads()
     with pytest.raises(TypeError, match=message):
         select(model, parameters(model))
+
+
+class Causal(nn.Linear):
+    """Keeps a triangle of its weights, by a buffer that has the name which torch gives to masks."""
+
+    def __init__(self):
+        super().__init__(4, 4, bias=False)
+        self.register_buffer("weight_mask", torch.ones(4, 4).tril())
+
+    def forward(self, x):
+        return x @ (self.weight * self.weight_mask).T
+
+
+class Noted(nn.Linear):
+    """Has an attribute of the name that torch gives to the weight behind a mask."""
+
+    weight_orig = None
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Causal, "weight_mask"), (lambda: Noted(4, 4), "weight_orig")])
+def test_a_layer_with_a_mask_of_its_own_keeps_it(kind, name):
+    model = nn.Sequential(kind(), nn.Linear(4, 2))
+    before = getattr(model[0], name)
+
+    def losses(model, x):
+        return {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
+
+    with pytest.warns(UserWarning, match=f"0.weight .*{name} of its own"):
+        scores = disparse_static(model, losses, [torch.randn(3, 4)], 0.5)
+    assert list(scores.skipped) == ["0.weight"]
+    assert getattr(model[0], name) is before
+    assert fold(model)(torch.randn(3, 4)).shape == (3, 2)
+    with pytest.raises(ValueError, match=f"leave the name {name} free"):
+        attach_masks(model, {"0.weight": torch.ones(4, 4, dtype=torch.bool)})
+
+
+def test_a_mask_that_scales_weights_is_refused():
+    layer = nn.Linear(2, 1)
+    prune.custom_from_mask(layer, "weight", torch.tensor([[0.5, 1.0]]))
+    with pytest.raises(ValueError, match="weight must carry a mask of zeros and ones, if any, found a mask with other"):
+        check_parameters(layer, [(layer, "weight")])
+    with pytest.raises(ValueError, match="zeros and ones"):
+        attach_masks(layer, {"weight": torch.tensor([[False, True]])})
+    assert layer.weight_mask.tolist() == [[0.5, 1.0]]

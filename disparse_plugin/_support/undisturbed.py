@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..parameters import ParameterKey, stored
+from .user_warning import warn_user
 
 # Of a tensor: memory, place in it, shape, strides.
 _Layout: TypeAlias = tuple[torch.UntypedStorage, int, torch.Size, tuple[int, ...]]
@@ -27,7 +28,8 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
     frozen, and compiled code runs eagerly, because per-task gradients through a compiled graph are fragile. On the way
     out, also after an exception or an interrupt: ``requires_grad``, train/eval mode, buffers (which there are, their
     identity, shape and contents; BatchNorm statistics), the effective weights of pruned modules, and the random states
-    of torch, numpy and Python are as before. Parameters and ``.grad`` are not touched at all.
+    of torch, numpy and Python are as before. So are parameters that the forward replaces, and embeddings that it
+    rescales (``max_norm``); to one that it overwrites in another way the user is pointed. ``.grad`` is not touched.
 
     Args:
         model: The model, as the caller has it.
@@ -39,7 +41,8 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
     with contextlib.ExitStack() as stack:
         stack.enter_context(_random_states(model))
         stack.enter_context(_modes_and_buffers(model))
-        stack.enter_context(_differentiable(parameters))
+        stack.enter_context(_values(model))
+        stack.enter_context(_differentiable(model, parameters))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # something is compiled: the model, or a copy that the losses run
@@ -85,6 +88,11 @@ def _modes_and_buffers(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def _is_plain(parameter: nn.Parameter) -> bool:
+    strided = type(parameter.data) is Tensor and parameter.layout is torch.strided
+    return strided and not parameter.is_meta and not parameter.is_inference()
+
+
 def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
     for module, training in zip(modules, modes, strict=True):
         if module.training != training:
@@ -126,12 +134,43 @@ def _rewrite(buffer: Tensor, values: Tensor, layout: _Layout | None) -> None:
 
 
 @contextlib.contextmanager
-def _differentiable(parameters: Iterable[ParameterKey]) -> Iterator[None]:
-    frozen = [p for p in (stored(module, name) for module, name in parameters) if not p.requires_grad]
+def _values(model: nn.Module) -> Iterator[None]:
+    """Give parameters back the values that the forward of some layers changes."""
+    plain = {name: p for name, p in model.named_parameters() if _is_plain(p)}
+    held = [(parameter, parameter.data) for parameter in plain.values()]
+    copies = [
+        (module.weight, module.weight.detach().clone())
+        for module in model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
+    ]
+    versions = {name: parameter._version for name, parameter in plain.items()}
     try:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
         yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        with torch.no_grad():
+            for parameter, data in held:
+                if parameter.data.data_ptr() != data.data_ptr() and parameter.dtype == data.dtype:
+                    parameter.data = data
+        rescaled = {id(weight) for weight, _ in copies}
+        written = [n for n, p in plain.items() if p._version != versions[n] and id(p) not in rescaled]
+        if written:
+            warn_user(
+                f"model: must not write to its parameters in the forward, found {len(written)} overwritten (first: "
+                f"{written[0]}); scoring has changed them: write where the optimizer steps"
+            )
+        with torch.no_grad():
+            for weight, values in copies:
+                weight.copy_(values)
+
+
+@contextlib.contextmanager
+def _differentiable(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterator[None]:
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for module, name in parameters:
+            stored(module, name).requires_grad_(True)
+        yield
+    finally:
+        for parameter, required in before:
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)

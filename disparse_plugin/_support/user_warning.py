@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
 
 from torch.nn.utils import prune
 
-_OURS = (str(Path(__file__).parents[1]), prune.__file__)
+_OURS = (str(Path(__file__).parents[1]), prune.__file__, contextlib.__file__)
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:

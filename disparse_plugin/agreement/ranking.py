@@ -25,6 +25,8 @@ LARGEST_SHARE = 1 / 8
 STRIDE = 61
 # On an accelerator, up to this size, to sort again takes less time than to let the host wait for what a sort found.
 SORTED_AT_ONCE = 2**24
+# Of the float64 1.0.
+BITS_OF_ONE = 0x3FF0000000000000
 # Length of the rows in which an accelerator finds a running maximum.
 ROW = 2**10
 
@@ -190,8 +192,7 @@ def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     steps = torch.arange(values.numel(), device=values.device)
     _running_maximum(bits.sub_(steps))
     bits += steps
-    one = int(torch.ones((), dtype=torch.float64).view(torch.int64))
-    torch.minimum(bits, steps.add_(one - values.numel() + 1), out=bits)
+    torch.minimum(bits, steps.add_(BITS_OF_ONE - values.numel() + 1), out=bits)
     parted = torch.empty_like(values)
     put(parted, order, known)
     return parted

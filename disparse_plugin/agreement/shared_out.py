@@ -18,7 +18,7 @@ from ..arbiters import Arbiter, scale_of
 from .budgets import Quota
 from .candidates import Candidates, first_of, joined_on_one_device
 from .percentiles import fractions, over_tasks
-from .ranking import absolute
+from .ranking import BITS_OF_ONE, absolute
 from .select import lowest
 from .sorted_shares import Sorted, in_order, ranks_among_all
 from .tallies import counts_true
@@ -200,8 +200,7 @@ def _parted(part: Sorted, every: int) -> Tensor:
     highest = int(free.max()) if free.numel() else 0
     raised = free.cummax(0).values if free.numel() else free
     raised = raised.clamp_min(max([0, *part.lower(highest)])) + ranks if raised.numel() else raised
-    one = torch.ones((), dtype=torch.float64).view(torch.int64).to(raised.device)
-    return torch.minimum(raised, one - (every - 1 - ranks)).view(torch.float64)
+    return torch.minimum(raised, BITS_OF_ONE - (every - 1 - ranks)).view(torch.float64)
 
 
 def lamp_among_all(scores: Tensor, counted: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from .. import arbiters, criteria, damped_shares
@@ -68,6 +68,12 @@ class Options:
     exempt: Sequence[str] | None = None
     regrow_dropped: bool | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Read what can be read only once: the options are used at the begin of every fit."""
+        for name in ("exclude", "exempt"):
+            if isinstance(entries := getattr(self, name), Iterator):
+                object.__setattr__(self, name, tuple(entries))
 
     def __str__(self) -> str:
         """List what differs from the default, as the arguments of a call."""

@@ -6,20 +6,23 @@ Masks are bool, True = keep, keyed by ``(module, name)`` or by qualified name. E
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 
+from .._support.all_or_nothing import all_or_nothing
 from .._support.shards import local, part_here, reshard
+from ..errors import wrong
 from ..in_weight import attach_in_weights, masks_in_weights
 from ..kinds import check_kind
-from ..parameters import ParameterKey, alive_mask, keys_by_name, stored
+from ..maskable import check_takes_masks
+from ..parameters import ParameterKey, alive_mask, keys_by_name, stored, unwrap
 
 Masks: TypeAlias = Mapping[ParameterKey, Tensor] | Mapping[str, Tensor]
 
@@ -99,7 +102,8 @@ def attach_masks(model: nn.Module, masks: Masks) -> None:
 
     Raises:
         TypeError: If a mask is not a bool tensor.
-        ValueError: If a name or pair is not in the model, or a shape differs. Nothing is changed.
+        ValueError: If a name or pair is not in the model, a shape differs, or something is in the way of a mask (a tied
+            or parametrized weight, one that a parent reads). Nothing is changed.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 1))
@@ -108,6 +112,7 @@ def attach_masks(model: nn.Module, masks: Masks) -> None:
         ['0.bias', '0.weight_mask', '0.weight_orig']
     """
     checked = checked_masks(model, masks)
+    check_takes_masks(unwrap(model), list(checked))
     if masks_in_weights(model):
         attach_in_weights(checked)
         return
@@ -122,41 +127,12 @@ def attach_masks(model: nn.Module, masks: Masks) -> None:
                 _refresh(module, name)
 
 
-@contextlib.contextmanager
-def all_or_nothing(parameters: Iterable[ParameterKey]) -> Iterator[None]:
-    """Attach masks inside; if that fails half-way, every module gets back its parameters, masks and hooks.
-
-    Args:
-        parameters: The parameters whose masks the block changes.
-
-    Yields:
-        Nothing.
-    """
-    before = []
-    for module, name in parameters:
-        mask, effective = module._buffers.get(f"{name}_mask"), vars(module).get(name)
-        tables = [(table, dict(table)) for table in (module._parameters, module._buffers, module._forward_pre_hooks)]
-        before.append((module, name, effective, mask, None if mask is None else mask.clone(), tables))
-    try:
-        yield
-    except BaseException:
-        for module, name, effective, mask, values, tables in reversed(before):
-            for table, entries in tables:
-                table.clear()
-                table.update(entries)
-            vars(module).pop(name, None)
-            if effective is not None:
-                vars(module)[name] = effective
-            if mask is not None and values is not None:
-                mask.copy_(values)
-        raise
-
-
 def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
     """Set to zero, once, what masks leave out: for a copy of the weights such as an EMA or SWA average.
 
     Args:
-        model: The model whose weights are changed in place; it gets no hooks and no masks.
+        model: The model whose weights are changed in place; it gets no hooks and no masks. ``AveragedModel`` and other
+            wrappers are looked through.
         masks: The masks, or the pruned model that carries them.
 
     Raises:
@@ -170,7 +146,7 @@ def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
         1
     """
     table = masks_of(masks) if isinstance(masks, nn.Module) else masks
-    for (module, name), mask in checked_masks(model, table).items():
+    for (module, name), mask in checked_masks(inside(model), table).items():
         parameter = stored(module, name)
         with torch.no_grad():
             here = local(parameter)
@@ -214,14 +190,31 @@ def checked_masks(model: nn.Module, masks: Masks) -> dict[ParameterKey, Tensor]:
     for given, mask in masks.items():
         key = keys.get(given) if isinstance(given, str) else given
         if key is None or key not in names:
-            label = given if isinstance(given, str) else f"({type(given[0]).__name__}, {given[1]!r})"
-            raise ValueError(
-                f"masks: every name must be a parameter of the model, found {label} which is not; were the masks made "
-                "for another model?"
-            )
+            raise _unknown(given)
         _check_mask(mask, stored(*key), names[key])
         checked[key] = mask
     return checked
+
+
+def _unknown(given: object) -> Exception:
+    """Make the error for what is no parameter of the model."""
+    if isinstance(given, str):
+        label, advice = given, "were the masks made for another model?"
+    elif isinstance(given, tuple) and len(given) == 2:
+        label = f"({type(given[0]).__name__}, {given[1]!r})"
+        advice = "those of another model object fit by name: dict(zip(scores.names, masks.values()))"
+    else:
+        return TypeError(f"masks: every key must be a name or a (module, name) pair, found {wrong(given)}")
+    return ValueError(f"masks: every name must be a parameter of the model, found {label} which is not; {advice}")
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """Return the module inside all wrappers, averaging among them."""
+    while True:
+        inner = unwrap(model)
+        if not isinstance(inner, AveragedModel):
+            return inner
+        model = inner.module
 
 
 def _check_mask(mask: Tensor, parameter: Tensor, name: str) -> None:

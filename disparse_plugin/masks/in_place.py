@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from .._support.all_or_nothing import all_or_nothing
 from ..kinds import check_kind
 from ..maskable import check_parameters, check_tensor
-from ..parameters import is_masked, stored
+from ..parameters import ParameterKey, is_masked, stored
 from .attach import Masks, checked_masks
 
 
@@ -168,8 +170,18 @@ def attach_in_place(model: nn.Module, masks: Masks) -> None:
     """
     checked = checked_masks(model, masks)
     check_parameters(model, list(checked))
-    for (module, name), mask in checked.items():
-        DiSparseDynamic.apply(module, name, mask.to(stored(module, name).device))
+    attach_rewritable({key: mask.to(stored(*key).device) for key, mask in checked.items()})
+
+
+def attach_rewritable(masks: Mapping[ParameterKey, Tensor]) -> None:
+    """Put the hook of :class:`DiSparseDynamic` on every parameter, or, if that fails, on none.
+
+    Args:
+        masks: bool, for each parameter, on its device.
+    """
+    with all_or_nothing(masks):
+        for (module, name), mask in masks.items():
+            DiSparseDynamic.apply(module, name, mask)
 
 
 def _check_mask(mask: Tensor, shape: torch.Size) -> None:

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import AveragedModel
 
 from .._support.files import packed_bits, read_tensors, understood, unpacked_bits, write_tensors
-from ..parameters import unwrap, without_wrappers
-from .attach import masks_of
+from ..parameters import is_masked, without_wrappers
+from .attach import inside, masks_of
 from .shapes import Numbers, plain_numbers, shrink, unchanged_on_error
 from .state_dicts import follow_masks
 
@@ -59,13 +58,13 @@ def save_pruned(model: nn.Module, path: str | Path, *, facts: Mapping[str, Any] 
         >>> facts, torch.equal(fresh(x), net(x))
         ({'amount': 0.5}, True)
     """
-    root = _inner(model)
+    root = inside(model)
     state = {without_wrappers(name): tensor for name, tensor in root.state_dict().items()}
     for name, tensor in state.items():
         _check_dense(name, tensor)
     shapes = {}
     tensors = dict(state)
-    for name in masks_of(root):
+    for name in _masked(root):
         mask = state[f"{name}_mask"]
         shapes[name] = list(mask.shape)
         if bool(((mask == 0) | (mask == 1)).all()):
@@ -76,7 +75,7 @@ def save_pruned(model: nn.Module, path: str | Path, *, facts: Mapping[str, Any] 
         "numbers": plain_numbers(root),
         "facts": dict(facts or {}),
     }
-    write_tensors(path, {**tensors, _NOTICE: torch.empty(0, dtype=torch.uint8)}, kind=_KIND, facts=layout)
+    write_tensors(path, {**tensors, _NOTICE: torch.empty(0, dtype=torch.uint8, device="cpu")}, kind=_KIND, facts=layout)
 
 
 def load_pruned(model: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -102,9 +101,9 @@ def load_pruned(model: nn.Module, path: str | Path) -> dict[str, Any]:
     tensors, layout = read_tensors(path, kind=_KIND)
     with understood(path, "a pruned model"):
         saved = _Saved.of(tensors, layout)
-    root = _inner(model)
+    root = inside(model)
     _check_fits(root, saved, path)
-    paths = {without_wrappers(actual): actual for actual, _ in root.named_modules()}
+    paths = {without_wrappers(actual): actual for actual, _ in root.named_modules(remove_duplicate=False)}
     state = {}
     for name, tensor in saved.state.items():
         place, _, last = name.rpartition(".")
@@ -153,13 +152,14 @@ def _dense_name(name: str, masked: frozenset[str]) -> str:
     return plain if plain in masked else name
 
 
-def _inner(model: nn.Module) -> nn.Module:
-    """Return the module inside all wrappers, averaging among them."""
-    while True:
-        inner = unwrap(model)
-        if not isinstance(inner, AveragedModel):
-            return inner
-        model = inner.module
+def _masked(root: nn.Module) -> list[str]:
+    """Return the masked parameters by all of their names in the state dict: a module may have several."""
+    return [
+        without_wrappers(f"{path}.{name}".lstrip("."))
+        for path, module in root.named_modules(remove_duplicate=False)
+        for name in [key.removesuffix("_mask") for key in module._buffers if key.endswith("_mask")]
+        if is_masked(module, name)
+    ]
 
 
 def _check_dense(name: str, tensor: object) -> None:

@@ -176,7 +176,7 @@ def sparsity_report(
 
     Raises:
         TypeError: If ``scores`` are none.
-        ValueError: If the model has no prunable parameter, or a lazy one.
+        ValueError: If the model has no prunable parameter, or a lazy one, or the scores are of another model.
 
     Example:
         >>> from torch.nn.utils import prune
@@ -198,6 +198,11 @@ def sparsity_report(
     keys = [key for key in keys_by_name(root).values() if key in prunable or alive_mask(*key) is not None]
     if not keys:
         raise ValueError("model: must have a prunable parameter, found no Conv*/Linear weight and no mask")
+    if scores is not None and not set(keys) & set(scores.parameters):
+        raise ValueError(
+            f"scores: must be of this model object, found those of another (of {len(scores.parameters)} parameters); "
+            "report on the model that was scored, or score this one"
+        )
     _check_sizes(root)
     flops = {} if example_inputs is None else _flops(root, example_inputs)
     layers = []

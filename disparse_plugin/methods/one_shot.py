@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import arbiters, damped_shares
+from .._support.all_or_nothing import all_or_nothing
 from .._support.distributed import check_same, failing_together
 from ..agreement import patterns
 from ..agreement.budgets import Amount, Budget
@@ -194,5 +195,6 @@ def _prune(masks: Mapping[ParameterKey, Tensor]) -> None:
 
     Without its flat copies of all weights, nor its demand that they be contiguous, which channels_last weights are not.
     """
-    for (module, name), mask in masks.items():
-        prune.custom_from_mask(module, name, mask)
+    with all_or_nothing(masks):
+        for (module, name), mask in masks.items():
+            prune.custom_from_mask(module, name, mask)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from .._support.user_warning import warn_user
 from ..agreement.amounts import check_amount, count_to_prune
 from ..agreement.budgets import Amount, Budget, check_room
 from ..agreement.ranking import lowest
-from ..agreement.tallies import count_true
+from ..agreement.tallies import count_true, counts_true
 from ..arbiters import Arbiter, resolve
 from ..parameters import ParameterKey, alive_mask
 from ..scoring.given import check_scores
@@ -52,9 +53,9 @@ class _AgreementPruning(ScoredPruning):
         Raises:
             ValueError: If ``t`` does not hold agreement scores, or ``amount`` is a count larger than what is alive.
         """
-        _check_agreement_scores(t, type(self).__name__)
         alive = default_mask.reshape(-1) != 0
         scores = _entries(t, alive)
+        _check_agreement_scores(t, scores, type(self).__name__)
         return _without(default_mask, alive, lowest(scores, count_to_prune(self.amount, scores.numel())))
 
     def _check(self, scores: Tensor, alive: Tensor | None) -> None:
@@ -221,7 +222,15 @@ def _without(default_mask: Tensor, alive: Tensor, pruned: Tensor) -> Tensor:
     return mask
 
 
-def _check_agreement_scores(t: Tensor, method: str) -> None:
+def _check_agreement_scores(t: Tensor, alive: Tensor, method: str) -> None:
+    """Tell weights from scores by their gradient; where they have none, biases and norms by values at which they begin.
+
+    Raises:
+        ValueError: If they ask for a gradient, or a value is outside [0, 1].
+
+    Warns:
+        UserWarning: If several are exactly 0 or 1: of what importance() returns no two are equal.
+    """
     how = "pass importance_scores=scores.importance() for all of scores.parameters, with scores = score_tasks(...)"
     if t.requires_grad:
         raise ValueError(
@@ -233,6 +242,11 @@ def _check_agreement_scores(t: Tensor, method: str) -> None:
         raise ValueError(
             f"importance_scores: {method} needs agreement scores in [0, 1], found {worst} (weights or raw scores); "
             f"{how}"
+        )
+    if t.dtype == torch.float64 and (repeated := max(counts_true([alive == 0, alive == 1]))) > 1:
+        warn_user(
+            f"importance_scores: of agreement scores no two are equal, found {repeated} of exactly 0 or 1, as biases "
+            f"and norms have that no scores were passed for; {how}, and for nothing else"
         )
 
 

@@ -164,7 +164,18 @@ class ScoreTables(Tabular):
         ]
 
     def places(self) -> list[Place]:
-        """Return, for each of ``parameters``, its name, its shape and what of it is alive now, where the scores lie."""
+        """Return, for each of ``parameters``, its name, its shape and what of it is alive now, where the scores lie.
+
+        Raises:
+            ValueError: If a parameter has another shape than when it was scored.
+        """
+        for key, name, rows in zip(self.parameters, self.names, self.by_parameter(), strict=True):
+            now, then = stored(*key).shape, next(iter(rows.values())).shape
+            if now != then:
+                raise ValueError(
+                    f"scores: must be of the model as it is, found {name} of shape {tuple(now)}, which had the shape "
+                    f"{tuple(then)} when it was scored; score the model again"
+                )
         return [
             Place(name, stored(*key).shape, None if alive is None else alive.to(self.device_of(key)))
             for key, name in zip(self.parameters, self.names, strict=True)

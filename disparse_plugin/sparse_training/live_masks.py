@@ -17,7 +17,7 @@ from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.tallies import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
 from ..maskable import Obstacle, read_by_parent
-from ..masks.in_place import DiSparseDynamic
+from ..masks.in_place import DiSparseDynamic, attach_rewritable
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
 
@@ -65,8 +65,7 @@ class LiveMasks:
         if self._in_weights:
             attach_in_weights(masks)
         else:
-            for (module, name), mask in masks.items():
-                DiSparseDynamic.apply(module, name, mask)
+            attach_rewritable(masks)
         self.rewrite(list(masks.values()))
         self.kept = counts_true(self._read())
         # Leaves that are read until the modules run, so that only what a parent reads directly gets a gradient. A mask

@@ -115,6 +115,7 @@ class MaskScheduler(ABC, Generic[_Report]):
             problem = error
         completed = numbers_of_ranks(-1 if problem else self.completed + done)
         if -1 in completed:
+            self._steps.waiting += done  # they are counted when the next call looks again
             with failing_together():
                 if problem:
                     raise problem

@@ -68,6 +68,11 @@ def fresh_values(optimizer: Optimizer) -> Mapping[str, Fresh]:
     for kind in type(optimizer).__mro__:
         if kind in _FRESH:
             return _FRESH[kind]
+    if isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        raise TypeError(
+            f"optimizer: must be the torch.optim.Optimizer itself, found {type(optimizer).__name__} around one; pass "
+            "optimizer.optimizer"
+        )
     raise TypeError(
         f"optimizer: must keep its state per weight in a known way, found {type(optimizer).__name__}; known are "
         f"{', '.join(sorted(kind.__name__ for kind in _FRESH))}; add it with disparse_plugin.sparse_training."

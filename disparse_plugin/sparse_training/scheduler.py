@@ -199,6 +199,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         settings: dict[str, Any] = {"alive": alive, **options}
         check_same("settings", settings, "give all ranks the same options")
         warn_of_skipped(selection.skipped, len(keys))
+        _warn_of_frozen(keys, names)
         revocable = not selection.listed
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()}, revocable=revocable)
 
@@ -275,3 +276,12 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         self._generator.set_state(state["generator"].cpu())
         if self._scores is not None:
             self._scores.load_state_dict(state["scores"])
+
+
+def _warn_of_frozen(keys: Sequence[ParameterKey], names: Sequence[str]) -> None:
+    frozen = [name for key, name in zip(keys, names, strict=True) if not stored(*key).requires_grad]
+    if frozen:
+        warn_user(
+            f"parameters: {len(frozen)} of {len(keys)} are frozen (first: {frozen[0]}): what grows back there stays 0 "
+            f"until they are trained; leave them out with exclude={frozen}"
+        )

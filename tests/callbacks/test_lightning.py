@@ -423,3 +423,22 @@ def test_lightning_model_pruning_unmodified(tmp_path):
     fit(tmp_path, module, callback)
     once = half(module)[1]
     assert alive_count(module) == once - round(0.5 * once)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_left_out_may_be_a_generator(tmp_path, mode):
+    module, twin = FourTasks(), FourTasks()
+    names = ("net.ab", "net.unused")
+    fit(tmp_path, module, DiSparsePruning(mode, 0.5, exclude=(name for name in names), **ended(mode)))
+    fit(tmp_path, twin, DiSparsePruning(mode, 0.5, exclude=list(names), **ended(mode)))
+    assert "net.ab.weight" in module.state_dict()
+    assert equal(module.state_dict(), twin.state_dict())
+
+
+def test_lightnings_averages_of_what_was_dense_are_refused(tmp_path):
+    averages = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging").EMAWeightAveraging
+    for callbacks in ((pruning("static"), averages()), (averages(), pruning("static"))):
+        module = FourTasks()
+        with pytest.raises(ValueError, match=r"callbacks: masks .* EMAWeightAveraging .* prune before the fit"):
+            fit(tmp_path, module, *callbacks)
+        assert not masks_of(module)

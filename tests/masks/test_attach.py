@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 
 from disparse_plugin import disparse_static
 from disparse_plugin.masks import (
@@ -119,11 +120,17 @@ def test_fold_leaves_a_plain_model(pruned):
     assert torch.equal(outputs(pruned), before)
 
 
-def test_masks_that_cannot_all_be_attached_leave_those_that_were_there():
-    """The second layer has something else of that name, which torch finds out when the first is done."""
+def test_masks_that_cannot_all_be_attached_leave_those_that_were_there(monkeypatch):
     net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(2, 1, bias=False))
     attach_masks(net[0], {"weight": torch.tensor([[True, False]])})
-    net[1].weight_mask = "mine"
+    custom = prune.custom_from_mask
+
+    def failing(module, name, mask):
+        if module is net[1]:
+            raise KeyError("weight_mask")
+        return custom(module, name, mask)
+
+    monkeypatch.setattr(prune, "custom_from_mask", failing)
     before = net[0].weight.clone()
     new = torch.tensor([[False, True]])
     with pytest.raises(KeyError, match="weight_mask"):
@@ -138,3 +145,31 @@ def test_applied_masks_show_at_once_in_a_model_that_carries_masks():
     attach_masks(layer, {"weight": torch.tensor([[True, True, False]])})
     apply_masks(layer, {"weight": torch.tensor([[False, True, True]])})
     assert (layer.weight != 0).tolist() == [[False, True, False]]
+
+
+def test_masks_that_nothing_would_apply_are_refused():
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    attention = nn.MultiheadAttention(4, 2)
+    for model, name, why in ((tied, "0.weight", "tied"), (attention, "out_proj.weight", "no pruning hook masks it")):
+        mask = torch.zeros_like(model.get_parameter(name), dtype=torch.bool)
+        with pytest.raises(ValueError, match=why):
+            attach_masks(model, {name: mask})
+        assert not masks_of(model)
+
+
+def test_keys_that_are_none_are_named(pruned):
+    mask = torch.ones(1, dtype=torch.bool)
+    with pytest.raises(TypeError, match=r"masks: every key must be a name or a \(module, name\) pair, found int: 3"):
+        attach_masks(pruned, {3: mask})
+    masks = {(nn.Linear(1, 1), "weight"): mask}
+    with pytest.raises(ValueError, match="fit by name"):
+        attach_masks(pruned, masks)
+
+
+def test_masks_are_applied_inside_an_average(pruned):
+    average = AveragedModel(clone_pruned(pruned))
+    with torch.no_grad():
+        average.module.trunk[0].weight_orig.fill_(1.0)
+    apply_masks(average, pruned)
+    assert torch.equal(average.module.trunk[0].weight_orig != 0, pruned.trunk[0].weight_mask != 0)

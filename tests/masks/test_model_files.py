@@ -307,3 +307,25 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"path: must be|model: stem\.out_channels must be like 16"):
             load_pruned(fresh, path)
         before.check()
+
+
+class Twice(nn.Module):
+    """Registers its trunk under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Linear(4, 4)
+        self.net = nn.Sequential(self.trunk, nn.ReLU(), nn.Linear(4, 2))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+@pytest.mark.parametrize("masked", ["trunk", "net.2", ""])
+def test_a_module_may_have_two_names(masked, path):
+    model = Twice()
+    if masked:
+        prune.random_unstructured(model.get_submodule(masked), "weight", 0.5)
+    fresh = Twice()
+    loses_nothing(model, fresh, path, torch.randn(3, 4))
+    assert fresh.net[0] is fresh.trunk

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import disparse_static
-from disparse_plugin.masks import sparsity_report
+from disparse_plugin.masks import clone_pruned, sparsity_report
 from networks import PartlyShared, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
 
@@ -92,3 +92,9 @@ def test_what_was_left_out_of_scoring_is_listed():
 def test_a_mask_that_only_scales_leaves_alive():
     layer = prune.custom_from_mask(nn.Linear(3, 1, bias=False), "weight", torch.tensor([[0.25, 0.0, 1.0]]))
     assert sparsity_report(layer).alive == 2
+
+
+def test_scores_of_another_model_object_are_refused(model):
+    scores = disparse_static(model, digit_losses, digit_batches(), 0.9)
+    with pytest.raises(ValueError, match="scores: must be of this model object"):
+        sparsity_report(clone_pruned(model), scores)

@@ -130,6 +130,7 @@ def test_recurrent_and_attention_weights_are_scored_as_defined(make, inputs, nam
 
 @pytest.mark.parametrize("scheduler", [DiSparseScheduler, GradualPruning])
 @pytest.mark.parametrize("first", [first for first, _ in WORKS.values()], ids=WORKS)
+@pytest.mark.filterwarnings("ignore:parameters. 1 of 3 are frozen")
 def test_sparse_training(scheduler, first):
     model = Around(first())
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.is_floating_point()], lr=0.1)

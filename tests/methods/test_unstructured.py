@@ -323,3 +323,44 @@ class TestBadInput:
     def test_apply_to_what_is_no_parameter(self, model):
         with pytest.raises(ValueError, match=r"parameters: weigth must be a parameter, found .*\['bias', 'weight'\]"):
             DiSparseStatic.apply(model.trunk[0], "weigth", 0.5, importance_scores=torch.ones(1))
+
+
+@pytest.mark.parametrize("without", ["gradients", "training"])
+def test_biases_without_scores_are_noticed_where_nothing_asks_for_a_gradient(model, scores, without):
+    if without == "training":
+        model.requires_grad_(False)
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()
+    biases = [(module, "bias") for module, _ in scores.parameters]
+    with torch.set_grad_enabled(without != "gradients"), pytest.warns(UserWarning, match="exactly 0 or 1, as biases"):
+        prune.global_unstructured(
+            [*scores.parameters, *biases], DiSparseStatic, importance_scores=scores.importance(), amount=0.5
+        )
+
+
+def test_one_call_masks_all_or_none(model, monkeypatch):
+    custom, calls = prune.custom_from_mask, []
+
+    def failing(module, name, mask):
+        calls.append(module)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return custom(module, name, mask)
+
+    monkeypatch.setattr(prune, "custom_from_mask", failing)
+    before = Snapshot(model)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        disparse_static(model, digit_losses, digit_batches(), 0.5)
+    before.check()
+
+
+def test_scores_of_a_weight_that_was_another_are_refused(model, scores):
+    for again in (scores.masks, scores.importance):
+        layer = scores.parameters[0][0]
+        values = layer.weight.data
+        layer.weight.data = values.reshape(values.shape[0], -1)[:, :-1]
+        with pytest.raises(ValueError, match=r"scores: must be of the model as it is, found .* score the model again"):
+            again(0.5) if again == scores.masks else again()
+        layer.weight.data = values

@@ -321,3 +321,49 @@ def test_scores_can_be_limited_to_some_parameters():
     chosen = prunable_parameters(model, exclude=[model.heads])
     scores = score_tasks(model, digit_losses, digit_batches(), parameters=chosen)
     assert scores.names == ("trunk.0.weight", "trunk.3.weight")
+
+
+class Renormed(nn.Linear):
+    """Gives itself new values before it uses them, as some networks for EEG do."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, 2, 0, 0.5)
+        return super().forward(x)
+
+
+class Shrinking(nn.Linear):
+    """Overwrites its values."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.weight.mul_(0.9)
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("first", [lambda: Renormed(5, 5), lambda: nn.Embedding(5, 5, max_norm=0.1)])
+def test_parameters_that_the_forward_changes_are_as_before(first):
+    model = nn.Sequential(first(), nn.Linear(5, 2))
+    data = [torch.randn(3, 5) if isinstance(model[0], Renormed) else torch.arange(5)]
+    before = Snapshot(model)
+    score_tasks(model, lambda model, x: dict(zip("ab", model(x).square().mean(0), strict=True)), data)
+    before.check()
+
+
+def test_what_cannot_be_put_back_is_said():
+    model = nn.Sequential(Shrinking(5, 5), nn.Linear(5, 2))
+    with pytest.warns(UserWarning, match=r"must not write to its parameters .*\(first: 0.weight\)") as caught:
+        score_tasks(model, lambda model, x: dict(zip("ab", model(x).square().mean(0), strict=True)), vectors(1))
+    assert caught[0].filename == __file__
+
+
+def test_whether_parameters_ask_for_gradients_is_as_before():
+    model = TwoHeads()
+
+    def losses(model, batch):
+        model.requires_grad_(False)
+        model.requires_grad_(True)
+        model.trunk[0].bias.requires_grad_(False)
+        return digit_losses(model, batch)
+
+    score_tasks(model, losses, digit_batches(1))
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -378,7 +378,8 @@ def test_float64_and_frozen_layers():
     for parameter in model.trunk.parameters():
         parameter.requires_grad_(False)
     batches = [(images.double(), labels) for images, labels in digit_batches(4)]
-    run = Run(model=model, update_every=1)
+    with pytest.warns(UserWarning, match=r"2 of 4 are frozen \(first: trunk.0.weight\).*exclude=\['trunk.0.weight'"):
+        run = Run(model=model, update_every=1)
     for batch in batches:
         run.optimizer.zero_grad()
         backward(run, batch)
@@ -386,3 +387,24 @@ def test_float64_and_frozen_layers():
         run.scheduler.step(batch)
     assert not any(p.requires_grad for p in model.trunk.parameters())
     assert all(module.weight_mask.dtype == torch.float64 for module, _ in prunable_parameters(model))
+
+
+def test_a_step_whose_losses_failed_is_counted_when_they_work():
+    run = Run(update_every=100)
+    working, fail = run.scheduler._losses, [True]
+
+    def losses(model, batch):
+        if fail.pop() if fail else False:
+            raise OSError("the disk was busy")
+        return working(model, batch)
+
+    run.scheduler._losses = losses
+    (batch,) = digit_batches(1)
+    backward(run, batch)
+    run.optimizer.step()
+    with pytest.raises(OSError, match="busy"):
+        run.scheduler.step(batch)
+    assert run.scheduler.completed == 0
+    run.optimizer.step()
+    run.scheduler.step(batch)
+    assert run.scheduler.completed == 2

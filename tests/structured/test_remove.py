@@ -401,3 +401,15 @@ def test_masks_after_removal() -> None:
     DiSparseStatic.apply(layer, "weight", 0.5, importance_scores=torch.rand_like(layer.weight))
     assert prune.is_pruned(model)
     model(batches()[0])
+
+
+def test_the_memory_format_and_notes_on_parameters_stay() -> None:
+    model = TwoTasks().to(memory_format=torch.channels_last)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions:
+        convolution.weight._no_weight_decay = True  # type: ignore[attr-defined]
+    before = [convolution.weight.is_contiguous() for convolution in convolutions]
+    remove(model)
+    assert [convolution.weight.is_contiguous() for convolution in convolutions] == before
+    assert all(c.weight.is_contiguous(memory_format=torch.channels_last) for c in convolutions)
+    assert all(convolution.weight._no_weight_decay for convolution in convolutions)

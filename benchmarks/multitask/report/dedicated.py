@@ -21,11 +21,11 @@ HEAD = """# Against dedicated methods
 Written by `benchmarks/dedicated.py --page` from the runs in `benchmarks/results/dedicated`. The rules are those of the
 other [results](accuracy.md): learning rates by validation on seeds that are not reported, here for every method at
 every amount; the test split is measured once. These are small networks and few seeds, most of them trained shortly: a
-first look, not a verdict. Changes are in % of the dense network of the same seed, trained and tuned on the plain sum of the losses;
-intervals are 95 %, of Student's t; a difference *wins* or *loses* where its p-value is below 0.05 after Holm's
-correction over its table. Two numbers with a slash are the mean over the tasks and the task that lost most. The latter
-is a minimum over noisy tasks: below zero for any second network, and the more so the less it has in common with the
-dense one. Compare it between pruned networks, never with zero."""
+first look, not a verdict. Changes are in % of the dense network of the same seed, trained and tuned on the plain sum of
+the losses; intervals are 95 %, of Student's t; a difference *wins* or *loses* where its p-value is below 0.05 after
+Holm's correction over its table. Two numbers with a slash are the mean over the tasks and the task that lost most. The
+latter is a minimum over noisy tasks: below zero for any second network, and the more so the less it has in common with
+the dense one. Compare it between pruned networks, never with zero."""
 
 NOTES = {
     "yeast": """The networks pruned beside dense ones were measured twice on the test split: when four seeds had been
