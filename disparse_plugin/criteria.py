@@ -154,25 +154,45 @@ def snip(weight: Tensor, grad: Tensor) -> Tensor:
 
 @register("magnitude", summed=False, elementwise=True)
 def magnitude(weight: Tensor, grad: Tensor) -> Tensor:
-    """Magnitude ``abs(w)`` (Han et al., NeurIPS 2015), the same for every task that reaches the weight."""
+    """Magnitude ``abs(w)`` (Han et al., NeurIPS 2015), the same for every task that reaches the weight.
+
+    Example:
+        >>> magnitude(torch.tensor([-2.0]), torch.tensor([0.5]))
+        tensor([2.])
+    """
     return weight.abs()
 
 
 @register("fisher", elementwise=True)
 def fisher(weight: Tensor, grad: Tensor) -> Tensor:
-    """Diagonal empirical Fisher ``w^2 * g^2`` (Theis et al., 2018), with the gradient of a batch."""
+    """Diagonal empirical Fisher ``w^2 * g^2`` (Theis et al., 2018), with the gradient of a batch.
+
+    Example:
+        >>> fisher(torch.tensor([-2.0]), torch.tensor([0.5]))
+        tensor([1.])
+    """
     return (weight * grad).square_()
 
 
 @register("gradient", elementwise=True)
 def gradient(weight: Tensor, grad: Tensor) -> Tensor:
-    """Gradient magnitude ``abs(g)``, the growth criterion of RigL (Evci et al., ICML 2020) and of DiSparse dynamic."""
+    """Gradient magnitude ``abs(g)``, the growth criterion of RigL (Evci et al., ICML 2020) and of DiSparse dynamic.
+
+    Example:
+        >>> gradient(torch.tensor([-2.0]), torch.tensor([-0.5]))
+        tensor([0.5000])
+    """
     return grad.abs()
 
 
 @register("authors_pretrained", elementwise=True)
 def authors_pretrained(weight: Tensor, grad: Tensor) -> Tensor:
-    """Score ``w^2 * abs(g)``, what the DiSparse authors' code computes for pre-trained Tiny-Taskonomy models."""
+    """Score ``w^2 * abs(g)``, what the DiSparse authors' code computes for pre-trained Tiny-Taskonomy models.
+
+    Example:
+        >>> authors_pretrained(torch.tensor([-2.0]), torch.tensor([-0.5]))
+        tensor([2.])
+    """
     return (weight.square() * grad).abs_()
 
 

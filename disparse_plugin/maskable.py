@@ -113,10 +113,13 @@ def check_takes_masks(model: nn.Module, parameters: Sequence[ParameterKey]) -> N
     """Check that masks can be put on parameters, which need no values for that: they may be on the meta device.
 
     Raises:
-        ValueError: If something is in the way of one.
+        ValueError: If something is in the way of one, or a mask is there that scales weights.
     """
     names = dict(zip(parameters, qualified_names(model, parameters), strict=True))
-    if refused := {name: obstacle for name, obstacle in _obstacles(model, names) if not obstacle.passing}:
+    refused = {name: obstacle for name, obstacle in _obstacles(model, names) if not obstacle.passing}
+    cure = "a weight is kept here or not: torch.nn.utils.prune.remove makes the mask permanent"
+    soft = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
+    if refused := {**{names[key]: soft for key in _with_soft_masks(parameters)}, **refused}:
         raise refusal(refused, pasteable=False)
 
 
@@ -264,12 +267,9 @@ def _check_once(names: Sequence[str]) -> None:
 
 def _obstacles(model: nn.Module, names: Mapping[ParameterKey, str]) -> Iterator[tuple[str, Obstacle]]:
     """Yield what is in the way of each parameter, in their order."""
-    tied, bypassed, soft = sharing_memory(model), _never_run(model), _with_soft_masks(names)
+    tied, bypassed = sharing_memory(model), _never_run(model)
     for key, name in names.items():
         obstacle = _of_tensor(*key)
-        if obstacle is None and key in soft:
-            cure = "here a weight is kept or not: torch.nn.utils.prune.remove makes the mask permanent"
-            obstacle = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
         if obstacle is None and key in tied:
             both = " and ".join(qualified_names(model, tied[key]))
             cure = "a mask on one would leave the other whole: untie them"

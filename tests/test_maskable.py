@@ -11,6 +11,8 @@ from torch.nn.utils import parametrizations, prune
 from disparse_plugin import disparse_static, prunable_parameters
 from disparse_plugin.maskable import check_parameters, select
 from disparse_plugin.masks import attach_masks, fold
+from disparse_plugin.masks.in_place import attach_in_place
+from disparse_plugin.sparse_training import GradualPruning
 from networks import TwoHeads
 
 
@@ -157,8 +159,12 @@ def test_a_layer_with_a_mask_of_its_own_keeps_it(kind, name):
 def test_a_mask_that_scales_weights_is_refused():
     layer = nn.Linear(2, 1)
     prune.custom_from_mask(layer, "weight", torch.tensor([[0.5, 1.0]]))
-    with pytest.raises(ValueError, match="weight must carry a mask of zeros and ones, if any, found a mask with other"):
-        check_parameters(layer, [(layer, "weight")])
+    mask = {"weight": torch.tensor([[False, True]])}
+    for attach in (attach_masks, attach_in_place):
+        with pytest.raises(ValueError, match="weight must carry a mask of zeros and ones, if any, found a mask with"):
+            attach(layer, mask)
     with pytest.raises(ValueError, match="zeros and ones"):
-        attach_masks(layer, {"weight": torch.tensor([[False, True]])})
+        GradualPruning(
+            layer, torch.optim.SGD(layer.parameters(), 0.1), lambda model, x: {"a": model(x)}, amount=0.5, stop_at=1
+        )
     assert layer.weight_mask.tolist() == [[0.5, 1.0]]

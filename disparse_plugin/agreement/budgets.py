@@ -44,7 +44,7 @@ class Quota:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How much is removed and what stays in any case, checked once; wherever an ``amount`` goes, this goes too.
+    """How much is removed and what stays in any case, checked; wherever an ``amount`` goes, this goes too.
 
     Attributes:
         amount: A fraction of what is alive (float in [0, 1]), a count (int), or one of these for each part; None where

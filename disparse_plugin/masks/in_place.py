@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from .._support.all_or_nothing import all_or_nothing
 from ..kinds import check_kind
-from ..maskable import check_parameters, check_tensor
+from ..maskable import check_takes_masks, check_tensor
 from ..parameters import ParameterKey, is_masked, stored
 from .attach import Masks, checked_masks
 
@@ -169,7 +169,7 @@ def attach_in_place(model: nn.Module, masks: Masks) -> None:
         ['weight_orig', 'bias']
     """
     checked = checked_masks(model, masks)
-    check_parameters(model, list(checked))
+    check_takes_masks(model, list(checked))
     attach_rewritable({key: mask.to(stored(*key).device) for key, mask in checked.items()})
 
 

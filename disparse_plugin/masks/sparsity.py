@@ -195,7 +195,11 @@ def sparsity_report(
     root = unwrap(model)
     reshard(root)
     prunable = set(prunable_parameters(root))
-    keys = [key for key in keys_by_name(root).values() if key in prunable or alive_mask(*key) is not None]
+    counted: dict[int, ParameterKey] = {}
+    for key in keys_by_name(root).values():
+        if key in prunable or alive_mask(*key) is not None:
+            counted.setdefault(id(stored(*key)), key)  # one that two layers share is one
+    keys = list(counted.values())
     if not keys:
         raise ValueError("model: must have a prunable parameter, found no Conv*/Linear weight and no mask")
     if scores is not None and not set(keys) & set(scores.parameters):

@@ -17,9 +17,15 @@ from ..kinds import check_kind
 def attention_heads(model: nn.Module) -> dict[nn.Module, int]:
     """Find attention layers that make query, key and value in one Linear, as those of timm.
 
+    Args:
+        model: Any module.
+
     Returns:
         The ``qkv`` layer of each module that has one beside an integer ``num_heads``, to the number of heads. Layers
         whose queries, keys and values are of unlike width (EfficientFormer) are not among them.
+
+    Raises:
+        TypeError: If ``model`` is no module.
     """
     check_kind("model", model, nn.Module, "a torch.nn.Module")
     found: dict[nn.Module, int] = {}
@@ -42,6 +48,9 @@ def sync_attention(heads: Mapping[nn.Module, int], model: nn.Module) -> None:
         heads: The heads that the query-key-value layers now have, for those that were pruned:
             ``pruner.num_heads``, or what :func:`~disparse_plugin.structured.attention_heads` found before.
         model: The model.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
     """
     check_kind("heads", heads, Mapping, "a mapping of query-key-value layers to numbers of heads")
     check_kind("model", model, nn.Module, "a torch.nn.Module")

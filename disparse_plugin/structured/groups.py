@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,15 @@ class ChannelGroup:
         """
         total = torch.zeros(self.num_units, dtype=torch.float64).index_add_(0, self.units, values.double())
         return total / self.unit_sizes()
+
+    def on(self, layers: Mapping[Any, Any]) -> ChannelGroup:
+        """Return the group with the layers of the model in the place of those of a traced copy, which can then go.
+
+        Args:
+            layers: From each layer or parameter of the copy to that of the model.
+        """
+        followers = (dataclasses.replace(follower, layer=layers[follower.layer]) for follower in self.followers)
+        return dataclasses.replace(self, followers=tuple(followers))
 
     def slices(self) -> Iterator[ParameterSlice]:
         """Yield how each parameter of each follower is sliced."""

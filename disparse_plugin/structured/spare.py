@@ -59,12 +59,7 @@ class Spares:
         except TRACE_ERRORS:
             return [], ""  # each layer keeps the reason that it has
         why = f"meets what cannot be followed: {', '.join(sorted(unknown))}" if unknown else FIXED
-        return [_of_original(group, back) for group in found], why
-
-
-def _of_original(group: ChannelGroup, back: Mapping[Any, Any]) -> ChannelGroup:
-    followers = (dataclasses.replace(follower, layer=back[follower.layer]) for follower in group.followers)
-    return dataclasses.replace(group, followers=tuple(followers))
+        return [group.on(back) for group in found], why
 
 
 def apart(groups: Sequence[ChannelGroup], others: Sequence[ChannelGroup]) -> list[ChannelGroup]:

@@ -98,3 +98,11 @@ def test_scores_of_another_model_object_are_refused(model):
     scores = disparse_static(model, digit_losses, digit_batches(), 0.9)
     with pytest.raises(ValueError, match="scores: must be of this model object"):
         sparsity_report(clone_pruned(model), scores)
+
+
+def test_a_weight_that_two_layers_share_counts_once():
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    report = sparsity_report(model)
+    assert [layer.name for layer in report.layers] == ["0.weight"]
+    assert report.total == report.all_parameters == 16

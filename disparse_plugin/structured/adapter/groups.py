@@ -84,7 +84,7 @@ def find_groups(
     found.idle = {names[layer] for layer in seen.idle}
     found.skipped |= {name: "does not run" for name in found.idle if name not in found.skipped}
     back = {twin: layer for layer, twin in twins.items()}
-    found.usable = [_of_original(group, back) for group in found.usable]
+    found.usable = [group.on(back) for group in found.usable]
     settle_tied(
         original, found.usable, found.skipped, {names[module] for module in graph.module2node if module in names}
     )
@@ -121,12 +121,6 @@ def _mapped(
         if not fresh:
             return graph, found
         unfit += fresh
-
-
-def _of_original(group: ChannelGroup, back: Mapping[Any, Any]) -> ChannelGroup:
-    """Put the layers of the model in the place of those of the traced copy, which can then be freed."""
-    followers = (dataclasses.replace(follower, layer=back[follower.layer]) for follower in group.followers)
-    return dataclasses.replace(group, followers=tuple(followers))
 
 
 def channel_groups(
