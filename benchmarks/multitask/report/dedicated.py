@@ -171,7 +171,7 @@ def _told(store: Store) -> str:
     budget: dict[str, Any] = facts["budget"]
     first, second = (", ".join(f"{rate:g}" for rate in budget[name]) for name in ("rates", "tune_rates"))
     return (
-        f"{seeds} seeds of {budget['train']} + {budget['tune']} steps, {hours:.1f} hours of one core; learning rates "
+        f"{seeds} seeds of {budget['train']:,} + {budget['tune']} steps, {hours:.1f} hours of one core; learning rates "
         f"of whole trainings from {first} by one other seed, after a cut of a trained network from {second} by "
         f"{facts['rate seeds']}."
     )
