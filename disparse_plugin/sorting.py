@@ -145,9 +145,12 @@ class _LeadingBits:
         largest = int(torch.stack(values.aminmax()).float().abs().max().view(torch.int32))
         return cls(values, min(most, MAGNITUDE_BITS), largest + 1 - 2**MAGNITUDE_BITS)
 
-    def __call__(self, piece: slice) -> npt.NDArray[np.uint64]:
-        bits = self.values[piece].float().abs().view(torch.int32).long().sub_(self.lowest)
-        return (bits.clamp_(0, 2**MAGNITUDE_BITS - 1) >> (MAGNITUDE_BITS - self.width)).numpy().view(np.uint64)
+    def __call__(self, piece: slice) -> npt.NDArray[np.uint32]:
+        bits = self.values[piece].detach().float().numpy().view(np.int32) & 0x7FFFFFFF
+        bits -= self.lowest
+        np.clip(bits, 0, 2**MAGNITUDE_BITS - 1, out=bits)
+        bits >>= MAGNITUDE_BITS - self.width
+        return bits.view(np.uint32)
 
 
 def _mend(keys: npt.NDArray[np.uint64], values: npt.NDArray[Any], wrong: npt.NDArray[np.intp]) -> None:
