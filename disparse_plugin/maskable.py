@@ -113,14 +113,24 @@ def check_takes_masks(model: nn.Module, parameters: Sequence[ParameterKey]) -> N
     """Check that masks can be put on parameters, which need no values for that: they may be on the meta device.
 
     Raises:
-        ValueError: If something is in the way of one, or a mask is there that scales weights.
+        ValueError: If something is in the way of one.
     """
     names = dict(zip(parameters, qualified_names(model, parameters), strict=True))
-    refused = {name: obstacle for name, obstacle in _obstacles(model, names) if not obstacle.passing}
-    cure = "a weight is kept here or not: torch.nn.utils.prune.remove makes the mask permanent"
-    soft = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
-    if refused := {**{names[key]: soft for key in _with_soft_masks(parameters)}, **refused}:
+    if refused := {name: obstacle for name, obstacle in _obstacles(model, names) if not obstacle.passing}:
         raise refusal(refused, pasteable=False)
+
+
+def check_keeps_or_not(model: nn.Module, parameters: Sequence[ParameterKey]) -> None:
+    """Check that the masks which parameters carry keep a weight or not, before these are combined with others.
+
+    Raises:
+        ValueError: If one scales weights.
+    """
+    found = _with_soft_masks(parameters)
+    if soft := [key for key in parameters if key in found]:
+        cure = "torch.nn.utils.prune.remove makes it permanent, attach_masks puts another in its place"
+        obstacle = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
+        raise refusal(dict.fromkeys(qualified_names(model, soft), obstacle), pasteable=False)
 
 
 def check_tensor(module: nn.Module, name: str) -> None:

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from .._support.all_or_nothing import all_or_nothing
 from ..kinds import check_kind
-from ..maskable import check_takes_masks, check_tensor
+from ..maskable import check_keeps_or_not, check_takes_masks, check_tensor
 from ..parameters import ParameterKey, is_masked, stored
 from .attach import Masks, checked_masks
 
@@ -170,6 +170,7 @@ def attach_in_place(model: nn.Module, masks: Masks) -> None:
     """
     checked = checked_masks(model, masks)
     check_takes_masks(model, list(checked))
+    check_keeps_or_not(model, list(checked))
     attach_rewritable({key: mask.to(stored(*key).device) for key, mask in checked.items()})
 
 

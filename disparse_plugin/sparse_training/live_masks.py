@@ -16,7 +16,7 @@ from .._support.shards import beside, block, is_sharded, local, owns, part_here
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.tallies import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
-from ..maskable import Obstacle, check_takes_masks, read_by_parent
+from ..maskable import Obstacle, check_keeps_or_not, read_by_parent
 from ..masks.in_place import DiSparseDynamic, attach_rewritable
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
@@ -57,7 +57,7 @@ class LiveMasks:
         self._optimizer = optimizer
         with failing_together():
             self.names = qualified_names(model, self.keys)
-            check_takes_masks(model, self.keys)
+            check_keeps_or_not(model, self.keys)
             check_optimizer(optimizer, dict(zip(self.names, self.parameters(), strict=True)))
         self.check_alike(list(masks.values()), "give all ranks the same seed and the same model")
         self._found = [local(parameter.detach()).clone() for parameter in self.parameters()] if revocable else None
