@@ -9,12 +9,11 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ._support.distributed import ranks_in_all
-from ._support.shards import is_sharded, local
+from ._support.shards import is_sharded
 from ._support.shared_memory import sharing_memory
 from ._support.user_warning import warn_user
 from .kinds import check_kind
@@ -118,19 +117,6 @@ def check_takes_masks(model: nn.Module, parameters: Sequence[ParameterKey]) -> N
     names = dict(zip(parameters, qualified_names(model, parameters), strict=True))
     if refused := {name: obstacle for name, obstacle in _obstacles(model, names) if not obstacle.passing}:
         raise refusal(refused, pasteable=False)
-
-
-def check_keeps_or_not(model: nn.Module, parameters: Sequence[ParameterKey]) -> None:
-    """Check that the masks which parameters carry keep a weight or not, before these are combined with others.
-
-    Raises:
-        ValueError: If one scales weights.
-    """
-    found = _with_soft_masks(parameters)
-    if soft := [key for key in parameters if key in found]:
-        cure = "torch.nn.utils.prune.remove makes it permanent, attach_masks puts another in its place"
-        obstacle = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
-        raise refusal(dict.fromkeys(qualified_names(model, soft), obstacle), pasteable=False)
 
 
 def check_tensor(module: nn.Module, name: str) -> None:
@@ -319,20 +305,6 @@ def _never_run(model: nn.Module) -> set[nn.Module]:
         for module in model.modules()
         if isinstance(module, nn.MultiheadAttention) and type(module).forward is nn.MultiheadAttention.forward
     }
-
-
-def _with_soft_masks(parameters: Iterable[ParameterKey]) -> set[ParameterKey]:
-    """Return the parameters whose masks scale weights, with one wait for each accelerator."""
-    masks = {
-        key: mask for key in parameters if is_masked(*key) and (mask := key[0]._buffers[f"{key[1]}_mask"]) is not None
-    }
-    found: set[ParameterKey] = set()
-    for device in {mask.device for mask in masks.values()}:
-        there = [key for key, mask in masks.items() if mask.device == device and not mask.is_meta]
-        soft = [((local(masks[key]) != 0) & (local(masks[key]) != 1)).any() for key in there]
-        if soft:
-            found.update(key for key, scales in zip(there, torch.stack(soft).tolist(), strict=True) if scales)
-    return found
 
 
 def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:

@@ -79,17 +79,17 @@ def order_and_ties(
 
 
 def _ordered_by_keys(values: Tensor, magnitudes: Tensor | None, ascending: Tensor | None) -> tuple[Tensor, Tensor]:
-    places = np.uint64((values.numel() - 1).bit_length())
+    place_bits = (values.numel() - 1).bit_length()
     low, high = ordered(torch.stack(values.aminmax())).tolist()
-    free = KEY_BITS - int(places) - (high - low).bit_length()
+    free = KEY_BITS - place_bits - (high - low).bit_length()
     keys = _keys(values, low, free, None if magnitudes is None or free <= 0 else _LeadingBits.of(magnitudes, free))
     keys.sort()
-    tied = _alike(keys.size, lambda piece: keys[piece] >> places)
+    tied = _alike(keys.size, lambda piece: keys[piece] >> np.uint64(place_bits))
     if free < 0:
         known = (sorted_values(values) if ascending is None else ascending).numpy()
         same_bits, tied = tied, _alike(keys.size, lambda piece: known[piece])
         _mend(keys, values.numpy(), np.flatnonzero(same_bits & ~tied))
-    keys &= np.uint64(2 ** int(places) - 1)
+    keys &= np.uint64(2**place_bits - 1)
     return torch.from_numpy(keys.view(np.int64)), torch.from_numpy(tied)
 
 

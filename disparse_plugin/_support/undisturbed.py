@@ -89,8 +89,7 @@ def _modes_and_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:
-    strided = type(parameter.data) is Tensor and parameter.layout is torch.strided
-    return strided and not parameter.is_meta and not parameter.is_inference()
+    return _layout(parameter.data) is not None and not parameter.is_meta and not parameter.is_inference()
 
 
 def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
@@ -107,7 +106,7 @@ def _refill(tables: Sequence[tuple[Any, Any]]) -> None:
 
 
 def _layout(buffer: Tensor) -> _Layout | None:
-    """Return where a buffer lies in memory, or None where that means nothing: sparse ones and tensor subclasses."""
+    """Return where a tensor lies in memory, or None where that means nothing: sparse ones and tensor subclasses."""
     if type(buffer) is not Tensor or buffer.layout is not torch.strided:
         return None
     return buffer.untyped_storage(), int(buffer.storage_offset()), buffer.shape, buffer.stride()
@@ -137,30 +136,27 @@ def _rewrite(buffer: Tensor, values: Tensor, layout: _Layout | None) -> None:
 def _values(model: nn.Module) -> Iterator[None]:
     """Give parameters back the values that the forward of some layers changes."""
     plain = {name: p for name, p in model.named_parameters() if _is_plain(p)}
-    held = [(parameter, parameter.data) for parameter in plain.values()]
-    copies = [
-        (module.weight, module.weight.detach().clone())
+    held = [(parameter, parameter.data, parameter._version) for parameter in plain.values()]
+    copies = {
+        module.weight: module.weight.detach().clone()
         for module in model.modules()
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None
-    ]
-    versions = {name: parameter._version for name, parameter in plain.items()}
+    }
     try:
         yield
     finally:
+        for parameter, data, _ in held:
+            if parameter.data.data_ptr() != data.data_ptr() and parameter.dtype == data.dtype:
+                parameter.data = data
+        changed = {parameter for parameter, _, version in held if parameter._version != version} - copies.keys()
         with torch.no_grad():
-            for parameter, data in held:
-                if parameter.data.data_ptr() != data.data_ptr() and parameter.dtype == data.dtype:
-                    parameter.data = data
-        rescaled = {id(weight) for weight, _ in copies}
-        written = [n for n, p in plain.items() if p._version != versions[n] and id(p) not in rescaled]
-        if written:
+            for weight, values in copies.items():
+                weight.copy_(values)
+        if written := [name for name, parameter in plain.items() if parameter in changed]:
             warn_user(
                 f"model: must not write to its parameters in the forward, found {len(written)} overwritten (first: "
                 f"{written[0]}); scoring has changed them: write where the optimizer steps"
             )
-        with torch.no_grad():
-            for weight, values in copies:
-                weight.copy_(values)
 
 
 @contextlib.contextmanager

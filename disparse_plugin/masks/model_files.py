@@ -155,7 +155,7 @@ def _dense_name(name: str, masked: frozenset[str]) -> str:
 def _masked(root: nn.Module) -> list[str]:
     """Return the masked parameters by all of their names in the state dict: a module may have several."""
     return [
-        without_wrappers(f"{path}.{name}".lstrip("."))
+        without_wrappers(f"{path}.{name}" if path else name)
         for path, module in root.named_modules(remove_duplicate=False)
         for name in [key.removesuffix("_mask") for key in module._buffers if key.endswith("_mask")]
         if is_masked(module, name)

@@ -195,14 +195,14 @@ def sparsity_report(
     root = unwrap(model)
     reshard(root)
     prunable = set(prunable_parameters(root))
-    counted: dict[int, ParameterKey] = {}
-    for key in keys_by_name(root).values():
+    every, counted = keys_by_name(root).values(), dict[int, ParameterKey]()
+    for key in every:
         if key in prunable or alive_mask(*key) is not None:
             counted.setdefault(id(stored(*key)), key)  # one that two layers share is one
     keys = list(counted.values())
     if not keys:
         raise ValueError("model: must have a prunable parameter, found no Conv*/Linear weight and no mask")
-    if scores is not None and not set(keys) & set(scores.parameters):
+    if scores is not None and not set(every) & set(scores.parameters):
         raise ValueError(
             f"scores: must be of this model object, found those of another (of {len(scores.parameters)} parameters); "
             "report on the model that was scored, or score this one"

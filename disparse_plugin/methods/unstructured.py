@@ -222,7 +222,7 @@ def _without(default_mask: Tensor, alive: Tensor, pruned: Tensor) -> Tensor:
     return mask
 
 
-def _check_agreement_scores(t: Tensor, alive: Tensor, method: str) -> None:
+def _check_agreement_scores(t: Tensor, entries: Tensor, method: str) -> None:
     """Tell weights from scores by their gradient; where they have none, biases and norms by values at which they begin.
 
     Raises:
@@ -243,7 +243,7 @@ def _check_agreement_scores(t: Tensor, alive: Tensor, method: str) -> None:
             f"importance_scores: {method} needs agreement scores in [0, 1], found {worst} (weights or raw scores); "
             f"{how}"
         )
-    if t.dtype == torch.float64 and (repeated := max(counts_true([alive == 0, alive == 1]))) > 1:
+    if t.dtype == torch.float64 and (repeated := max(counts_true([entries == 0, entries == 1]))) > 1:
         warn_user(
             f"importance_scores: of agreement scores no two are equal, found {repeated} of exactly 0 or 1, as biases "
             f"and norms have that no scores were passed for; {how}, and for nothing else"

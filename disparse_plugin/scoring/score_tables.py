@@ -169,8 +169,8 @@ class ScoreTables(Tabular):
         Raises:
             ValueError: If a parameter has another shape than when it was scored.
         """
-        for key, name, rows in zip(self.parameters, self.names, self.by_parameter(), strict=True):
-            now, then = stored(*key).shape, next(iter(rows.values())).shape
+        for key, name in zip(self.parameters, self.names, strict=True):
+            now, then = stored(*key).shape, self._kept(key).shape
             if now != then:
                 raise ValueError(
                     f"scores: must be of the model as it is, found {name} of shape {tuple(now)}, which had the shape "
@@ -184,7 +184,11 @@ class ScoreTables(Tabular):
 
     def device_of(self, key: ParameterKey) -> torch.device:
         """Return where the scores of a parameter lie."""
-        return next(table[key].device for table in self._tables.values() if key in table)
+        return self._kept(key).device
+
+    def _kept(self, key: ParameterKey) -> Tensor:
+        """Return the scores of the first task that reaches a parameter, as they are kept."""
+        return next(table[key] for table in self._tables.values() if key in table)
 
 
 def _plain(score: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from .._support.shards import beside, block, is_sharded, local, owns, part_here
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.tallies import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
-from ..maskable import Obstacle, check_keeps_or_not, read_by_parent
-from ..masks.in_place import DiSparseDynamic, attach_rewritable
+from ..maskable import Obstacle, read_by_parent
+from ..masks.in_place import DiSparseDynamic, attach_rewritable, check_keeps_or_not
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from disparse_plugin import disparse_static
+from disparse_plugin import disparse_static, score_tasks
 from disparse_plugin.masks import clone_pruned, sparsity_report
 from networks import PartlyShared, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 
@@ -106,3 +106,8 @@ def test_a_weight_that_two_layers_share_counts_once():
     report = sparsity_report(model)
     assert [layer.name for layer in report.layers] == ["0.weight"]
     assert report.total == report.all_parameters == 16
+
+
+def test_scores_of_other_parameters_of_the_model_are_no_scores_of_another(model):
+    scores = score_tasks(model, digit_losses, digit_batches(), parameters=[(model.trunk[0], "bias")])
+    assert sparsity_report(model, scores).layers[0].tasks == ()
