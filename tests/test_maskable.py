@@ -169,3 +169,5 @@ def test_a_mask_that_scales_weights_is_refused():
     assert layer.weight_mask.tolist() == [[0.5, 1.0]]
     attach_masks(layer, mask)
     assert layer.weight_mask.tolist() == [[0.0, 1.0]]
+    attach_in_place(layer, mask)  # one of zeros and ones is combined with another
+    assert layer.weight_mask.tolist() == [[0.0, 1.0]]
