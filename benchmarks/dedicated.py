@@ -116,7 +116,11 @@ def run(options: argparse.Namespace, group: str) -> None:
     problem, store = setting.load(options.root), Store(options.out / group, setting.name)
     store.set_facts({**describe(setting, problem), "rate seeds": options.rate_seeds})
     device = torch.device("cpu")
-    methods = [method for method in GROUPS[group] if method.name not in options.without]
+    methods = [
+        replace(method, amounts=tuple(options.amounts)) if options.amounts and any(method.amounts) else method
+        for method in GROUPS[group]
+        if method.name not in options.without
+    ]
     choose_rates(setting, problem, methods, store, device, everywhere=True, seeds=options.rate_seeds)
     for seed in range(options.seeds):
         for done in run_seed(setting, problem, seed, methods, (), store, device):
@@ -147,6 +151,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", type=int, help="steps of the dense network; the setting's by default")
     parser.add_argument("--tune", type=int, help="steps after the cut; the setting's by default")
     parser.add_argument("--rate-seeds", type=int, default=3, help="to choose the rates of tuning on")
+    parser.add_argument("--amounts", nargs="+", type=float, help="of the pruned networks, in place of each group's own")
     parser.add_argument("--without", nargs="+", default=(), metavar="METHOD", help="leave these out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--page", type=Path, help="write this page from the runs, and run nothing")

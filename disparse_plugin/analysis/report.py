@@ -104,6 +104,17 @@ def html_report(
     Raises:
         ImportError: If matplotlib is not installed.
         OSError: If the file cannot be written; the error names it.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from disparse_plugin import score_tasks
+        >>> from disparse_plugin.analysis import task_overlap
+        >>> net = nn.Linear(4, 2)
+        >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x).square().mean()}
+        >>> overlap = task_overlap(score_tasks(net, losses, [torch.randn(8, 4)]), 0.5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     html_report(f"{folder}/tasks.html", overlap, model=net).suffix
+        '.html'
     """
     check_kind("overlap", overlap, TaskOverlap, "a TaskOverlap; task_overlap(scores, amount) makes one")
     check_kind("title", title, str, "text")

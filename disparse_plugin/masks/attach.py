@@ -7,7 +7,7 @@ Masks are bool, True = keep, keyed by ``(module, name)`` or by qualified name. E
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -18,11 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from .._support.all_or_nothing import all_or_nothing
 from .._support.shards import local, part_here, reshard
+from ..agreement.tallies import counts_true
 from ..errors import wrong
 from ..in_weight import attach_in_weights, masks_in_weights
 from ..kinds import check_kind
-from ..maskable import check_takes_masks
-from ..parameters import ParameterKey, alive_mask, keys_by_name, stored, unwrap
+from ..maskable import Obstacle, check_takes_masks, refusal
+from ..parameters import ParameterKey, alive_mask, is_masked, keys_by_name, qualified_names, stored, unwrap
 
 Masks: TypeAlias = Mapping[ParameterKey, Tensor] | Mapping[str, Tensor]
 
@@ -137,7 +138,7 @@ def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
 
     Raises:
         TypeError: As :func:`attach_masks`. Nothing is changed.
-        ValueError: As :func:`attach_masks`. Nothing is changed.
+        ValueError: As :func:`attach_masks`, or if a mask of the pruned model scales weights. Nothing is changed.
 
     Example:
         >>> average = nn.Sequential(nn.Linear(2, 1, bias=False))
@@ -145,6 +146,8 @@ def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
         >>> int((average[0].weight == 0).sum())
         1
     """
+    if isinstance(masks, nn.Module):
+        check_keeps_or_not(masks, keys_by_name(masks).values())
     table = masks_of(masks) if isinstance(masks, nn.Module) else masks
     for (module, name), mask in checked_masks(inside(model), table).items():
         parameter = stored(module, name)
@@ -194,6 +197,24 @@ def checked_masks(model: nn.Module, masks: Masks) -> dict[ParameterKey, Tensor]:
         _check_mask(mask, stored(*key), names[key])
         checked[key] = mask
     return checked
+
+
+def check_keeps_or_not(model: nn.Module, parameters: Iterable[ParameterKey]) -> None:
+    """Check that the masks which parameters carry keep a weight or not, before they are read as such.
+
+    Raises:
+        ValueError: If one scales weights.
+    """
+    buffers = {key: key[0]._buffers[f"{key[1]}_mask"] for key in parameters if is_masked(*key)}
+    masks = {key: local(mask) for key, mask in buffers.items() if mask is not None and not mask.is_meta}
+    counts = counts_true([(mask != 0) & (mask != 1) for mask in masks.values()])
+    if soft := [key for key, count in zip(masks, counts, strict=True) if count]:
+        cure = (
+            "torch.nn.utils.prune.remove makes it permanent, attach_masks puts another in its place (save_pruned keeps "
+            "it as it is)"
+        )
+        obstacle = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
+        raise refusal(dict.fromkeys(qualified_names(model, soft), obstacle), pasteable=False)
 
 
 def _unknown(given: object) -> Exception:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .._support.distributed import failing_together, this_rank
 from .._support.files import packed_bits, read_tensors, understood, unpacked_bits, write_tensors
 from .._support.shards import is_sharded, whole
-from ..parameters import qualified_names
-from .attach import Masks, attach_masks, checked_masks, masks_of
+from ..parameters import keys_by_name, qualified_names
+from .attach import Masks, attach_masks, check_keeps_or_not, checked_masks, masks_of
 
 _KIND = "disparse_plugin.masks"
 
@@ -38,7 +38,7 @@ def save_masks(
 
     Raises:
         TypeError: If a mask of ``tasks`` is not a bool tensor.
-        ValueError: If the model carries no mask, or a mask of ``tasks`` does not fit it.
+        ValueError: If the model carries no mask or one that scales weights, or a mask of ``tasks`` does not fit it.
 
     Example:
         >>> import tempfile, torch
@@ -57,6 +57,7 @@ def save_masks(
         raise ValueError(
             "model: must carry at least one mask, found none; prune it first, or attach_masks(model, masks)"
         )
+    check_keeps_or_not(model, keys_by_name(model).values())
     groups = [own]
     for masks in (tasks or {}).values():
         checked = checked_masks(model, masks)
@@ -95,6 +96,19 @@ def load_masks(model: nn.Module, path: str | Path, *, task: str | None = None) -
         FileFormatError: If it is not a file of masks, is damaged, or was written by a newer version.
         ValueError: If there is no such task in it, a name is not in the model, a shape differs, or the model carries a
             mask that the file lacks. In all cases nothing is changed.
+
+    Example:
+        >>> import tempfile, torch
+        >>> build = lambda: nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> net, fresh = build(), build()
+        >>> attach_masks(net, {"0.weight": torch.eye(2) == 1})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_masks(net, f"{folder}/masks.safetensors", facts={"amount": 0.5})
+        ...     load_masks(fresh, f"{folder}/masks.safetensors")
+        {'amount': 0.5}
+        >>> fresh[0].weight_mask
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     tensors, layout = read_tensors(path, kind=_KIND)
     with understood(path, "masks"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .._support.all_or_nothing import all_or_nothing
-from .._support.shards import local
-from ..agreement.tallies import counts_true
 from ..kinds import check_kind
-from ..maskable import Obstacle, check_takes_masks, check_tensor, refusal
-from ..parameters import ParameterKey, is_masked, qualified_names, stored
-from .attach import Masks, checked_masks
+from ..maskable import check_takes_masks, check_tensor
+from ..parameters import ParameterKey, is_masked, stored
+from .attach import Masks, check_keeps_or_not, checked_masks
 
 
 class DiSparseDynamic(prune.BasePruningMethod):
@@ -172,20 +170,6 @@ def attach_in_place(model: nn.Module, masks: Masks) -> None:
     check_takes_masks(model, list(checked))
     check_keeps_or_not(model, list(checked))
     attach_rewritable({key: mask.to(stored(*key).device) for key, mask in checked.items()})
-
-
-def check_keeps_or_not(model: nn.Module, parameters: Iterable[ParameterKey]) -> None:
-    """Check that the masks which parameters carry keep a weight or not, before these are combined with others.
-
-    Raises:
-        ValueError: If one scales weights.
-    """
-    masks = {key: local(mask) for key in parameters if is_masked(*key) and not (mask := _mask_of(*key)).is_meta}
-    counts = counts_true([(mask != 0) & (mask != 1) for mask in masks.values()])
-    if soft := [key for key, count in zip(masks, counts, strict=True) if count]:
-        cure = "torch.nn.utils.prune.remove makes it permanent, attach_masks puts another in its place"
-        obstacle = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
-        raise refusal(dict.fromkeys(qualified_names(model, soft), obstacle), pasteable=False)
 
 
 def _mask_of(module: nn.Module, name: str) -> Tensor:

@@ -97,6 +97,17 @@ def load_pruned(model: nn.Module, path: str | Path) -> dict[str, Any]:
         FileFormatError: If it is another file, damaged, or written by a newer version.
         ValueError: If the model carries masks, has other parameters or buffers than the file, or smaller ones. In all
             cases the model is unchanged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> build = lambda width: nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1))
+        >>> narrow, fresh = build(3), build(8)  # as if five channels had been removed
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pruned(narrow, f"{folder}/net.safetensors")
+        ...     load_pruned(fresh, f"{folder}/net.safetensors")
+        {}
+        >>> fresh[0].out_features, torch.equal(fresh[2].weight, narrow[2].weight)
+        (3, True)
     """
     tensors, layout = read_tensors(path, kind=_KIND)
     with understood(path, "a pruned model"):

@@ -104,6 +104,16 @@ def load_checkpoint(path: str | Path, **parts: Stateful) -> None:
         ValueError: If the parts are not those in the file.
         Exception: What a part raises that cannot take its state. In all cases everything is as before, parts that were
             loaded already included; for that, their states are kept in memory twice meanwhile.
+
+    Example:
+        >>> import tempfile
+        >>> build = lambda: torch.nn.Linear(2, 1)
+        >>> model, fresh = build(), build()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_checkpoint(f"{folder}/last.pt", model=model)
+        ...     load_checkpoint(f"{folder}/last.pt", model=fresh)
+        >>> torch.equal(fresh.weight, model.weight)
+        True
     """
     _check_parts(parts)
     saved = _read(path)

@@ -17,7 +17,8 @@ from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.tallies import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
 from ..maskable import Obstacle, read_by_parent
-from ..masks.in_place import DiSparseDynamic, attach_rewritable, check_keeps_or_not
+from ..masks.attach import check_keeps_or_not
+from ..masks.in_place import DiSparseDynamic, attach_rewritable
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
 from .optimizer_state import check_optimizer, forget
 

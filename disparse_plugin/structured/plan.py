@@ -121,5 +121,15 @@ def replay_removal(
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is of another kind or does not fit the model, which is then unchanged.
+
+    Example:
+        >>> import tempfile, torch
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        >>> gone = torch.tensor([1])
+        >>> with tempfile.TemporaryDirectory() as folder:  # report.save writes such a file
+        ...     RemovalPlan((Cut("0", "out", -1, 3, gone), Cut("1", "in", -1, 3, gone))).save(f"{folder}/removed")
+        ...     replay_removal(net, f"{folder}/removed")
+        >>> net[0].out_features, net[1].in_features
+        (2, 2)
     """
     RemovalPlan.load(path).apply(model, customized_pruners=customized_pruners)

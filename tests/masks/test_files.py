@@ -1,11 +1,12 @@
 """Mask files: what comes back, how large they are, and what is refused."""
 
 import pytest
+import torch
 from torch import nn
 from torch.nn.utils import prune
 
 from disparse_plugin import disparse_static, score_tasks
-from disparse_plugin.masks import keep_tasks, load_masks, masks_of, save_masks
+from disparse_plugin.masks import apply_masks, keep_tasks, load_masks, masks_of, save_masks
 from masks import equal_masks
 from networks import Snapshot, TwoHeads, digit_batches, digit_losses
 
@@ -75,3 +76,16 @@ def test_files_of_another_kind(pruned, path):
         load_masks(TwoHeads(), path)
     with pytest.raises(ValueError, match="model: must carry at least one mask, found none"):
         save_masks(TwoHeads(), path)
+
+
+def test_masks_that_scale_weights_are_not_taken_for_masks_of_zeros_and_ones(model, path):
+    prune.custom_from_mask(model.trunk[0], "weight", torch.full_like(model.trunk[0].weight, 0.5))
+    average = TwoHeads()
+    before = Snapshot(average)
+    message = r"parameters: trunk\.0\.weight must carry a mask of zeros and ones.*; .*save_pruned keeps it as it is"
+    with pytest.raises(ValueError, match=message):
+        save_masks(model, path)
+    with pytest.raises(ValueError, match=message):
+        apply_masks(average, model)
+    before.check()
+    assert not path.exists()

@@ -16,6 +16,7 @@ from disparse_plugin.criteria import damped
 from ..training.bench import Bench
 from .channel_cuts import by_torch_pruning, channels, channels_with_floor
 from .cuts import Cut, by_part, plain, scored, with_floor
+from .mean_added import mean_added
 from .procedures import (
     Procedure,
     at_start,
@@ -34,6 +35,7 @@ CHANNEL_AMOUNTS = (0.5, 0.75, 0.9, 0.95)  # beyond them, networks this narrow ke
 CHANNELS_TUNED_AT = 0.9
 FEW = 4  # batches that are scored at each of many cuts
 EXPONENTS = (0.25, 0.5)  # of the damped saliency
+MEAN_ADDED = ", mean added"  # ends the name of a rule that adds a tensor's mean to the gradients
 # After which shares of the training it is cut: once, or in stages of equal distance by the cubic schedule.
 WINDOWS = {
     "cut at 1/4": (0.25,),
@@ -124,6 +126,8 @@ def _damped_methods(exponent: float, make: Callable[..., Method]) -> Iterator[Me
     yield make(f"DiSparse damped {exponent}", trained("tasks", criterion=criterion), ours=True, twin=joint)
     shares = trained("tasks", criterion=criterion, arbiter="sum")
     yield make(f"shares, damped {exponent}", shares, ours=True, twin=joint)
+    raised = trained("tasks", criterion=mean_added(exponent), arbiter="sum")
+    yield make(f"shares, damped {exponent}{MEAN_ADDED}", raised, ours=True)
 
 
 def _iterative_methods() -> Iterator[Method]:
