@@ -85,8 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     begin(options)
     setting, problem, store = prepare(options)
     methods = known_methods(options.methods, problem)
-    store.set_facts(describe(setting, problem))
-    choose_rates(setting, problem, methods, store, torch.device(options.device))
+    several = {"rate seeds": options.rate_seeds} if options.rate_seeds > 1 else {}
+    store.set_facts({**describe(setting, problem), **several})
+    choose_rates(setting, problem, methods, store, torch.device(options.device), seeds=options.rate_seeds)
     if options.workers == 1:
         count = sum(do_seed(options, seed, setting, problem, store) for seed in options.seed_list)
     else:
@@ -104,6 +105,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the runs are written")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--rate-seeds", type=int, default=1, help="to choose the rates of tuning on")
     parser.add_argument(
         "--amounts",
         type=float,

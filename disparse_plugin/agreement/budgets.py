@@ -231,12 +231,21 @@ def _called(part: str) -> str:
     return f"amount[{part!r}]"
 
 
-def _check_parts(amount: Mapping[str, float], parts: Sequence[str], sizes: Sequence[int], tasks: Sequence[str]) -> None:
+def check_task_names(tasks: Sequence[str]) -> None:
+    """Check that no task has the name of the part that several reach.
+
+    Raises:
+        ValueError: If one has.
+    """
     if SHARED in tasks:
         raise ValueError(
             f"amount: with amounts per part no task may be called {SHARED!r}, found one; that is the name of what two "
             "or more tasks reach: rename the task, or pass one amount"
         )
+
+
+def _check_parts(amount: Mapping[str, float], parts: Sequence[str], sizes: Sequence[int], tasks: Sequence[str]) -> None:
+    check_task_names(tasks)
     known = [SHARED, *tasks]
     for part in amount:
         if part not in known:

@@ -14,10 +14,9 @@ from ..parameters import module_names
 from .adapter.private import known_pruner
 from .attention import attention_heads, sync_attention
 from .cuts import Attributes, Cut
-from .layer_rule import Axis
+from .layer_rule import Axis, Side
 from .layers import rule_of
-from .shrinking import cut as cut_tensor
-from .shrinking import replace, tensors_of
+from .shrinking import Loss, check_blocks, cut_along, replace, tensors_of
 from .stored import set_number, stored_numbers
 
 # torch-pruning's objects that cut layers, by class of layer.
@@ -69,20 +68,31 @@ def apply_cuts(root: nn.Module, cuts: Sequence[Cut], attributes: Attributes, pru
             places += _places(cut, layer, modules)
     _check_attributes(attributes, modules, cuts)
     by_tensor = _by_tensor(root, places)
+    for members in by_tensor:
+        check_blocks(members[0].tensor, _losses(members))
     with torch.no_grad():
         for members in by_tensor:
             _shrink(members)
         for cut, layer, pruner in foreign:
             _prune(cut, layer, pruner)
-    for cut in [cut for cut in cuts if not any(cut is other for other, _, _ in foreign)]:
-        if cut.side != "parameter" and (rule := rule_of(modules[cut.target])) is not None:
-            rule.resize(modules[cut.target], cut.side, cut.count - len(cut.positions))
+    _resize([cut for cut in cuts if not any(cut is other for other, _, _ in foreign)], modules)
     changed = {modules[cut.target] for cut in cuts if cut.side == "out"}
     told = {child for name in attributes for child in modules[name].children()}
     sync_attention({qkv: count for qkv, count in heads.items() if qkv in changed and qkv not in told}, root)
     for name, values in attributes.items():
         for attribute, value in values.items():
             set_number(modules[name], attribute, value)
+
+
+def _resize(cuts: Sequence[Cut], modules: Mapping[str, nn.Module]) -> None:
+    """Write into layers how many channels they have left."""
+    left: dict[nn.Module, dict[Side, int]] = {}
+    for cut in cuts:
+        if cut.side != "parameter":
+            left.setdefault(modules[cut.target], {})[cut.side] = cut.count - len(cut.positions)
+    for module, counts in left.items():
+        if (rule := rule_of(module)) is not None:
+            rule.resize(module, counts)
 
 
 def _layer(cut: Cut, modules: Mapping[str, nn.Module]) -> nn.Module | Tensor:
@@ -159,18 +169,21 @@ def _by_tensor(root: nn.Module, places: Sequence[_Place]) -> list[list[_Place]]:
 
 def _shrink(members: Sequence[_Place]) -> None:
     """Cut one tensor along all its axes, and put it into every place that holds it."""
-    first = members[0]
-    tensor, grad = first.tensor, first.tensor.grad
-    for place in members:
-        if place.owner is first.owner and place.name == first.name:
-            tensor = cut_tensor(tensor, place.axis, place.cut.count, place.cut.positions)
-            grad = None if grad is None else cut_tensor(grad, place.axis, place.cut.count, place.cut.positions)
-    replace(first.owner, first.name, tensor, grad)
+    first, losses = members[0], _losses(members)
+    grad = None if first.tensor.grad is None else cut_along(first.tensor.grad, losses)
+    replace(first.owner, first.name, cut_along(first.tensor, losses), grad)
     for place in members[1:]:
         if place.name in place.owner._parameters:
             place.owner._parameters[place.name] = first.owner._parameters[first.name]
         else:
             place.owner._buffers[place.name] = first.owner._buffers[first.name]
+
+
+def _losses(members: Sequence[_Place]) -> list[Loss]:
+    """Return what a tensor loses, as its first place says; all say the same."""
+    first = members[0]
+    own = [place for place in members if place.owner is first.owner and place.name == first.name]
+    return [Loss(place.axis, place.cut.count, place.cut.positions) for place in own]
 
 
 def _prune(cut: Cut, layer: nn.Module, pruner: Any) -> None:

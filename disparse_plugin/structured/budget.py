@@ -43,6 +43,7 @@ class Budget:
         sizes: Mapping[str, int],
         uses: Mapping[str, int],
         names: Mapping[str, str],
+        weights: Sequence[int],
     ) -> None:
         """Prepare the counts.
 
@@ -51,8 +52,9 @@ class Budget:
             sizes: Number of entries of every parameter of the model, by name; one that layers share stands once.
             uses: Multiplications per entry, by name, for the weights that have any.
             names: Every name of a parameter to the one that it is counted by.
+            weights: For each group, as how many channels each of its channels counts.
         """
-        self._groups, self._sizes, self._uses = groups, sizes, uses
+        self._groups, self._sizes, self._uses, self._weights = groups, sizes, uses, weights
         self._losses: dict[str, list[_Loss]] = {}
         for number, group in enumerate(groups):
             taken: dict[str, str] = {}
@@ -77,11 +79,15 @@ class Budget:
             inside: Names of the parameters that count; None: all.
         """
         if of == "channels":
-            return sum(int(g.unit_sizes()[~gone].sum()) for g, gone in zip(self._groups, choice, strict=True))
+            return sum(self.channels(number, gone) for number, gone in enumerate(choice))
         left = {name: count for name, count in self.entries(choice).items() if inside is None or name in inside}
         if of == "parameters":
             return sum(left.values())
         return sum(left[name] * uses for name, uses in self._uses.items() if name in left)
+
+    def channels(self, number: int, gone: Tensor) -> int:
+        """Return how many channels of a group are left after the chosen units are gone."""
+        return self._weights[number] * int(self._groups[number].unit_sizes()[~gone].sum())
 
     def in_groups(self) -> int:
         """Return how many entries of parameters follow the channels of some group."""
@@ -112,7 +118,8 @@ def units_to_keep(group: ChannelGroup, max_pruning_ratio: float, parts: Sequence
         >>> units_to_keep(ChannelGroup("fc", 10, torch.arange(10), ()), 0.75)
         3
     """
-    return max(1, len(parts), math.ceil(group.num_units * (1 - max_pruning_ratio) - 1e-9))
+    least = min(group.num_units, math.ceil(group.num_units * (1 - max_pruning_ratio) - 1e-9))
+    return max(1, len(parts), least)
 
 
 def parts_of(group: ChannelGroup) -> list[Tensor]:
@@ -209,6 +216,7 @@ def choose(
     why: str,
     what: str = "amount",
     total: float | None = None,
+    whole: float | None = None,
 ) -> list[Tensor]:
     """Find the shortest beginning of the order whose removal reaches the amount.
 
@@ -223,6 +231,7 @@ def choose(
         why: What keeps the removal from going further, for messages.
         what: What messages call the amount.
         total: How much there was, where some is gone by other means; None: what is left if nothing is chosen.
+        whole: The amount of all steps, of which this is the first; it must be within reach. None: this is all.
 
     Returns:
         For each group a bool vector over its units.
@@ -232,20 +241,21 @@ def choose(
     """
     if total is None:
         total = left([torch.zeros(group.num_units, dtype=torch.bool) for group in groups])
-    if isinstance(amount, numbers.Integral):
-        wanted = float(amount)
-    else:
-        wanted = round(amount * total) if of == "channels" else amount * total
+
+    def in_total(amount: float) -> float:
+        if isinstance(amount, numbers.Integral):
+            return float(amount)
+        return round(amount * total) if of == "channels" else amount * total
 
     def removed(count: int) -> float:
         return total - left(chosen(groups, order, keep, count, round_to))
 
     low, high = 0, sum(group.num_units for group in groups)
-    most = removed(high)
-    if most < wanted:
+    most, wanted, asked = removed(high), in_total(amount), amount if whole is None else whole
+    if most < in_total(asked):
         raise ValueError(
             f"{what}: at most {most:.6g} of {total:.6g} {of} ({most / max(total, 1e-12):.1%}) can be removed, found "
-            f"{amount} asked; lower it. What holds the rest: {why}"
+            f"{asked} asked; lower it. What holds the rest: {why}"
         )
     while low < high:
         middle = (low + high) // 2

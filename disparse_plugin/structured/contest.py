@@ -9,11 +9,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..agreement.budgets import SHARED
 from ..parameters import keys_by_name, module_names
 from ..scoring.task_scores import TaskScores
 from .applying import Pruners
 from .budget import Budget, Quantity
 from .groups import SETTLED, ChannelGroup, channel_scores, normalized
+from .layer_rule import Side
 from .layers import makes_channels
 from .numbers import WholeHeads, whole_heads
 from .order import ChannelRule
@@ -22,7 +24,11 @@ from .spare import apart
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How much of what goes, and by which rule; checked once by :func:`remove_channels`."""
+    """How much of what goes, and by which rule; checked once by :func:`remove_channels`.
+
+    Of a removal in steps, ``whole`` is the amount of all together, which the first must find within the limit of
+    ``max_pruning_ratio``; ``first`` says how many channels the groups had before the first, by their root.
+    """
 
     amount: float | Mapping[str, float]
     of: Quantity
@@ -33,6 +39,16 @@ class Options:
     round_to: int | Literal["auto"] | None
     customized_pruners: Pruners | None
     isomorphic: bool = False
+    whole: float | Mapping[str, float] | None = None
+    first: Mapping[tuple[str, Side], int] = dataclasses.field(default_factory=dict)
+
+    def ratio_of(self, group: ChannelGroup) -> float:
+        """Return which share of its present channels a group may lose, so that it keeps what it must of the first."""
+        return 1 - (1 - self.max_pruning_ratio) * self.first.get(group.root, group.size) / group.size
+
+    def groups_in(self, group: ChannelGroup) -> int:
+        """Return how many of the first groups lose a channel with each channel of a group: some have become one."""
+        return max(1, len(self.first.keys() & {(f.target, f.side) for f in group.followers}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +87,7 @@ class Contest:
 
     def budget(self) -> Budget:
         """Return the counts of what is left after some units are gone."""
-        return Budget(self.groups, self.sizes, self.uses, self.names)
+        return Budget(self.groups, self.sizes, self.uses, self.names, [*map(self.options.groups_in, self.groups)])
 
     def joined_by(self, groups: Sequence[ChannelGroup]) -> Contest:
         """Return the contest with more groups, scored; those that cannot take part are noted with the reason."""
@@ -190,5 +206,5 @@ def part_of_parameters(contest: Contest) -> dict[str, str]:
         if len(tasks) == 1:
             found[name] = next(iter(tasks))
         else:
-            found[name] = "shared" if tasks else "unreached" if name in contest.unreached else "not scored"
+            found[name] = SHARED if tasks else "unreached" if name in contest.unreached else "not scored"
     return found

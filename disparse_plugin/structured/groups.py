@@ -124,6 +124,12 @@ class ChannelGroup:
     sizes: tuple[StoredSize, ...] = ()
 
     @property
+    def root(self) -> tuple[str, Side]:
+        """The layer that the channels are counted in, and the side."""
+        first = self.followers[0]
+        return first.target, first.side
+
+    @property
     def kind(self) -> tuple[tuple[str, str], ...]:
         """The types of the layers that follow, with the side that they lose: alike for groups of one shape."""
         return tuple(sorted((type(f.layer).__name__, f.side) for f in self.followers))

@@ -44,7 +44,8 @@ class LayerRule:
     Attributes:
         axes: From a layer and a side to the tensors that shrink with it.
         count: From a layer and a side to the number of channels; None if it has none of its own.
-        resize: Writes the numbers that the layer holds of a side (``out_channels``) after its tensors were cut.
+        resize: Writes the numbers that the layer holds (``out_channels``) after its tensors were cut: how many channels
+            are left of each side that lost some, all at once, as one may say what the other means.
         same: Whether the layer has as many outputs as inputs by construction; then all its channels are ``"out"``.
         over: From a layer and its input to the dimension over which it computes statistics of the channels that there
             are (LayerNorm). None: each channel for itself.
@@ -61,7 +62,7 @@ class LayerRule:
 
     axes: Callable[[Any, Side], Sequence[Axis]]
     count: Callable[[Any, Side], int | None]
-    resize: Callable[[Any, Side, int], None]
+    resize: Callable[[Any, Mapping[Side, int]], None]
     same: bool = True
     over: Callable[[Any, Tensor], int] | None = None
     silent_dim: int | None = None

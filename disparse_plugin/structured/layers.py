@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,15 +39,21 @@ def _convolution_axes(layer: _ConvNd, side: Side) -> list[Axis]:
     return [Axis("weight", inner, 1 if layer.transposed else layer.groups)]
 
 
-def _resize_convolution(layer: _ConvNd, side: Side, count: int) -> None:
-    if layer.in_channels == layer.out_channels == layer.groups > 1:  # not one that just lost all but one per group
-        layer.in_channels = layer.out_channels = layer.groups = count
-    elif side == "out":
-        if has_multiplier(layer):
-            layer.in_channels = layer.groups = count * layer.in_channels // layer.out_channels
-        layer.out_channels = count
-    else:
-        layer.in_channels = count
+def has_own_inputs(layer: nn.Module) -> bool:
+    """Tell whether a layer's inputs are not those of its outputs, so that it can lose the ones without the others."""
+    rule = rule_of(layer)
+    return rule is not None and not (rule.same or is_depthwise(layer) or has_multiplier(layer))
+
+
+def _resize_convolution(layer: _ConvNd, left: Mapping[Side, int]) -> None:
+    if is_depthwise(layer) or has_multiplier(layer):
+        each = layer.out_channels // layer.in_channels
+        layer.in_channels = layer.groups = left["in"] if "in" in left else left["out"] // each
+        layer.out_channels = layer.in_channels * each
+        return
+    layer.in_channels, layer.out_channels = left.get("in", layer.in_channels), left.get("out", layer.out_channels)
+    # What the weight says: whole groups may have gone.
+    layer.groups = (layer.out_channels if layer.transposed else layer.in_channels) // layer.weight.shape[1]
 
 
 def _convolution_uses(layer: _ConvNd, x: Tensor, out: Tensor) -> dict[str, int]:
@@ -72,8 +78,12 @@ def _linear_uses(_: nn.Module, __: Tensor, out: Tensor) -> dict[str, int]:
     return {"weight": out.numel() // max(1, out.shape[-1])}
 
 
-def _resize(out: str, into: str) -> Callable[[Any, Side, int], None]:
-    return lambda layer, side, count: setattr(layer, out if side == "out" else into, count)
+def _resize(out: str, into: str) -> Callable[[Any, Mapping[Side, int]], None]:
+    def write(layer: nn.Module, left: Mapping[Side, int]) -> None:
+        for side, count in left.items():
+            setattr(layer, out if side == "out" else into, count)
+
+    return write
 
 
 def _of_norm(*names: str) -> Callable[[Any, Side], list[Axis]]:
@@ -92,7 +102,8 @@ def _attention_axes(_: nn.MultiheadAttention, __: Side) -> list[Axis]:
     ]
 
 
-def _resize_attention(layer: nn.MultiheadAttention, _: Side, count: int) -> None:
+def _resize_attention(layer: nn.MultiheadAttention, left: Mapping[Side, int]) -> None:
+    (count,) = left.values()
     layer.embed_dim = layer.kdim = layer.vdim = count
     layer.head_dim = count // layer.num_heads
     layer.out_proj.in_features = layer.out_proj.out_features = count
@@ -173,7 +184,7 @@ _FROZEN_BATCH_NORM = LayerRule(
 _LAYER_NORM = LayerRule(
     axes=_of_norm("weight", "bias"),
     count=lambda layer, _: int(layer.normalized_shape[-1]),
-    resize=lambda layer, _, count: setattr(layer, "normalized_shape", (*layer.normalized_shape[:-1], count)),
+    resize=lambda layer, left: setattr(layer, "normalized_shape", (*layer.normalized_shape[:-1], *left.values())),
     over=_normalized_dim,
     refusal=_norm_refusal,
     ours=True,  # torch-pruning 1.6.1 permutes the weights

@@ -100,7 +100,7 @@ def _over_kept(layer: nn.Module, full: nn.Module | None, cuts: Sequence[Cut], pr
             layer.register_forward_hook(_through(full, kept, partial(_channel_dim, cut.count)))
         elif full is not None and rule is not None and rule.over is not None:
             over, original = rule.over, copy.deepcopy(full)
-            shrink(full, "out", cut.positions)
+            shrink(full, {"out": cut.positions})
             layer.register_forward_hook(_through(full, kept, partial(over, original)))
         elif rule is not None:
             rule.adjust(layer, len(kept))

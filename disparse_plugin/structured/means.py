@@ -125,13 +125,12 @@ def _of_convolution(full: nn.Module, cuts: Sequence[Cut]) -> Hook | None:
         return None
     smaller, twice, rule = copy.deepcopy(full), copy.deepcopy(full), rule_of(full)
     assert rule is not None
-    for side, cut in own.items():
-        shrink(smaller, side, cut.positions)
+    shrink(smaller, {side: cut.positions for side, cut in own.items()})
     for name, cut in extra.items():
         _change(smaller, name, partial(_without, cut))
     for owner, name, axis, tensor in list(tensors_of(twice, "in")):
         owner._parameters[name] = nn.Parameter(torch.cat([tensor, tensor], axis.dim).detach())
-    rule.resize(twice, "in", 2 * own["in"].count)
+    rule.resize(twice, {"in": 2 * own["in"].count})
     kept = {side: kept_of(cut.count, cut.positions) for side, cut in own.items()}
     known: list[bool] = []
 

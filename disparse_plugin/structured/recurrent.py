@@ -6,6 +6,7 @@ is what a removal must equal. The layers of one module have one width, and lose 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,8 +32,9 @@ def _axes(layer: nn.RNNBase, side: Side) -> list[Axis]:
     return found
 
 
-def _resize(layer: nn.RNNBase, side: Side, count: int) -> None:
-    setattr(layer, "input_size" if side == "in" else "hidden_size", count)
+def _resize(layer: nn.RNNBase, left: Mapping[Side, int]) -> None:
+    for side, count in left.items():
+        setattr(layer, "input_size" if side == "in" else "hidden_size", count)
     layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
     layer.flatten_parameters()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import numbers
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,10 +28,13 @@ from .checks import check_options, check_plain, checked_steps
 from .contest import Options, contest_of
 from .groups import channel_parameters
 from .latency import latency_of
+from .layer_rule import Side
+from .layers import has_own_inputs
 from .order import ChannelRule
-from .report import RemovalReport, joined, tally
+from .report import RemovalReport, tally
 from .search import Removal, search_wider
 from .spare import Spares
+from .steps import amount_of_step, joined, naming_inputs
 from .trial import prepare
 from .witnesses import Witnesses, peeked
 
@@ -193,33 +195,24 @@ def _removed(
 ) -> RemovalReport:
     """Remove in steps, each with scores of its own; return one report of all."""
     report: RemovalReport | None = None
+    apart = [layer for layer in root.modules() if has_own_inputs(layer)]
+    first: dict[tuple[str, Side], int] = {}
     for number, share in enumerate(shares):
         if report is not None:
             with failing_together():
                 between(root, number)
-        amount = _amount_of_step(options.amount, share, shares[number - 1] if number else 0.0, report)
-        removal = _found(root, source, dataclasses.replace(options, amount=amount))
+        amount = amount_of_step(options.amount, share, report)
+        whole = options.amount if report is None and options.max_pruning_ratio < 1 else None
+        removal = _found(root, source, dataclasses.replace(options, amount=amount, whole=whole, first=dict(first)))
         with failing_together():
             found = tally(removal, options.amount)
+            found = dataclasses.replace(found, plan=naming_inputs(found.plan, root, apart))
             removal.plan.apply(root, customized_pruners=options.customized_pruners)
-        report = found if report is None else joined(report, found)
+        report = found if report is None else joined(report, found, dict(first.keys()))
+        for group in removal.contest.groups:
+            first.setdefault(group.root, group.size)
     assert report is not None
     return report
-
-
-def _amount_of_step(
-    amount: float | Mapping[str, float], share: float, before: float, report: RemovalReport | None
-) -> float | Mapping[str, float]:
-    """Return what to remove of the present model, so that ``share`` of the amount is gone of the model at first."""
-    if isinstance(amount, Mapping):
-        return {part: (share - before) * one / max(1 - before * one, 1e-12) for part, one in amount.items()}
-    if isinstance(amount, numbers.Integral):
-        wanted = round(share * int(amount))
-        return wanted if report is None else max(0, round(wanted - report.gone))
-    if report is None:
-        return share * float(amount)
-    left = (1 - share * float(amount)) * report.counted.before
-    return min(1.0, max(0.0, 1 - left / max(report.counted.after, 1e-12)))
 
 
 def _found(root: nn.Module, source: _Source, options: Options) -> Removal:

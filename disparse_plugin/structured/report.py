@@ -156,34 +156,6 @@ def _cells(change: Change) -> tuple[str, str, str]:
     return f"{change.before:,}", f"{change.after:,}", f"{1 - change.removed:.1%}"
 
 
-def joined(first: RemovalReport, later: RemovalReport) -> RemovalReport:
-    """Make one report of two removals, the later one of the smaller model."""
-    parts = {
-        name: PartChange(
-            Change(part.parameters.before, later.parts[name].parameters.after if name in later.parts else 0),
-            Change(part.macs.before, later.parts[name].macs.after if name in later.parts else 0),
-        )
-        for name, part in first.parts.items()
-    }
-    groups = {**first.groups, **later.groups}
-    for name in first.groups.keys() & later.groups.keys():
-        one, two = first.groups[name], later.groups[name]
-        groups[name] = GroupChange(Change(one.channels.before, two.channels.after), two.tasks)
-    channels = [change.channels for change in groups.values()]
-    return dataclasses.replace(
-        later,
-        channels=Change(sum(c.before for c in channels), sum(c.after for c in channels)),
-        parameters=Change(first.parameters.before, later.parameters.after),
-        macs=Change(first.macs.before, later.macs.after),
-        parts=parts,
-        groups=groups,
-        outside=first.outside,
-        deviation=max(first.deviation, later.deviation),
-        plan=first.plan.then(later.plan),
-        latency=Change(first.latency.before, later.latency.after) if first.latency and later.latency else None,
-    )
-
-
 def tally(removal: Removal, asked: float | Mapping[str, float]) -> RemovalReport:
     """Count what a removal changes."""
     contest, choice = removal.contest, removal.choice

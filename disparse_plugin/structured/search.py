@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..agreement.budgets import SHARED, check_task_names
 from ..agreement.ranking import ranks
 from ..parameters import keys_by_name, stored
 from .budget import choose, multiples, parts_of, units_to_keep
@@ -137,7 +138,7 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
     """Choose the units that go, for each group a bool vector."""
     options, groups = contest.options, contest.groups
     parts = [parts_of(group) for group in groups]
-    keep = [units_to_keep(group, options.max_pruning_ratio, own) for group, own in zip(groups, parts, strict=True)]
+    keep = [units_to_keep(group, options.ratio_of(group), own) for group, own in zip(groups, parts, strict=True)]
     order = _order(contest, keep, parts)
     round_to = multiples(groups, options.round_to, next(contest.root.parameters()).device)
     if isinstance(options.amount, Mapping):
@@ -149,7 +150,7 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
 
     return choose(
         groups, order, keep, left=left, of=options.of, amount=options.amount, round_to=round_to,
-        why=_what_holds(contest),
+        why=_what_holds(contest), whole=None if isinstance(options.whole, Mapping) else options.whole,
     )  # fmt: skip
 
 
@@ -175,12 +176,13 @@ def _chosen_by_part(
     round_to: Sequence[int],
 ) -> list[Tensor]:
     """Choose in each part for itself, in the order of all; the shared part first, as it is what the others read."""
+    check_task_names(contest.tasks)
     options, groups, budget = contest.options, contest.groups, contest.budget()
     none = [torch.zeros(group.num_units, dtype=torch.bool) for group in groups]
     choice = list(none)
-    of_group = [next(iter(scores)) if len(scores) == 1 else "shared" for scores in contest.scores]
+    of_group = [next(iter(scores)) if len(scores) == 1 else SHARED for scores in contest.scores]
     of_parameter = part_of_parameters(contest)
-    for part in sorted(amounts, key=lambda name: name != "shared"):
+    for part in sorted(amounts, key=lambda name: name != SHARED):
         members = [number for number, other in enumerate(of_group) if other == part]
         if not members:
             raise ValueError(
@@ -198,12 +200,13 @@ def _chosen_by_part(
             for number, gone in zip(members, chosen, strict=True):
                 whole[number] = gone
             if options.of == "channels":
-                return sum(int(groups[n].unit_sizes()[~whole[n]].sum()) for n in members)
+                return sum(budget.channels(n, whole[n]) for n in members)
             return budget.left(options.of, whole, inside)
 
         found = choose(
             own, places, [keep[n] for n in members], left=left, of=options.of, amount=amounts[part],
             round_to=[round_to[n] for n in members], why=_what_holds(contest), what=f"amount[{part!r}]", total=full,
+            whole=options.whole[part] if isinstance(options.whole, Mapping) else None,
         )  # fmt: skip
         for number, gone in zip(members, found, strict=True):
             choice[number] = gone

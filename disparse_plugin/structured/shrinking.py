@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,16 +52,84 @@ def cut(tensor: Tensor, axis: Axis, count: int, gone: Tensor) -> Tensor:
         tensor([[0., 2.],
                 [3., 5.]])
     """
-    if axis.blocks == 1:
-        kept = torch.cat([kept_of(count, gone) + number * count for number in range(axis.repeats)])
-        return tensor.index_select(axis.dim, kept.to(tensor.device))
-    width = count // axis.blocks
-    assert tensor.shape[0] % axis.blocks == 0
-    parts = []
-    for number, part in enumerate(tensor.chunk(axis.blocks, 0)):
-        own = gone[(gone >= number * width) & (gone < (number + 1) * width)] - number * width
-        parts.append(part.index_select(axis.dim, kept_of(width, own).to(tensor.device)))
-    return torch.cat(parts)
+    return cut_along(tensor, [Loss(axis, count, gone)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What a tensor loses along one axis: of how many channels which ones (int64)."""
+
+    axis: Axis
+    count: int
+    gone: Tensor
+
+
+def cut_along(tensor: Tensor, losses: Sequence[Loss]) -> Tensor:
+    """Keep what a tensor is left with after all that it loses, along several axes at once.
+
+    Args:
+        tensor: Any shape.
+        losses: At most one of them in blocks of dimension 0. A block of which everything goes goes as a whole.
+
+    Returns:
+        A new tensor, on the same device.
+
+    Raises:
+        ValueError: As :func:`check_blocks`.
+    """
+    check_blocks(tensor, losses)
+    for loss in losses:
+        if loss.axis.blocks == 1 and not _rows_of_blocks(tensor, loss, losses):
+            kept = torch.cat([kept_of(loss.count, loss.gone) + n * loss.count for n in range(loss.axis.repeats)])
+            tensor = tensor.index_select(loss.axis.dim, kept.to(tensor.device))
+    for loss in losses:
+        if loss.axis.blocks > 1:
+            parts = [
+                part.index_select(0, rows.to(tensor.device)).index_select(loss.axis.dim, columns.to(tensor.device))
+                for part, rows, columns in zip(
+                    tensor.chunk(loss.axis.blocks, 0), *_kept_in_blocks(tensor, loss, losses), strict=True
+                )
+                if len(rows)
+            ]
+            tensor = torch.cat(parts)
+    return tensor
+
+
+def check_blocks(tensor: Tensor, losses: Sequence[Loss]) -> None:
+    """Check that the blocks of a tensor (the groups of a convolution) that are left are of one size.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    for loss in losses:
+        if loss.axis.blocks > 1:
+            kept = zip(*_kept_in_blocks(tensor, loss, losses), strict=True)
+            sizes = {(len(rows), len(columns)) for rows, columns in kept} - {(0, 0)}
+            if len(sizes) != 1 or 0 in next(iter(sizes)):
+                raise ValueError(
+                    f"model: the {loss.axis.blocks} groups of a convolution must be left with equally many channels, "
+                    f"or lose all, found (outputs, inputs) left in them {sorted(sizes)}; remove alike from each"
+                )
+
+
+def _rows_of_blocks(tensor: Tensor, loss: Loss, losses: Sequence[Loss]) -> bool:
+    """Tell whether a loss is of the rows that another one cuts in blocks."""
+    return loss.axis.dim % tensor.dim() == 0 and any(other.axis.blocks > 1 for other in losses)
+
+
+def _kept_in_blocks(tensor: Tensor, loss: Loss, losses: Sequence[Loss]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return which rows and which columns of each block stay."""
+    rows = torch.arange(tensor.shape[0])
+    for other in losses:
+        if other.axis.blocks == 1 and _rows_of_blocks(tensor, other, losses):
+            rows = kept_of(other.count, other.gone)
+    columns = kept_of(loss.count, loss.gone)
+    return _by_block(rows, tensor.shape[0], loss.axis.blocks), _by_block(columns, loss.count, loss.axis.blocks)
+
+
+def _by_block(positions: Tensor, count: int, blocks: int) -> list[Tensor]:
+    width = count // blocks
+    return [positions[positions // width == number] - number * width for number in range(blocks)]
 
 
 def replace(owner: nn.Module, name: str, tensor: Tensor, grad: Tensor | None = None) -> None:
@@ -87,28 +156,39 @@ def _in_format_of(old: Tensor | None, tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=last)
 
 
-def shrink(layer: nn.Module, side: Side, gone: Tensor) -> None:
-    """Remove channels from one side of a layer whose type is in the table, in place.
+def shrink(layer: nn.Module, gone: Mapping[Side, Tensor]) -> None:
+    """Remove channels from a layer whose type is in the table, in place.
 
     Args:
         layer: The layer; its parameters become new objects.
-        side: ``"out"`` or ``"in"``.
-        gone: int64, positions that go.
+        gone: For each side that loses some, ``"out"`` or ``"in"``, which positions go (int64).
+
+    Raises:
+        ValueError: As :func:`check_blocks`; the layer is as before.
 
     Example:
         >>> norm = nn.LayerNorm(4)
-        >>> shrink(norm, "out", torch.tensor([0]))
+        >>> shrink(norm, {"out": torch.tensor([0])})
         >>> norm.normalized_shape, norm.weight.shape
         ((3,), torch.Size([3]))
     """
     rule = rule_of(layer)
     assert rule is not None
-    count = rule.count(layer, side)
-    assert count is not None
+    by_tensor: dict[tuple[nn.Module, str], list[Loss]] = {}
+    left: dict[Side, int] = {}
+    for side, positions in gone.items():
+        count = rule.count(layer, side)
+        assert count is not None
+        left[side] = count - len(positions)
+        for owner, name, axis, _ in tensors_of(layer, side):
+            by_tensor.setdefault((owner, name), []).append(Loss(axis, count, positions))
+    smaller = []
     with torch.no_grad():
-        for owner, name, axis, _ in list(tensors_of(layer, side)):
-            tensor = owner._parameters.get(name, owner._buffers.get(name))  # as cut along another axis before
+        for (owner, name), losses in by_tensor.items():
+            tensor = owner._parameters.get(name, owner._buffers.get(name))
             assert tensor is not None
-            grad = None if tensor.grad is None else cut(tensor.grad, axis, count, gone)
-            replace(owner, name, cut(tensor, axis, count, gone), grad)
-    rule.resize(layer, side, count - len(gone))
+            grad = None if tensor.grad is None else cut_along(tensor.grad, losses)
+            smaller.append((owner, name, cut_along(tensor, losses), grad))
+        for entry in smaller:
+            replace(*entry)
+    rule.resize(layer, left)

@@ -33,7 +33,7 @@ class _RulePruner(tp.function.BasePruningFunc):  # type: ignore[misc]
 
     def prune_out_channels(self, layer: nn.Module, idxs: Collection[int]) -> nn.Module:
         """Remove the given positions of the outputs."""
-        shrink(layer, "out", torch.tensor(sorted(idxs), dtype=torch.int64))
+        shrink(layer, {"out": torch.tensor(sorted(idxs), dtype=torch.int64)})
         return layer
 
     def get_out_channels(self, layer: nn.Module) -> int | None:
@@ -49,7 +49,7 @@ class _TwoSidedRulePruner(_RulePruner):
 
     def prune_in_channels(self, layer: nn.Module, idxs: Collection[int]) -> nn.Module:
         """Remove the given positions of the inputs."""
-        shrink(layer, "in", torch.tensor(sorted(idxs), dtype=torch.int64))
+        shrink(layer, {"in": torch.tensor(sorted(idxs), dtype=torch.int64)})
         return layer
 
     def get_in_channels(self, layer: nn.Module) -> int | None:
