@@ -90,12 +90,18 @@ def check_plain(root: nn.Module) -> None:
     """Check that a model's weights are plain trainable parameters.
 
     Raises:
-        ValueError: If weights are sharded, there is a mask, a parametrization, or nothing that wants gradients.
+        ValueError: If weights are sharded or made in inference mode, there is a mask, a parametrization, or nothing
+            that wants gradients.
     """
     if any(is_sharded(parameter) for parameter in root.parameters()):
         raise ValueError(
             "model: must hold whole weights where channels are removed, found sharded ones; remove channels before "
             "fully_shard"
+        )
+    if any(parameter.is_inference() for parameter in root.parameters()):
+        raise ValueError(
+            "model: must be built outside of torch.inference_mode(), found Parameters made inside; build it again, or "
+            "copy.deepcopy it outside"
         )
     for module in root.modules():
         for name in list(module._parameters):

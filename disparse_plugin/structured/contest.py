@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -69,6 +69,7 @@ class Contest:
         heads: For each group, whether its units are whole heads.
         numbered: Names of groups for which numbers that modules hold of their width change too.
         skipped: Layer name to the reason why its channels are left alone.
+        read: Gives the names of the numbers that modules hold and that a forward reads, by module.
     """
 
     root: nn.Module
@@ -84,6 +85,7 @@ class Contest:
     heads: tuple[WholeHeads | None, ...]
     numbered: frozenset[str]
     skipped: Mapping[str, str]
+    read: Callable[[], Mapping[str, Collection[str]]]
 
     def budget(self) -> Budget:
         """Return the counts of what is left after some units are gone."""
@@ -164,6 +166,7 @@ def contest_of(
     groups: Sequence[ChannelGroup],
     uses: Mapping[str, int],
     skipped: Mapping[str, str],
+    read: Callable[[], Mapping[str, Collection[str]]],
 ) -> Contest:
     """Score all groups, or note why they are left alone."""
     sizes, names = parameter_sizes(root)
@@ -173,7 +176,7 @@ def contest_of(
         joint_uses[names[name]] = joint_uses.get(names[name], 0) + count
     return Contest(
         root, options, sizes, names, joint_uses, scores.tasks, named, frozenset(scores.unreached), (), (), (),
-        frozenset(), skipped,
+        frozenset(), skipped, read,
     ).joined_by(groups)  # fmt: skip
 
 

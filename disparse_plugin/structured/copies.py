@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,17 +12,31 @@ from torch import Tensor, nn
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model."""
+    """Return a deep copy of a model; of tensors of a graph that modules keep (activations), a copy without the graph.
+
+    Raises:
+        ValueError: If something in it cannot be copied.
+    """
     try:
-        return copy.deepcopy(model)
-    except RuntimeError:
-        # Some models cache tensors of a graph in their evaluation mode; a change of mode drops them.
-        modes = [(module, module.training) for module in model.modules()]
-        model.train(not model.training)
-        model.train(not model.training)
-        for module, mode in modes:
-            module.training = mode
-        return copy.deepcopy(model)
+        memo = {id(t): t.detach().clone() for module in model.modules() for t in _of_graph(list(vars(module).values()))}
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            "model: must be one that copy.deepcopy can copy, because a removal is tried on copies, found "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:120]}; keep locks, files and the like out of the "
+            "modules, or set them to None meanwhile"
+        ) from error
+
+
+def _of_graph(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors that are no leaves among values, and in lists, tuples and dicts of them."""
+    for value in values:
+        if isinstance(value, Tensor) and not value.is_leaf:
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _of_graph(value)
+        elif type(value) is dict:
+            yield from _of_graph(value.values())
 
 
 def doubled(value: Any) -> Any:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from ..parameters import keys_by_name, module_names
 from .applying import Pruners
 from .attention import attention_heads, head_dim_left, scale_by_kept
+from .copies import copied
 from .cuts import Cut
 from .groups import Follower, parameter_slices
+from .hooks import after_forward
 from .layers import rule_of
 from .means import has_own_code, over_kept
 from .shrinking import kept_of, shrink
@@ -37,7 +39,7 @@ def masked_copy(model: nn.Module, cuts: Iterable[Cut], *, customized_pruners: Pr
     Returns:
         The masked copy, in evaluation mode.
     """
-    return mask(copy.deepcopy(model).eval(), list(cuts), customized_pruners)
+    return mask(copied(model).eval(), list(cuts), customized_pruners)
 
 
 def mask(model: nn.Module, cuts: list[Cut], customized_pruners: Pruners | None = None) -> nn.Module:
@@ -91,21 +93,21 @@ def _over_kept(layer: nn.Module, full: nn.Module | None, cuts: Sequence[Cut], pr
     rule = rule_of(layer)
     if full is not None and has_own_code(full):
         if (hook := over_kept(full, cuts)) is not None:
-            layer.register_forward_hook(hook)
+            after_forward(layer, hook)
         return
     for cut in [cut for cut in cuts if cut.side != "parameter"]:
         kept = kept_of(cut.count, cut.positions)
         if full is not None and rule is None and cut.side == "out":
             pruners[type(layer)].prune_out_channels(full, cut.positions.tolist())
-            layer.register_forward_hook(_through(full, kept, partial(_channel_dim, cut.count)))
+            after_forward(layer, _through(full, kept, partial(_channel_dim, cut.count)))
         elif full is not None and rule is not None and rule.over is not None:
             over, original = rule.over, copy.deepcopy(full)
             shrink(full, {"out": cut.positions})
-            layer.register_forward_hook(_through(full, kept, partial(over, original)))
+            after_forward(layer, _through(full, kept, partial(over, original)))
         elif rule is not None:
             rule.adjust(layer, len(kept))
             if rule.silent_dim is not None:
-                layer.register_forward_hook(partial(_silenced, kept, rule.silent_dim))
+                after_forward(layer, partial(_silenced, kept, rule.silent_dim))
 
 
 def _through(smaller: nn.Module, kept: Tensor, dim_of: Callable[[Tensor], int]) -> _Hook:

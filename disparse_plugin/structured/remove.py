@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from .._support.distributed import failing_together
@@ -164,7 +165,8 @@ def remove_channels(
         )
         shares = checked_steps(steps, between, schedule, data)
     check_same_steps(shares)
-    return _removed(root, source, options, shares, between or _nothing)
+    with torch.inference_mode(False):
+        return _removed(root, source, options, shares, between or _nothing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,13 +231,14 @@ def _found(root: nn.Module, source: _Source, options: Options) -> Removal:
         names = module_names(root)
         late = {names[layer] for layer in watched.ran} & groups.idle
         untraced = dict.fromkeys(late, "runs in some batches only, which were not traced")
-        contest = contest_of(root, options, scores, groups.usable, seen.uses, {**groups.skipped, **untraced})
         own = {name for layer, name in names.items() if type(layer) in (options.customized_pruners or {})}
         spares = Spares(root, source.inputs, first if seen.only_in_losses else None, groups.kept | own)
         trial = prepare(
             root, source.inputs, source.losses, watched.batches, groups.last,
             compare=source.compare, customized_pruners=options.customized_pruners, exact=source.exact,
         )  # fmt: skip
+        skipped = {**groups.skipped, **untraced}
+        contest = contest_of(root, options, scores, groups.usable, seen.uses, skipped, lambda: trial.read)
         measure = latency_of(root, source.inputs, options.customized_pruners) if options.of == "latency" else None
         removal = search_wider(contest, trial, spares, measure)
     check_same_plan(removal.plan)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..agreement.budgets import SHARED, check_task_names
 from ..agreement.ranking import ranks
-from ..parameters import keys_by_name, stored
+from ..parameters import keys_by_name, module_names, stored
 from .budget import choose, multiples, parts_of, units_to_keep
 from .contest import Contest, part_of_parameters
 from .cuts import Attributes, Cut, merge_cuts
 from .groups import ChannelGroup, channel_magnitudes
+from .layers import rule_of
 from .numbers import heads_left, shrunk_sizes, stored_widths
 from .order import interleaved_order, removal_order
 from .plan import RemovalPlan
@@ -235,7 +237,7 @@ def removal_plan(
     """Make the plan that removes the chosen units of some groups."""
     cuts: list[Cut] = []
     known = [(contest.groups[n], choice[n][contest.groups[n].units]) for n in groups if n in numbered]
-    attributes = {name: dict(values) for name, values in shrunk_sizes(contest.root, known).items()}
+    attributes = _read_ones(contest, shrunk_sizes(contest.root, known))
     for number in groups:
         group, heads = contest.groups[number], contest.heads[number]
         gone = choice[number][group.units]
@@ -249,8 +251,20 @@ def removal_plan(
         if heads is not None:
             found.append(heads_left(contest.root, heads, group.size, group.size - int(gone.sum())))
         if number in numbered and not group.sizes:
-            found.append(stored_widths(contest.root, merge_cuts(own)))
+            found.append(_read_ones(contest, stored_widths(contest.root, merge_cuts(own))))
         for change in found:
             for name, values in change.items():
                 attributes.setdefault(name, {}).update(values)
     return RemovalPlan(merge_cuts(cuts), attributes)
+
+
+def _read_ones(contest: Contest, attributes: Attributes) -> dict[str, dict[str, Any]]:
+    """Leave out the numbers that no forward reads, but for those of layers: that they equal a width may be chance."""
+    if not attributes:
+        return {}
+    read, layers = contest.read(), {name for module, name in module_names(contest.root).items() if rule_of(module)}
+    found = {
+        name: {key: value for key, value in values.items() if name in layers or key in read[name]}
+        for name, values in attributes.items()
+    }
+    return {name: values for name, values in found.items() if values}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,13 @@ from .adapter.observation import Inputs, named_tensors, run
 from .applying import Pruners
 from .comparison import difference
 from .copies import copied, doubled, in_double
+from .hooks import before_forward
 from .layers import rule_of
 from .masked_copy import mask
 from .plan import RemovalPlan
+from .reads import noting_reads
 from .shrinking import kept_of
+from .stored import stored_numbers
 
 # Tensors by name. Names of what enters a layer begin with this.
 _Found = list[tuple[str, Tensor]]
@@ -64,6 +68,16 @@ class Trial:
     customized_pruners: Pruners | None
     double: bool
     tolerance: float | None
+
+    @functools.cached_property
+    def read(self) -> Mapping[str, Collection[str]]:
+        """The names of the numbers that modules hold and that the runs read, by module; of one that is unknown, all."""
+        model = _fresh(self)
+        every = {name: frozenset(stored_numbers(module)) for module, name in module_names(model).items()}
+        with noting_reads(model) as read:
+            if any(isinstance(_outcome(entry, model), str) for entry in self.runs):
+                return every
+        return {**every, **read}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +195,7 @@ def _entering(model: nn.Module, last: Sequence[str]) -> Iterator[_Found]:
             def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
                 found.extend((f"{_ENTERS}{name}", x.detach()) for x in inputs[:1])
 
-            stack.callback(modules[name].register_forward_pre_hook(note).remove)
+            stack.callback(before_forward(modules[name], note).remove)
         yield found
 
 

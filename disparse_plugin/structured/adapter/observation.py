@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...parameters import module_names
 from ..groups import join
+from ..hooks import after_forward
 from ..layers import makes_channels, rule_of
 
 Inputs = tuple[Any, ...] | dict[str, Any]
@@ -103,13 +104,12 @@ def observe(model: nn.Module, inputs: Inputs, losses: Callable[[nn.Module], list
         _observe_losses(model, losses, seen, ran)
     seen.side_branches = ran - reached
     ran |= seen.only_in_losses
-    seen.idle = {m for m in model.modules() if makes_channels(m) and m not in ran} - _read_by_others(model, outputs)
+    seen.idle = {layer for layer in _layers(model) if layer not in ran} - _read_by_others(model, outputs)
     return seen
 
 
 def _read_by_others(model: nn.Module, outputs: list[Tensor]) -> set[nn.Module]:
-    """Return layers with a weight that outputs depend on; not those inside a layer whose rule covers them."""
-    inside = {child for module in model.modules() if rule_of(module) is not None for child in module.children()}
+    """Return layers with a weight that outputs depend on."""
     front, seen, read = [tensor.grad_fn for tensor in outputs], set[Any](), set[int]()
     while front:
         node = front.pop()
@@ -118,8 +118,13 @@ def _read_by_others(model: nn.Module, outputs: list[Tensor]) -> set[nn.Module]:
         seen.add(node)
         read |= {id(node.variable)} if hasattr(node, "variable") else set()
         front += [following for following, _ in node.next_functions]
-    layers = [module for module in model.modules() if makes_channels(module) and module not in inside]
-    return {layer for layer in layers if id(layer._parameters.get("weight")) in read}
+    return {layer for layer in _layers(model) if id(layer._parameters.get("weight")) in read}
+
+
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """List what makes channels; not what is inside a layer whose rule covers it, as in an attention."""
+    inside = {child for module in model.modules() if rule_of(module) is not None for child in module.children()}
+    return [module for module in model.modules() if makes_channels(module) and module not in inside]
 
 
 def _observe_losses(
@@ -147,7 +152,7 @@ def _watching(model: nn.Module, seen: Observation, made_by: dict[Any, nn.Module]
 
     with contextlib.ExitStack() as stack:
         for module in names:
-            stack.callback(module.register_forward_hook(count).remove)
+            stack.callback(after_forward(module, count).remove)
         yield
 
 

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...parameters import module_names
+from ..hooks import before_forward
 from ..layer_rule import Axis, Side
 from ..layers import has_multiplier, is_depthwise, rule_of
 from ..shrinking import tensors_of
@@ -174,17 +175,24 @@ class Run(TorchDispatchMode):
         with contextlib.ExitStack() as stack:
             for module, name in module_names(model).items():
                 numbers = frozenset(_whole_numbers(list(stored_numbers(module).values())))
-                entry = (name, numbers if rule_of(module) is None else frozenset[int]())
+                entry = (name, frozenset[int]() if _is_resized(module) else numbers)
 
                 def enter_it(_: nn.Module, inputs: Any, entry: tuple[str, frozenset[int]] = entry) -> None:
                     rows = [row for tensor in tensors_in(inputs) for row in self.rows(tensor) if row is not None]
                     self._inside.append((*entry, rows))
 
-                enter = module.register_forward_pre_hook(enter_it)
+                enter = before_forward(module, enter_it)
                 leave = module.register_forward_hook(lambda _, __, ___: _drop(self._inside))
                 stack.callback(enter.remove)
                 stack.callback(leave.remove)
             yield
+
+
+def _is_resized(module: nn.Module) -> bool:
+    """Tell whether a layer's numbers are written by its rule when its tensors are cut; some norms have no tensors."""
+    return rule_of(module) is not None and any(
+        t is not None for t in (*module._parameters.values(), *module._buffers.values())
+    )
 
 
 def _drop(stack: list[Any]) -> None:
