@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from .errors import did_you_mean
 
@@ -268,6 +270,23 @@ def present_mask(key: ParameterKey) -> Tensor:
     """Return the mask that a parameter carries, bool; all True if it carries none."""
     mask = alive_mask(*key)
     return torch.ones_like(stored(*key), dtype=torch.bool) if mask is None else mask
+
+
+def inputs_first(module: nn.Module, name: str) -> int:
+    """Tell whether a weight lies as (inputs, outputs), and in how many groups; 0 where outputs come first.
+
+    Transposed convolutions keep theirs so, and the ``Conv1D`` of transformers, which is a linear layer.
+
+    Example:
+        >>> inputs_first(nn.ConvTranspose2d(8, 4, 3, groups=2), "weight"), inputs_first(nn.Conv2d(8, 4, 3), "weight")
+        (2, 0)
+    """
+    if name != "weight":
+        return 0
+    if isinstance(module, _ConvTransposeNd):
+        return module.groups
+    linear = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", ())
+    return int(isinstance(module, linear))
 
 
 def score_dtype(parameter: Tensor) -> torch.dtype:

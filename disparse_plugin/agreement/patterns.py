@@ -8,7 +8,7 @@ name            unit                                   ``amount`` counts
 ==============  =====================================  ==================================================
 ``weights``     a weight                               weights (DiSparse)
 ``n:m``         a weight; n of every m inputs stay     nothing: left out, or ``1 - n / m``
-``channels``    an output channel (dimension 0)        channels
+``channels``    an output channel                      channels
 ==============  =====================================  ==================================================
 """
 
@@ -45,11 +45,14 @@ class Place:
         name: Qualified name of the parameter.
         shape: Its shape.
         alive: Which entries are alive (bool, of that shape), or None where all are.
+        inputs_first: 0 where dimension 0 holds the outputs, or else in how many groups it holds the inputs, as in
+            :func:`~disparse_plugin.parameters.inputs_first`.
     """
 
     name: str
     shape: torch.Size
     alive: Tensor | None
+    inputs_first: int = 0
 
     @functools.cached_property
     def positions(self) -> Tensor:
@@ -204,14 +207,18 @@ class NofM(Weights):
         return ValueError(f"amount: must be left out with pattern={self.name!r} or be {fraction:g}, found {found}")
 
     def _fits(self, place: Place) -> bool:
-        return place.shape[min(1, len(place.shape) - 1)] % self.m == 0
+        sizes = place.shape[:2]
+        return len(sizes) > 0 and sizes[-1] % self.m == 0 and not place.inputs_first
 
     def _rule(self) -> str:
-        return f"with {self.name!r} every input dimension (dimension 1) must be divisible by {self.m}"
+        return (
+            f"with {self.name!r} the inputs must lie along dimension 1 (not so in transposed convolutions) and be "
+            f"divisible by {self.m}"
+        )
 
 
 class Channels(Pattern):
-    """Whole output channels (dimension 0), masked; nothing gets smaller.
+    """Whole output channels, masked; nothing gets smaller.
 
     A channel's score is the sum of the scores of its alive weights. Heads have channels too: exclude the layers that
     make the outputs, or their classes are masked.
@@ -223,8 +230,8 @@ class Channels(Pattern):
         """Sum over each channel that has an entry alive."""
         if place.alive is not None:
             values = values.masked_fill(~place.alive, 0)
-        sums = values.double().flatten(1).sum(1)
-        alive = self._alive(place)
+        sums = _by_output(values, place).double().flatten(1).sum(1)
+        alive = self.alive(place)
         return sums if alive is None else sums[alive]
 
     def magnitudes(self, weight: Tensor, place: Place) -> Tensor:
@@ -233,26 +240,39 @@ class Channels(Pattern):
 
     def sizes(self, place: Place) -> int:
         """Return the number of output channels."""
-        return place.shape[0]
+        return place.inputs_first * place.shape[1] if place.inputs_first else place.shape[0]
 
     def mask(self, keep: Tensor, place: Place) -> Tensor:
         """Mask all weights of the channels that go."""
         channels = keep
-        if (alive := self._alive(place)) is not None:
+        if (alive := self.alive(place)) is not None:
             channels = torch.zeros_like(alive)
             channels[alive] = keep
-        mask = channels.view(-1, *[1] * (len(place.shape) - 1)).expand(place.shape)
+        if groups := place.inputs_first:
+            inputs = channels.view(groups, 1, -1).expand(-1, place.shape[0] // groups, -1).flatten(0, 1)
+        else:
+            inputs = channels.view(-1, 1)
+        mask = inputs.view(*inputs.shape, *[1] * (len(place.shape) - 2)).expand(place.shape)
         return mask.clone() if place.alive is None else mask & place.alive
 
     @staticmethod
-    def _alive(place: Place) -> Tensor | None:
-        return None if place.alive is None else place.alive.flatten(1).any(1)
+    def alive(place: Place) -> Tensor | None:
+        """Return which channels have a weight alive (bool, 1-D), or None where all weights are."""
+        return None if place.alive is None else _by_output(place.alive, place).flatten(1).any(1)
 
     def _fits(self, place: Place) -> bool:
         return len(place.shape) > 1
 
     def _rule(self) -> str:
         return "with 'channels' every parameter must have two dimensions or more"
+
+
+def _by_output(values: Tensor, place: Place) -> Tensor:
+    """Return the values with the output channels along dimension 0."""
+    if not place.inputs_first:
+        return values
+    by_output: Tensor = values.unflatten(0, (place.inputs_first, -1)).transpose(1, 2).flatten(0, 1)
+    return by_output
 
 
 def best_in_blocks(scores: Tensor, n: int, m: int) -> Tensor:

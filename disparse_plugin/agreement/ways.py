@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ..arbiters import Arbiter, ignores_absent_tasks, is_order_statistic, sum_of_shares
 from .band import lowest_in_band, pays
 from .by_sums import lowest_by_sums
-from .candidates import Candidates, joined_on_one_device
+from .candidates import Candidates, first_of, joined_on_one_device
 from .counting import lowest_by_counting
 from .joined import join_neighbours
 from .percentiles import agreement
@@ -43,6 +44,8 @@ def lowest_by_agreement(
         :mod:`disparse_plugin.agreement.ranking`.
     """
     within = range(len(candidates.scores)) if within is None else within
+    if 0 in candidates.sizes:
+        return _without_empty(candidates, tasks, arbiter, count, within)
     total = sum(candidates.sizes[index] for index in within)
     on_cpu = candidates.devices == {torch.device("cpu")}
     if 0 < count < total and len(candidates.devices) == 1:
@@ -53,6 +56,19 @@ def lowest_by_agreement(
                 return marks
     every = agreement(candidates, tasks, arbiter)
     return lowest_of([every[index] for index in within], count, candidates.magnitudes_of(within))
+
+
+def _without_empty(
+    candidates: Candidates, tasks: Sequence[str], arbiter: Arbiter, count: int, within: Sequence[int]
+) -> list[Tensor]:
+    """Leave out the parameters of which nothing is alive: they may be all that a task reaches."""
+    places = {index: place for place, index in enumerate(i for i, size in enumerate(candidates.sizes) if size)}
+    scores = [candidates.scores[index] for index in places]
+    inner = dataclasses.replace(candidates, scores=scores, magnitudes=candidates.magnitudes_of(places))
+    cut = [places[index] for index in within if index in places]
+    marks = iter(lowest_by_agreement(inner, tasks, arbiter, count, cut) if places else ())
+    none = [torch.zeros(0, dtype=torch.bool, device=first_of(rows).device) for rows in candidates.scores]
+    return [next(marks) if index in places else none[index] for index in within]
 
 
 def _lowest_of_neighbours(
@@ -77,6 +93,7 @@ def _lowest(
     if not ignores_absent_tasks(arbiter):
         return None
     marks = None
+    tasks = [task for task, count_alive in candidates.totals(tasks).items() if count_alive]  # all of one may be pruned
     if is_order_statistic(arbiter) and pays(sum(candidates.sizes[index] for index in within), len(tasks)):
         marks = lowest_in_band(candidates, tasks, arbiter, count, within)
     return lowest_by_counting(candidates, tasks, arbiter, count, within) if marks is None else marks

@@ -16,7 +16,8 @@ With ``n`` alive weights in a layer, of which task k keeps ``n_k``, densities ``
     the share of weights on which they decide alike and ``E = d_a d_b + (1 - d_a)(1 - d_b)`` (Cohen, Educ. Psychol.
     Meas. 20, 1960). For more tasks ``P`` and ``E`` are means over all pairs (Conger, Psychol. Bull. 88, 1980; each task
     has a density of its own, unlike in Fleiss' kappa). 1 for equal masks, 0 for independent ones at *any* density,
-    negative for masks that avoid each other, NaN where every task keeps all or every task keeps nothing.
+    negative for masks that avoid each other, NaN where every task keeps all or every task keeps nothing, or there is
+    but one task.
 ``rank_correlation``
     Spearman's correlation of the scores themselves, before any cut (Am. J. Psychol. 15, 1904); the mean over pairs.
 
@@ -84,7 +85,7 @@ class Stratum:
 
     @property
     def alike(self) -> tuple[float, float]:
-        """On how many weights a pair of tasks decides alike, observed and by chance; means over the pairs."""
+        """On how many weights a pair of tasks decides alike, observed and by chance; means over the pairs there are."""
         observed = [self.size - self.kept[a] - self.kept[b] + 2 * both for (a, b), both in self.both.items()]
         chance = []
         for a, b in self.both:
@@ -179,8 +180,9 @@ class Overlap:
     @property
     def kappa(self) -> float:
         """Agreement beyond chance, by Cohen's kappa; Conger's for more than two tasks."""
-        observed, chance = (sum(values) for values in zip(*(stratum.alike for stratum in self.strata), strict=True))
-        return _ratio(observed - chance, self.size - chance)
+        shared = [stratum for stratum in self.strata if stratum.both]
+        observed, chance = (sum(stratum.alike[place] for stratum in shared) for place in (0, 1))
+        return _ratio(observed - chance, sum(stratum.size for stratum in shared) - chance)
 
     @property
     def rank_correlation(self) -> float:

@@ -13,7 +13,7 @@ from .._support.text_table import Table, Tabular
 from ..agreement.patterns import Place
 from ..kinds import check_flag, check_kind, whole_number
 from ..maskable import check_parameters, checked_pairs
-from ..parameters import ParameterKey, alive_mask, qualified_names, stored, unwrap
+from ..parameters import ParameterKey, alive_mask, inputs_first, qualified_names, stored, unwrap
 from .checks import check_tables, check_tasks
 from .storage import KEPT, widened
 
@@ -177,7 +177,9 @@ class ScoreTables(Tabular):
                     f"{tuple(then)} when it was scored; score the model again"
                 )
         return [
-            Place(name, stored(*key).shape, None if alive is None else alive.to(self.device_of(key)))
+            Place(
+                name, stored(*key).shape, None if alive is None else alive.to(self.device_of(key)), inputs_first(*key)
+            )
             for key, name in zip(self.parameters, self.names, strict=True)
             for alive in [alive_mask(*key)]
         ]

@@ -118,14 +118,14 @@ class TasksInTurn:
 class Widened(Mapping[str, Tensor]):
     """Scores by task, those of few bits as float32 whenever they are looked at: so no more of them is held."""
 
-    def __init__(self, rows: Mapping[str, Tensor], form: Callable[[Tensor], Tensor] = Tensor.float) -> None:
+    def __init__(self, rows: Mapping[str, Tensor], form: Callable[[Tensor], Tensor] | None = None) -> None:
         """Take the rows, and what else is to be done to one when it is looked at."""
         self._rows = rows
-        self._form = form
+        self._form = _wide if form is None else form
 
     def then(self, function: Callable[[Tensor], Tensor]) -> Widened:
-        """Let a function see each row in single precision, and its result stand for the row."""
-        return Widened(self._rows, lambda row: function(row.float()))
+        """Let a function see each row in single precision or more, and its result stand for the row."""
+        return Widened(self._rows, lambda row: function(_wide(row)))
 
     def __getitem__(self, task: str) -> Tensor:
         """Return one row."""
@@ -147,5 +147,12 @@ def widened(rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         >>> widened({"a": torch.ones(1, dtype=torch.bfloat16)})["a"].dtype
         torch.float32
     """
-    few = any(row.dtype not in (torch.float32, torch.float64) for row in rows.values())
+    few = any(row.dtype not in _WIDE for row in rows.values())
     return Widened(rows) if few else rows
+
+
+_WIDE = (torch.float32, torch.float64)
+
+
+def _wide(row: Tensor) -> Tensor:
+    return row if row.dtype in _WIDE else row.float()

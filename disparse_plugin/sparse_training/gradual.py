@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from .. import arbiters, damped_shares
 from .._support.distributed import check_same, failing_together
 from .._support.shards import local
 from ..agreement import patterns
-from ..agreement.amounts import count_to_prune
+from ..agreement.amounts import count_to_prune, refuse_percentage
 from ..agreement.budgets import Budget
 from ..agreement.patterns import Channels, NofM, Pattern
 from ..agreement.tallies import count_true
@@ -160,6 +161,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             places = places_of(selection.keys, selection.names)
             self._pattern.check(places)
             self._total = sum(self._pattern.sizes(place) for place in places)
+            self._places = [dataclasses.replace(place, alive=None) for place in places]
             self._amount = self._schedule(amount)
             settings = {
                 "update_every": update_every,
@@ -262,6 +264,8 @@ class GradualPruning(MaskScheduler[PruningStage]):
         if callable(amount):
             check_schedule("amount", amount)
             self._pattern.check_budget(Budget(0, self._min_keep))
+            if isinstance(final := amount(self._stop), numbers.Integral):
+                refuse_percentage(final, self._total)
             return amount
         self._pattern.check_budget(Budget(amount, self._min_keep))
         assert amount is not None  # the pattern has seen to it
@@ -283,7 +287,11 @@ class GradualPruning(MaskScheduler[PruningStage]):
     def _alive(self, masks: Sequence[Tensor]) -> int:
         """Count the units alive."""
         if isinstance(self._pattern, Channels):
-            return sum(count_true(mask.flatten(1).any(1)) for mask in masks)
+            channels = [
+                self._pattern.alive(dataclasses.replace(place, alive=mask))
+                for place, mask in zip(self._places, masks, strict=True)
+            ]
+            return sum(count_true(alive) for alive in channels if alive is not None)
         return sum(self.masks.counts(masks))
 
     def _change(self, batches: Sequence[Batch]) -> PruningStage | None:

@@ -11,7 +11,7 @@ from .._support.shards import is_sharded, local
 from ..agreement.amounts import count_to_prune, warn_of_percentage
 from ..agreement.patterns import WEIGHTS, NofM, Pattern, Place
 from ..errors import wrong
-from ..parameters import ParameterKey, alive_mask, is_masked, present_mask, stored
+from ..parameters import ParameterKey, alive_mask, inputs_first, is_masked, present_mask, stored
 from .blocks import blocks_with_other_counts, check_amount_of, random_blocks
 from .densities import layer_counts
 from .exchange import random_mask
@@ -101,7 +101,10 @@ def check_exchangeable(pattern: Pattern) -> None:
 
 def places_of(keys: Sequence[ParameterKey], names: Sequence[str]) -> list[Place]:
     """Describe the parameters as patterns want to see them."""
-    return [Place(name, stored(*key).shape, alive_mask(*key)) for key, name in zip(keys, names, strict=True)]
+    return [
+        Place(name, stored(*key).shape, alive_mask(*key), inputs_first(*key))
+        for key, name in zip(keys, names, strict=True)
+    ]
 
 
 def _in_blocks(

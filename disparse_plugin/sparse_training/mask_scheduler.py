@@ -182,6 +182,13 @@ class MaskScheduler(ABC, Generic[_Report]):
         self._begin_again, self._left_out = begin_again, dict(left_out)  # as the first call knows what was excluded
         self.skipped.update(left_out)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy goes on with, which goes with the model and the optimizer that are copied along.
+
+        It cannot begin again: what cannot be masked must be excluded, if no step has shown it yet.
+        """
+        return {**vars(self), "_begin_again": None}
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides how the run goes on: step, masks (as bits), random state, settings.
 
@@ -318,7 +325,19 @@ class CompletedSteps:
         self._ever = False
         self._idle = 0
         self._counts = True
+        self._optimizer = optimizer
         self._handle = optimizer.register_step_post_hook(self._count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all but the hook, which no copy of an optimizer has."""
+        return {name: value for name, value in vars(self).items() if name != "_handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Go on counting, the steps of the optimizer that was copied along."""
+        vars(self).update(state)
+        self._handle = self._optimizer.register_step_post_hook(self._count)
+        if not self._counts:
+            self._handle.remove()
 
     def stop(self) -> bool:
         """Count no more; tell whether that is new."""

@@ -222,7 +222,7 @@ def count_at(schedule: Schedule, step: int, total: int) -> int:
     """Return how many of ``total`` weights a schedule wants masked at a step.
 
     Raises:
-        ValueError: If it returns neither a fraction (float) nor a count (int), or a count that looks like a percentage.
+        ValueError: If it returns neither a fraction (float) nor a count (int). Counts may be small: a ramp begins so.
 
     Example:
         >>> count_at(lambda step: 0.5, 7, 1000), count_at(lambda step: 500, 7, 1000)
@@ -230,7 +230,7 @@ def count_at(schedule: Schedule, step: int, total: int) -> int:
     """
     value = schedule(step)
     if isinstance(value, numbers.Integral):
-        return checked_count(value, total)
+        return count_to_prune(value, total)
     return round(checked(lambda _: value, step, "amount") * total)
 
 

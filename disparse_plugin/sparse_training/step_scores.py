@@ -144,7 +144,9 @@ def check_grad_scaler(grad_scaler: object) -> None:
 
 
 def check_growth_criterion(rule: Criterion) -> Criterion:
-    """Refuse a criterion that gives all masked weights the same score, because they are 0.
+    """Refuse a criterion that gives all masked weights the same score, because they are 0, or has a step after that.
+
+    Layer-adaptive scores are accepted: within a layer, where weights grow, their order is that of the criterion itself.
 
     Raises:
         ValueError: If it does.
@@ -154,6 +156,11 @@ def check_growth_criterion(rule: Criterion) -> Criterion:
         >>> check_growth_criterion(resolve("gradient")).name
         'gradient'
     """
+    if rule.finish is not None or (rule.per_layer is not None and not rule.shares):
+        raise ValueError(
+            f"criterion: must score the weights of a batch, found {rule.name!r}, whose last step on their sum is not "
+            "taken where weights grow (damped scores of weights that are 0 are 0); use 'gradient' or 'random'"
+        )
     scores = rule.score(torch.zeros(4, device="cpu"), torch.tensor([0.5, -2.0, 1.0, 3.0], device="cpu"))
     if bool((scores == scores.reshape(-1)[0]).all()):
         raise ValueError(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn.utils import prune
 
-from disparse_plugin import DiSparseStatic, at_least, disparse_pretrained, disparse_static, score_tasks
+from disparse_plugin import DiSparseStatic, TaskScores, at_least, disparse_pretrained, disparse_static, score_tasks
 from disparse_plugin.agreement import band, cut
 from disparse_plugin.agreement.percentiles import agreement
 from disparse_plugin.masks.sparsity import sparsity_report
@@ -255,3 +256,17 @@ def test_a_bound_class_on_one_tensor():
     bound.apply(conv, "weight", 49)
     highest = scores.importance()[conv, "weight"].flatten().argsort(stable=True)[-5:]
     assert conv.weight_mask.flatten().nonzero().flatten().tolist() == sorted(highest.tolist())
+
+
+@pytest.mark.parametrize("arbiter", ["unanimous", "any", "mean", "majority", "sum"])
+@pytest.mark.parametrize("size", [20, 200])
+def test_a_task_of_which_nothing_is_alive_has_no_say(arbiter, size):
+    big, small = nn.Linear(size, size), nn.Linear(10, 10)
+    torch.manual_seed(0)
+    own = {(big, "weight"): torch.rand(size, size)}
+    scores = TaskScores(nn.ModuleList([big, small]), {"a": own, "b": {(small, "weight"): torch.rand(10, 10)}})
+    prune.random_unstructured(small, "weight", 1.0)
+    masks = scores.masks(0.5, arbiter)
+    lowest = own[big, "weight"].flatten().argsort()[: size * size // 2]
+    assert torch.equal((~masks[big, "weight"]).flatten().nonzero().flatten(), lowest.sort().values)
+    assert masks[small, "weight"].numel() == 100

@@ -276,3 +276,14 @@ def test_pairwise_does_not_fall_with_the_number_of_tasks():
     assert trunk.pairwise().iou == pytest.approx(np.mean([pair.iou for pair in pairs]), abs=0.01)
     assert trunk.pairwise().kappa == pytest.approx(trunk.kappa)
     assert trunk.iou < 0.01 < trunk.pairwise().iou
+
+
+def test_one_task_alone_has_no_agreement_to_measure():
+    trunk, head = nn.Linear(4, 4), nn.Linear(4, 1)
+    tables = {"a": {(trunk, "weight"): torch.rand(4, 4), (head, "weight"): torch.rand(1, 4)}}
+    tables["b"] = {(trunk, "weight"): torch.rand(4, 4)}
+    overlap = task_overlap(TaskScores(nn.ModuleList([trunk, head]), tables), 0.5)
+    private = overlap.private[0]
+    assert math.isnan(private.kappa)
+    assert private.to_dict()["kappa"] is None
+    assert [row["kappa"] for row in private.rows()] == [None]

@@ -252,3 +252,25 @@ def test_the_watershed_example_runs(monkeypatch, capsys, tmp_path):
     assert len(rows) == 33
     assert report.stat().st_size > 100_000
     assert (tmp_path / "watershed.png").stat().st_size > 20_000
+
+
+def test_a_task_that_shares_no_layer_leaves_its_cells_blank(tmp_path):
+    class Apart(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.a, self.b, self.c = (torch.nn.Linear(8, width) for width in (8, 3, 3, 3))
+
+        def forward(self, x):
+            hidden = self.trunk(x).relu()
+            return {"a": self.a(hidden), "b": self.b(hidden), "c": self.c(x)}
+
+    def losses(model, batch):
+        return {task: torch.nn.functional.cross_entropy(out, batch[1]) for task, out in model(batch[0]).items()}
+
+    torch.manual_seed(0)
+    data = [(torch.randn(8, 8), torch.randint(3, (8,))) for _ in range(8)]
+    overlap = overlap_with_controls(Apart(), losses, data, 0.5)
+    assert html_report(tmp_path / "tasks.html", overlap).stat().st_size > 10_000
+    shown = {text.get_position(): text.get_text() for text in plot_matrix(overlap)[1].texts}
+    third = overlap.tasks.index("c")
+    assert {(0, 0), (1, 1), (0, 1), (1, 0)} == {place for place in shown if third not in place} == set(shown)

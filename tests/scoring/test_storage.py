@@ -202,3 +202,14 @@ def test_scores_on_their_way_to_the_host_are_waited_for_once(device, waits, at_o
         waited.append(Counter(place.partition(" ")[2] for place in waits.elements()))
     assert waited[1]["synchronize"] == 1  # not once for each tensor
     assert waited[1].total() <= waited[0].total() + 1
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_row_of_few_bits_leaves_the_others_as_precise_as_they_are(other):
+    layer = torch.nn.Linear(4, 1)
+    key = (layer, "weight")
+    layer.weight.data = torch.tensor([[4.0, 3.0, 2.0, 1.0]])
+    tiny = torch.tensor([[1.0, 2.0, 3.0, 4.0]], dtype=torch.float64) * 1e-50  # zeros in single precision
+    scores = TaskScores(layer, {"a": {key: tiny}, "b": {key: torch.ones(1, 4, dtype=other)}})
+    # Of the equal scores of b the smaller weight is the lower, so the two tasks order the weights the other way round.
+    assert scores.masks(2)[key].tolist() == [[True, False, False, True]]
