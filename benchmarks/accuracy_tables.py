@@ -1,9 +1,9 @@
-"""Write the result pages, the plots and the README's table from the runs that benchmarks/accuracy.py made.
+"""Write the result pages and the plots from the runs that benchmarks/accuracy.py made.
 
     python benchmarks/accuracy_tables.py
 
-One page per setting, ``docs/accuracy/NAME.md``; between the marks of ``docs/accuracy.md`` all settings side by side;
-between those of the README who won. No number is written by hand: tables, counts and times come from the JSON lines.
+One page per setting, ``docs/accuracy/NAME.md``; between the marks of ``docs/accuracy.md`` all settings side by side.
+No number is written by hand: tables, counts and times come from the JSON lines.
 """
 
 from __future__ import annotations
@@ -106,16 +106,8 @@ def setting_in_words(result: Result) -> str:
     return " ".join(part for part in parts if part)
 
 
-def verdict(results: Sequence[Result]) -> Iterator[str]:
-    """The README's table, in paragraphs: who won, in one glance."""
-    yield BEGIN
-    yield overview.verdict(results)
-    yield END
-
-
 def section(results: Sequence[Result]) -> Iterator[str]:
     """All settings side by side, in paragraphs."""
-    yield BEGIN
     yield overview.what_was_run(results)
     yield from sorted({result.facts["note"] for result in results} - {""})
     yield (
@@ -128,7 +120,6 @@ def section(results: Sequence[Result]) -> Iterator[str]:
     for amount in (0.75, 0.9):
         yield from folded(results, amount, "of the parameters removed in whole channels", overview.channels_of)
     yield "```{toctree}\n:hidden:\n\n" + "\n".join(f"accuracy/{file_name(each.name)}" for each in results) + "\n```"
-    yield END
 
 
 def folded(results: Sequence[Result], amount: float, words: str, side: overview.Side) -> Iterator[str]:
@@ -144,20 +135,19 @@ def folded(results: Sequence[Result], amount: float, words: str, side: overview.
             yield "</details>"
 
 
-def put(path: Path, paragraphs: Iterator[str]) -> None:
+def put(path: Path, paragraphs: Iterator[str], begin: str = BEGIN) -> None:
     """Put paragraphs between the marks of a file."""
     text = path.read_text(encoding="utf-8")
-    start, end = text.find(BEGIN), text.find(END)
+    start, end = text.find(begin), text.find(END)
     if start < 0 or end < start:
-        raise ValueError(f"{path.name}: it must have the lines {BEGIN!r} and {END!r}")
-    path.write_text(text[:start] + "\n\n".join(paragraphs) + text[end + len(END) :], encoding="utf-8")
+        raise ValueError(f"{path.name}: it must have the lines {begin!r} and {END!r}")
+    path.write_text(text[:start] + "\n\n".join([begin, *paragraphs, ""]) + text[end:], encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args(arguments)
     results = load(options.results)
@@ -167,7 +157,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = "\n\n".join(page(result)) + "\n"
         (options.docs / "accuracy" / f"{file_name(result.name)}.md").write_text(text, encoding="utf-8")
     put(options.docs / "accuracy.md", section(results))
-    put(options.readme, verdict(results))
     print(f"{len(results)} settings: {', '.join(result.name for result in results)}")
 
 

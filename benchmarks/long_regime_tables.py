@@ -1,4 +1,4 @@
-"""Write the page on networks that were trained longer, from the runs of ``many_runs.py`` (or ``accuracy.py``).
+"""Write the page on networks that were trained longer, and the README's table, from the runs of ``many_runs.py``.
 
     python benchmarks/long_regime_tables.py
 
@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from accuracy_tables import setting_in_words
+from accuracy_tables import put, setting_in_words
 from multitask.problem.relative import Interval, holm
 from multitask.pruning.methods import EXPONENTS, METHODS, TUNED_AT
-from multitask.report import exponent, hero, long_overview, tables
+from multitask.report import exponent, hero, long_overview, mean_added, tables
 from multitask.report.names import title
 from multitask.report.results import Result, load
 from multitask.report.summary import Summary
@@ -27,6 +27,7 @@ WINDOW = "gradual to 1/2"  # the default of GradualPruning
 CHOSEN_ON = ("fashion+mnist", "fashion+mnist-adam-1-20", "yeast")  # exponents; other settings confirm
 BASELINES = ("magnitude", "LAMP", "LAMP with reach", "adaptive Taylor, joint", "SNIP")
 
+README_BEGIN = "<!-- accuracy: begin, written by benchmarks/long_regime_tables.py -->"
 HEAD = """# Trained longer
 
 In the [short runs](accuracy.md) networks are pruned after some hundred steps, when everything still moves. Here they
@@ -185,6 +186,7 @@ def page(
     folder: Path,
     fresh: Sequence[Result] = (),
     own_rates: Sequence[Result] = (),
+    with_mean: Sequence[Result] = (),
 ) -> Iterator[str]:
     """The whole page, in paragraphs.
 
@@ -194,6 +196,7 @@ def page(
         folder: Where the runs lie.
         fresh: The runs of seeds that serve to ask again.
         own_rates: Runs with learning rates chosen at the amount that is measured.
+        with_mean: Runs of rules with and without the tensor's mean added, for choices only.
     """
     yield HEAD.rstrip().replace("{chosen_on}", "; ".join(f"*{title(name)}*" for name in CHOSEN_ON))
     machines = sorted({f"{result.facts.get('device', 'cpu')} (torch {result.facts['torch']})" for result in results})
@@ -216,6 +219,7 @@ def page(
         "network of the same seed."
     )
     yield from exponent.paragraphs(results, validation, CHOSEN_ON)
+    yield from mean_added.paragraphs(with_mean)
     asked = [DEFAULT, "shares, damped 0.5", "DiSparse damped 0.5"]
     yield from asked_again(fresh, asked, BASELINES)
     yield from with_own_rates(own_rates, asked, BASELINES)
@@ -238,14 +242,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--validation", type=Path, default=Path(__file__).parent / "results" / "chosen")
     parser.add_argument("--fresh", type=Path, default=Path(__file__).parent / "results" / "fresh")
     parser.add_argument("--own-rates", type=Path, default=Path(__file__).parent / "results" / "own_rates")
+    parser.add_argument("--mean-added", type=Path, default=Path(__file__).parent / "results" / "mean_added" / "long")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results_long_regime.md")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     options = parser.parse_args(arguments)
     results = load(options.results)
     if not results:
         raise SystemExit(f"results: needs finished runs under {options.results}, found none; run accuracy.py first")
-    parts = page(results, load(options.validation), options.results, load(options.fresh), load(options.own_rates))
+    folders = (options.fresh, options.own_rates, options.mean_added)
+    parts = page(results, load(options.validation), options.results, *map(load, folders))
     options.page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    put(options.readme, iter([long_overview.in_short(results, DEFAULT, BASELINES[:4], TUNED_AT)]), README_BEGIN)
     for theme in hero.THEMES:
         hero.draw(results, options.images / f"hero-{theme}.png", theme, DEFAULT)
     print(f"{options.page}: {', '.join(result.name for result in results)}")

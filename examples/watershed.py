@@ -175,7 +175,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few small batches, to see that it runs")
     options = parser.parse_args()
     if options.quick:
-        options.width, options.batches, options.batch_size = 4, 4, 4
+        options.batches, options.batch_size = 4, 4
+    options.out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(options.seed)
     start, count = time.perf_counter(), options.batches * options.batch_size

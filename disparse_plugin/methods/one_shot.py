@@ -67,6 +67,7 @@ def disparse_static(
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> def build():
         ...     return nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
         >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
@@ -150,10 +151,12 @@ def disparse_pretrained(
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> net = nn.Linear(6, 2)
         >>> losses = lambda model, x: {"a": model(x)[:, 0].square().mean(), "b": model(x)[:, 1].square().mean()}
-        >>> disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5, criterion="fisher").criterion
-        'fisher'
+        >>> scores = disparse_pretrained(net, losses, [torch.randn(8, 6)], amount=0.5)
+        >>> int(net.weight_mask.sum()), scores.criterion
+        (6, 'layer_adaptive(damped(taylor, 0.25))')
     """
     with failing_together():
         rule = damped_shares.arbiter_for(criterion, arbiter)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[benchmarks]'")
 
 import accuracy
+import accuracy_tables
 import long_regime_tables
 from disparse_plugin.masks import masks_of
 from multitask import settings
@@ -101,12 +102,14 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     names = [name for name in METHODS if "damped" in name]
     methods = ["magnitude", "DiSparse Taylor", "DiSparse adaptive", *names]
     accuracy.main(command(tmp_path, "--methods", *methods, "--quick", "--regime", "long"))
-    page = tmp_path / "page.md"
+    page, readme = tmp_path / "page.md", tmp_path / "README.md"
+    readme.write_text(f"before\n{long_regime_tables.README_BEGIN}\nold\n{accuracy_tables.END}\nafter\n")
     long_regime_tables.main(
         [
             *("--results", str(tmp_path / "long"), "--validation", str(tmp_path / "none")),
-            *("--page", str(page), "--images", str(tmp_path)),
+            *("--page", str(page), "--images", str(tmp_path), "--readme", str(readme)),
             *("--fresh", str(tmp_path / "long"), "--own-rates", str(tmp_path / "long")),
+            *("--mean-added", str(tmp_path / "long")),
         ]
     )
     result, text = load(tmp_path / "long")[0], page.read_text()
@@ -118,9 +121,18 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     ahead = result.summary.paired("shares, damped 0.25", "magnitude", 0.98, "mean")
     row = again[again.index("98% pruned:") :].split("| shares, damped 0.25 | ")[1]
     assert row.replace("*", "").startswith(f"{ahead} / ")
+    assert f"| signs | {len(result.facts['tasks'])} | {ahead} |" in readme.read_text().replace("*", "")
+    assert "old" not in readme.read_text()
     on_the_way = result.summary.paired("shares, damped 0.25, cut at 1/4", "shares, damped 0.25", 0.98, "mean")
     row = again[again.index("Pruned on the way") :].split("| shares, damped 0.25, cut at 1/4 | ")[1]
     assert row.replace("*", "").startswith(f"{on_the_way} / ")
+    added = text[text.index("## The tensor's mean, added") :]
+    changes = [
+        result.summary.changes(f"shares, damped 0.5{ending}", 0.98, "validation") for ending in ("", ", mean added")
+    ]
+    gain = Interval([changes[1][seed].mean - changes[0][seed].mean for seed in sorted(changes[0])])
+    row = added.split("| signs | shares, damped 0.5 | 98% | ")[1].splitlines()[0]
+    assert f" | {gain} | " in row
     own = text[text.index("## With learning rates of their own: signs") :]
     row = own[own.index("98% pruned:") :].split("| shares, damped 0.25 | ")[1]
     assert row.replace("*", "").startswith(f"{ahead} / ")

@@ -83,29 +83,3 @@ def side_by_side(results: Sequence[Result], amount: float, what: str, side: Side
     columns = {title(result.name): side(result).intervals(amount, what) for result in results}
     ran = {name: column for name, column in columns.items() if column}
     return by_method(ran) if ran else ""
-
-
-def verdict(results: Sequence[Result]) -> str:
-    """One line per setting: comparisons of the task that lost most, won / tied / lost."""
-
-    def cell(found: Sequence[Comparison]) -> str:
-        return " / ".join(map(str, counts(found, "worst")))
-
-    header = [
-        "setting",
-        "tasks",
-        "loss weights",
-        "against the same scores of the summed loss",
-        "against the best baseline",
-    ]
-    rows = [
-        [
-            f"[{title(result.name)}](docs/accuracy/{file_name(result.name)}.md)",
-            str(len(result.facts["tasks"])),
-            result.loss_weights,
-            cell([*twins(result.summary)]),
-            cell([*baselines(result.summary)]),
-        ]
-        for result in results
-    ]
-    return markdown(header, rows, 4)
