@@ -254,8 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = page(results, load(options.validation), options.results, *map(load, folders))
     options.page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     put(options.readme, iter([long_overview.in_short(results, DEFAULT, BASELINES[:4], TUNED_AT)]), README_BEGIN)
-    for theme in hero.THEMES:
-        hero.draw(results, options.images / f"hero-{theme}.png", theme, DEFAULT)
+    hero.draw_all(results, options.images, DEFAULT)
     print(f"{options.page}: {', '.join(result.name for result in results)}")
 
 

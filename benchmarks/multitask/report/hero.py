@@ -46,7 +46,14 @@ def marks(default: str) -> tuple[Mark, ...]:
     return (*others, Mark(default, "default of this package", "#0072B2", "o", 9))
 
 
-def draw(results: Sequence[Result], path: Path, theme: str, default: str) -> None:
+def draw_all(results: Sequence[Result], folder: Path, default: str) -> None:
+    """Draw the picture in light and dark, for a screen and, with one panel above the other, for a telephone."""
+    for theme in THEMES:
+        draw(results, folder / f"hero-{theme}.png", theme, default)
+        draw(results, folder / f"hero-narrow-{theme}.png", theme, default, narrow=True)
+
+
+def draw(results: Sequence[Result], path: Path, theme: str, default: str, *, narrow: bool = False) -> None:
     """Draw one row per setting and one panel per view; with seeds enough, every method with its 95 % interval."""
     paper, ink, lines = THEMES[theme]
     colours = {
@@ -58,36 +65,39 @@ def draw(results: Sequence[Result], path: Path, theme: str, default: str) -> Non
     }
     shown, ordered = marks(default), [result for result in results if result.summary.intervals(AMOUNT, "mean")]
     with mpl.rc_context({"font.size": 11, **colours}):
-        figure, panels = plt.subplots(
-            1, len(PANELS), sharey=True, figsize=(10, 1.8 + 0.62 * len(ordered)), layout="constrained", facecolor=paper
-        )
+        shape, height = ((len(PANELS), 1), 0.92) if narrow else ((1, len(PANELS)), 0.62)
+        size = (5.4 if narrow else 10, 1.8 + height * len(ordered))
+        figure, panels = plt.subplots(*shape, sharey=True, figsize=size, layout="constrained", facecolor=paper)
         for axes, (heading, what) in zip(panels, PANELS.items(), strict=True):
             axes.set_facecolor(paper)
             for row, result in enumerate(ordered):
                 _row(axes, result, row, shown, what)
             axes.axvline(0, color=ink, linewidth=0.8)
             axes.set_title(heading, fontsize=11.5)
-            axes.set_xlabel("change to the dense network, %")
+            if not narrow or axes is panels[-1]:
+                axes.set_xlabel("change to the dense network, %")
             axes.grid(axis="x", color=lines, linewidth=0.5, alpha=0.6)
             axes.spines[["top", "right", "left"]].set_visible(False)
             axes.tick_params(length=0)
-        panels[0].set_yticks(range(len(ordered)), [_label(result) for result in ordered])
+        panels[0].set_yticks(range(len(ordered)), [_label(result, narrow=narrow) for result in ordered])
         panels[0].invert_yaxis()
         handles = [
             Line2D([], [], linestyle="", marker=m.shape, color=m.color, markersize=m.size, label=m.label) for m in shown
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, handletextpad=0.3)
-        figure.suptitle(
-            f"Trained, {percent(AMOUNT)} of the weights pruned in one cut, tuned", fontsize=13, fontweight="bold"
-        )
+        ncols, what = (2, "") if narrow else (3, " of the weights")
+        figure.legend(
+            handles=handles[::-1], loc="outside upper center", ncols=ncols, frameon=False, handletextpad=0.3,
+            title=f"Trained, {percent(AMOUNT)}{what} pruned in one cut, tuned",
+            title_fontproperties={"size": 13, "weight": "bold"},
+        )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160)
         plt.close(figure)
 
 
-def _label(result: Result) -> str:
-    few = len(result.summary.seeds) < LEAST
-    return title(result.name) + (f"\n({len(result.summary.seeds)} seeds)" if few else "")
+def _label(result: Result, *, narrow: bool) -> str:
+    few, name = len(result.summary.seeds) < LEAST, title(result.name)
+    return (name.replace(", ", ",\n") if narrow else name) + (f"\n({len(result.summary.seeds)} seeds)" if few else "")
 
 
 def _row(axes: Axes, result: Result, row: int, shown: Sequence[Mark], what: str) -> None:

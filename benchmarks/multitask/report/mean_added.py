@@ -20,11 +20,11 @@ def paragraphs(results: Sequence[Result]) -> Iterator[str]:
         return
     yield "## The tensor's mean, added"
     yield (
-        "The damped saliency of a weight is `abs(w) * A^e`, with `A` the sum of the task's gradients, so all weights that "
-        "no gradient reaches tie at zero. With the tensor's mean of `A` added before the power is taken, magnitude tells "
-        "them apart. Mean change over the tasks and the task that lost most, on *validation*, in % of the dense network, "
-        "and the paired difference with its 95 % interval. The seeds were run for this alone, and their test split was "
-        f"never measured. {_rate_seeds(results)}"
+        "The damped saliency of a weight is `abs(w) * A^e`, with `A` the sum of the task's gradients, so all weights "
+        "that no gradient reaches tie at zero. With the tensor's mean of `A` added before the power is taken, size "
+        "tells them apart. Mean change over the tasks and the task that lost most, on *validation*, in % of the dense "
+        "network, and the paired difference with its 95 % interval. The seeds were run for this alone, and their test "
+        f"split was never measured. {_rate_seeds(results)}"
     )
     rows = []
     for result in results:
