@@ -166,7 +166,11 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         control: TrainerControl,
         **given: Any,
     ) -> None:
-        """Start: weights, masks and optimizer states are loaded. Prune before the first step."""
+        """Start: weights, masks and optimizer states are loaded. Prune before the first step.
+
+        Raises:
+            ValueError: If the run goes on from a checkpoint whose masks the callback has not seen.
+        """
         model: nn.Module = given["model"]
         resumed = state.global_step > 0
         if resumed and not self._fits.follows(model):

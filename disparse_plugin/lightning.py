@@ -158,7 +158,12 @@ class DiSparsePruning(Callback):
         return self._fits.sparsity
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the model follow the masks of checkpoints."""
+        """Let the model follow the masks of checkpoints.
+
+        Raises:
+            TypeError: If the module does not say the losses of its tasks.
+            ValueError: If the strategy shards weights, or weights are averaged beside the masks.
+        """
         if trainer.strategy.restore_checkpoint_after_setup:
             raise ValueError(
                 f"strategy: must keep whole weights on every rank, found {type(trainer.strategy).__name__}; use one "

@@ -45,6 +45,9 @@ def register_optimizer(kind: type[Optimizer], **fresh: Fresh) -> None:
         **fresh: For each state tensor of the parameter's shape, the value of a weight that was never updated: a number,
             or a function of the parameter group.
 
+    Raises:
+        TypeError: If ``kind`` is no class of optimizers.
+
     Example:
         >>> class Lion(torch.optim.Optimizer):
         ...     '''Keeps exp_avg for every weight.'''

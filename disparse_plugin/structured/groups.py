@@ -310,6 +310,9 @@ def channel_parameters(model: nn.Module, *, bias: bool = False) -> list[Paramete
     Returns:
         ``(module, name)`` pairs in module order, ready for ``score_tasks(parameters=...)``.
 
+    Raises:
+        TypeError: If ``model`` is no module, or ``bias`` no bool.
+
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
         >>> [(type(module).__name__, name) for module, name in channel_parameters(net)]

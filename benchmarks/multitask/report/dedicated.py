@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any, NamedTuple
 
 from ..pruning.methods import DENSE
-from ..runs import Run, Store
+from ..runs import Run, Store, best_rate
 from .names import title
 from .paired import Key, compare, confirmed, differences, said, table
 from .results import KnownTask
@@ -170,8 +170,15 @@ def _told(store: Store) -> str:
     facts = store.setting_facts()
     budget: dict[str, Any] = facts["budget"]
     first, second = (", ".join(f"{rate:g}" for rate in budget[name]) for name in ("rates", "tune_rates"))
+    tried = store.rates()[DENSE.name]
+    more = set(map(float, tried)) - set(budget["rates"])
+    dense = (
+        f" The rate of the dense network that is pruned, {best_rate(tried):g}, is that of the long regime."
+        if more
+        else ""
+    )
     return (
         f"{seeds} seeds of {budget['train']:,} + {budget['tune']} steps, {hours:.1f} hours of one core; learning rates "
         f"of whole trainings from {first} by one other seed, after a cut of a trained network from {second} by "
-        f"{facts['rate seeds']}."
+        f"{facts['rate seeds']}.{dense}"
     )
