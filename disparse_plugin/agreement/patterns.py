@@ -212,7 +212,7 @@ class NofM(Weights):
 
     def _rule(self) -> str:
         return (
-            f"with {self.name!r} the inputs must lie along dimension 1 (not so in transposed convolutions) and be "
+            f"with {self.name!r} every input dimension (dimension 1; transposed convolutions have no such) must be "
             f"divisible by {self.m}"
         )
 

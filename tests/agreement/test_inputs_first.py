@@ -67,7 +67,7 @@ def test_masked_channels_are_silent_after_gradual_pruning(kind):
 def test_n_of_m_along_the_inputs_is_refused_where_they_do_not_come_second():
     layer = nn.ConvTranspose2d(4, 4, 1)
     scores = TaskScores(layer, {"a": {(layer, "weight"): torch.rand(layer.weight.shape)}})
-    message = r"pattern: with '2:4' the inputs must lie along dimension 1 \(not so in transposed convolutions\).*weight"
+    message = r"pattern: with '2:4' every input dimension \(dimension 1; transposed convolutions have no such\).*weight"
     with pytest.raises(ValueError, match=message):
         scores.masks(pattern="2:4")
     with pytest.raises(
