@@ -8,7 +8,6 @@ from torch.nn.utils import prune
 
 from ..agreement.patterns import best_in_blocks
 from ..kinds import whole_number
-from ..parameters import inputs_first
 from .base import ScoredPruning
 
 
@@ -79,7 +78,7 @@ class DiSparseSemiStructured(ScoredPruning):
             module: The module.
             name: The tensor's name in it, e.g. ``"weight"``.
             n: How many of each block stay.
-            m: Size of a block along the input dimension (dimension 1).
+            m: Size of a block along dimension 1: the inputs, but for transposed convolutions, whose outputs lie there.
             importance_scores: Scores of the tensor's shape, of which only the order matters:
                 ``scores.importance()[module, name]``, or any finite tensor.
 
@@ -89,14 +88,8 @@ class DiSparseSemiStructured(ScoredPruning):
         Raises:
             TypeError: If ``n`` or ``m`` is no int, or the scores are not a floating point tensor.
             ValueError: If there are no scores, they are not finite or of another shape, the pattern is impossible, or
-                the input dimension is not divisible by m, or not dimension 1 (transposed convolutions). The module is
-                as before.
+                the input dimension is not divisible by m. The module is as before.
         """
-        if inputs_first(module, name):
-            raise ValueError(
-                f"module: must hold the inputs of {name} along dimension 1, found {type(module).__name__}, which holds "
-                "them along dimension 0; leave this tensor out"
-            )
         return cls._on_one_tensor(module, name, importance_scores, n, m)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from disparse_plugin import DiSparseSemiStructured, TaskScores
+from disparse_plugin import TaskScores
 from disparse_plugin.sparse_training import GradualPruning
 
 LAYERS = {
@@ -70,10 +70,6 @@ def test_n_of_m_along_the_inputs_is_refused_where_they_do_not_come_second():
     message = r"pattern: with '2:4' every input dimension \(dimension 1; transposed convolutions have no such\).*weight"
     with pytest.raises(ValueError, match=message):
         scores.masks(pattern="2:4")
-    with pytest.raises(
-        ValueError, match="module: must hold the inputs of weight along dimension 1, found ConvTranspose2d"
-    ):
-        DiSparseSemiStructured.apply(layer, "weight", importance_scores=torch.rand(layer.weight.shape))
 
 
 def test_n_of_m_of_a_number_is_refused_like_all_that_does_not_fit():
