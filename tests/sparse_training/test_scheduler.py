@@ -330,7 +330,7 @@ def test_a_step_without_a_batch_is_refused_unless_growth_is_random():
 
 
 def test_an_optimizer_that_never_steps_is_pointed_out(monkeypatch):
-    monkeypatch.setattr("disparse_plugin.sparse_training.mask_scheduler.PATIENCE", 3)
+    monkeypatch.setattr("disparse_plugin.sparse_training.completed_steps.PATIENCE", 3)
     run = Run()
     batch = digit_batches(1)[0]
     run.scheduler.step(batch)
