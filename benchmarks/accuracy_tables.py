@@ -9,7 +9,7 @@ No number is written by hand: tables, counts and times come from the JSON lines.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from multitask.report import curves, overview, tables
@@ -135,7 +135,7 @@ def folded(results: Sequence[Result], amount: float, words: str, side: overview.
             yield "</details>"
 
 
-def put(path: Path, paragraphs: Iterator[str], begin: str = BEGIN) -> None:
+def put(path: Path, paragraphs: Iterable[str], begin: str = BEGIN) -> None:
     """Put paragraphs between the marks of a file."""
     text = path.read_text(encoding="utf-8")
     start, end = text.find(begin), text.find(END)

@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders = (options.fresh, options.own_rates, options.mean_added)
     parts = page(results, load(options.validation), options.results, *map(load, folders))
     options.page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    put(options.readme, iter([long_overview.in_short(results, DEFAULT, BASELINES[:4], TUNED_AT)]), README_BEGIN)
+    put(options.readme, [long_overview.in_short(results, DEFAULT, BASELINES[:4], TUNED_AT)], README_BEGIN)
     hero.draw_all(results, options.images, DEFAULT)
     print(f"{options.page}: {', '.join(result.name for result in results)}")
 

@@ -285,8 +285,18 @@ def inputs_first(module: nn.Module, name: str) -> int:
         return 0
     if isinstance(module, _ConvTransposeNd):
         return module.groups
-    linear = getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", ())
-    return int(isinstance(module, linear))
+    return int(isinstance(module, class_if_loaded("transformers.pytorch_utils:Conv1D")))
+
+
+def class_if_loaded(name: str) -> Any:
+    """Return a class of a package that may not be installed, as ``module:class``; ``()`` if nobody has imported it.
+
+    Example:
+        >>> class_if_loaded("torch.nn:Linear") is nn.Linear, class_if_loaded("nowhere:Linear")
+        (True, ())
+    """
+    module, _, last = name.partition(":")
+    return getattr(sys.modules.get(module), last, ())
 
 
 def score_dtype(parameter: Tensor) -> torch.dtype:

@@ -93,7 +93,7 @@ def _lowest(
     if not ignores_absent_tasks(arbiter):
         return None
     marks = None
-    tasks = [task for task, count_alive in candidates.totals(tasks).items() if count_alive]  # all of one may be pruned
+    tasks = [task for task, total in candidates.totals(tasks).items() if total]  # all that one reaches may be pruned
     if is_order_statistic(arbiter) and pays(sum(candidates.sizes[index] for index in within), len(tasks)):
         marks = lowest_in_band(candidates, tasks, arbiter, count, within)
     return lowest_by_counting(candidates, tasks, arbiter, count, within) if marks is None else marks

@@ -85,7 +85,7 @@ class Stratum:
 
     @property
     def alike(self) -> tuple[float, float]:
-        """On how many weights a pair of tasks decides alike, observed and by chance; means over the pairs there are."""
+        """On how many weights a pair of tasks decides alike, observed and by chance; means over the pairs."""
         observed = [self.size - self.kept[a] - self.kept[b] + 2 * both for (a, b), both in self.both.items()]
         chance = []
         for a, b in self.both:
@@ -181,7 +181,8 @@ class Overlap:
     def kappa(self) -> float:
         """Agreement beyond chance, by Cohen's kappa; Conger's for more than two tasks."""
         shared = [stratum for stratum in self.strata if stratum.both]
-        observed, chance = (sum(stratum.alike[place] for stratum in shared) for place in (0, 1))
+        alike = [stratum.alike for stratum in shared]
+        observed, chance = (sum(counts[place] for counts in alike) for place in (0, 1))
         return _ratio(observed - chance, sum(stratum.size for stratum in shared) - chance)
 
     @property

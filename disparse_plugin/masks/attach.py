@@ -148,8 +148,8 @@ def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
     """
     if isinstance(masks, nn.Module):
         check_keeps_or_not(masks, keys_by_name(masks).values())
-    table = masks_of(masks) if isinstance(masks, nn.Module) else masks
-    for (module, name), mask in checked_masks(inside(model), table).items():
+        masks = masks_of(masks)
+    for (module, name), mask in checked_masks(inside(model), masks).items():
         parameter = stored(module, name)
         with torch.no_grad():
             here = local(parameter)

@@ -115,13 +115,20 @@ class TasksInTurn:
         return self._start < len(self._every)
 
 
+_WIDE = (torch.float32, torch.float64)
+
+
+def _wide(row: Tensor) -> Tensor:
+    return row if row.dtype in _WIDE else row.float()
+
+
 class Widened(Mapping[str, Tensor]):
     """Scores by task, those of few bits as float32 whenever they are looked at: so no more of them is held."""
 
-    def __init__(self, rows: Mapping[str, Tensor], form: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, rows: Mapping[str, Tensor], form: Callable[[Tensor], Tensor] = _wide) -> None:
         """Take the rows, and what else is to be done to one when it is looked at."""
         self._rows = rows
-        self._form = _wide if form is None else form
+        self._form = form
 
     def then(self, function: Callable[[Tensor], Tensor]) -> Widened:
         """Let a function see each row in single precision or more, and its result stand for the row."""
@@ -149,10 +156,3 @@ def widened(rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """
     few = any(row.dtype not in _WIDE for row in rows.values())
     return Widened(rows) if few else rows
-
-
-_WIDE = (torch.float32, torch.float64)
-
-
-def _wide(row: Tensor) -> Tensor:
-    return row if row.dtype in _WIDE else row.float()

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..agreement.budgets import SHARED
+from ..agreement.budgets import part_of
 from ..parameters import keys_by_name, module_names
 from ..scoring.task_scores import TaskScores
 from .applying import Pruners
@@ -206,8 +206,8 @@ def part_of_parameters(contest: Contest) -> dict[str, str]:
         tasks = by_layer.get(name.rpartition(".")[0], set())
         if not tasks and name not in contest.unreached:
             tasks = following.get(name, set())
-        if len(tasks) == 1:
-            found[name] = next(iter(tasks))
+        if tasks:
+            found[name] = part_of(tasks)
         else:
-            found[name] = SHARED if tasks else "unreached" if name in contest.unreached else "not scored"
+            found[name] = "unreached" if name in contest.unreached else "not scored"
     return found

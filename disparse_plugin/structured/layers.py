@@ -6,7 +6,6 @@ Nothing else in this room asks for the type of a layer.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from ..parameters import class_if_loaded
 from .layer_rule import Axis, LayerRule, Side, nothing
 from .recurrent import RECURRENT
 
@@ -240,12 +240,7 @@ def rule_of(layer: object) -> LayerRule | None:
         (4, None)
     """
     for kind, rule in RULES:
-        if isinstance(kind, str):
-            module, _, name = kind.partition(":")
-            found = getattr(sys.modules.get(module), name, ())  # nothing is of a class that nobody imported
-        else:
-            found = kind
-        if isinstance(layer, found):
+        if isinstance(layer, class_if_loaded(kind) if isinstance(kind, str) else kind):
             return rule
     return None
 

@@ -152,14 +152,11 @@ def remove_channels(
         )
         resolve_criterion(criterion)
         check_plain(root)
-        if ignored_layers is not None:
-            warn_user("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning)
-            exclude = [*listed("exclude", exclude), *listed("ignored_layers", ignored_layers)]
         check_flag("exact", exact)
         check_kind("customized_pruners", customized_pruners, Mapping | None, "a mapping of classes to pruners, or None")
         check_callable_losses(losses)
         parameters = None if parameters is None else checked_pairs(parameters)
-        left_out = tuple(listed("exclude", exclude))
+        left_out = _left_out(exclude, ignored_layers)
         source = _Source(
             losses, data, as_inputs(example_inputs), criterion, parameters, num_batches, left_out, compare, exact
         )
@@ -182,6 +179,15 @@ class _Source:
     exclude: tuple[nn.Module | str, ...]
     compare: Callable[[Any], Any] | None
     exact: bool
+
+
+def _left_out(exclude: Exclude, ignored_layers: Collection[nn.Module] | None) -> tuple[nn.Module | str, ...]:
+    """Join what is excluded and what is so by the old name of the argument."""
+    left_out = listed("exclude", exclude)
+    if ignored_layers is None:
+        return tuple(left_out)
+    warn_user("ignored_layers: is called exclude now; pass exclude=[...]", DeprecationWarning)
+    return (*left_out, *listed("ignored_layers", ignored_layers))
 
 
 def _nothing(*_: Any) -> None:
@@ -210,7 +216,7 @@ def _removed(
             found = tally(removal, options.amount)
             found = dataclasses.replace(found, plan=naming_inputs(found.plan, root, apart))
             removal.plan.apply(root, customized_pruners=options.customized_pruners)
-        report = found if report is None else joined(report, found, dict(first.keys()))
+        report = found if report is None else joined(report, found, first.keys())
         for group in removal.contest.groups:
             first.setdefault(group.root, group.size)
     assert report is not None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..agreement.budgets import SHARED, check_task_names
+from ..agreement.budgets import SHARED, check_task_names, part_of
 from ..agreement.ranking import ranks
 from ..parameters import keys_by_name, module_names, stored
 from .budget import choose, multiples, parts_of, units_to_keep
@@ -182,7 +182,7 @@ def _chosen_by_part(
     options, groups, budget = contest.options, contest.groups, contest.budget()
     none = [torch.zeros(group.num_units, dtype=torch.bool) for group in groups]
     choice = list(none)
-    of_group = [next(iter(scores)) if len(scores) == 1 else SHARED for scores in contest.scores]
+    of_group = [part_of(scores) for scores in contest.scores]
     of_parameter = part_of_parameters(contest)
     for part in sorted(amounts, key=lambda name: name != SHARED):
         members = [number for number, other in enumerate(of_group) if other == part]

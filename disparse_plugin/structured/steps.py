@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import nn
 
-from ..agreement.budgets import SHARED
+from ..agreement.budgets import part_of
 from ..parameters import module_names
 from .cuts import Cut
 from .layer_rule import Side
@@ -59,18 +59,19 @@ def _counted(report: RemovalReport, part: str) -> Change:
     if report.of != "channels":
         change: Change = getattr(report.parts[part], report.of)
         return change
-    own = [g.channels for g in report.groups.values() if (g.tasks[0] if len(g.tasks) == 1 else SHARED) == part]
+    own = [group.channels for group in report.groups.values() if part_of(group.tasks) == part]
     return Change(sum(c.before for c in own), sum(c.after for c in own))
 
 
-def joined(first: RemovalReport, later: RemovalReport, roots: Mapping[str, Side]) -> RemovalReport:
+def joined(first: RemovalReport, later: RemovalReport, roots: Iterable[tuple[str, Side]]) -> RemovalReport:
     """Make one report of two removals, the later one of the smaller model.
 
     Args:
         first: Of the first.
         later: Of the later one.
-        roots: On which side of its layer each group of the first counts its channels, by name.
+        roots: The layer and the side in which each group of the first counts its channels.
     """
+    sides = dict(roots)
     parts = {
         name: PartChange(
             Change(part.parameters.before, later.parts[name].parameters.after if name in later.parts else 0),
@@ -78,7 +79,7 @@ def joined(first: RemovalReport, later: RemovalReport, roots: Mapping[str, Side]
         )
         for name, part in first.parts.items()
     }
-    groups = {name: _after(change, (name, roots[name]), later) for name, change in first.groups.items()}
+    groups = {name: _after(change, (name, sides[name]), later) for name, change in first.groups.items()}
     for name, change in later.groups.items():
         before = first.groups[name].channels.before if name in first.groups else change.channels.before
         groups[name] = GroupChange(Change(before, change.channels.after), change.tasks)

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ...parameters import module_names
 from ..hooks import before_forward
 from ..layer_rule import Axis, Side
-from ..layers import has_multiplier, is_depthwise, rule_of
+from ..layers import has_own_inputs, rule_of
 from ..shrinking import tensors_of
 from ..stored import stored_numbers
 from .labels import Labels, Row, Rows
@@ -209,9 +209,7 @@ def _whole_numbers(values: Any) -> Iterator[int]:
 
 def sides(layer: nn.Module) -> tuple[Side, ...]:
     """Return the sides on which a layer loses channels of its own."""
-    rule = rule_of(layer)
-    assert rule is not None
-    return ("out",) if rule.same or is_depthwise(layer) or has_multiplier(layer) else ("out", "in")
+    return ("out", "in") if has_own_inputs(layer) else ("out",)
 
 
 def watched(model: nn.Module, calls: Sequence[Callable[[nn.Module], Sequence[Tensor]]], how: How) -> Run:
