@@ -24,6 +24,7 @@ from multitask.runs import best_rate
 ROOT = Path(__file__).parent.parent
 OLD_DEFAULT, DEFAULT = "DiSparse Taylor", "shares, damped 0.25"  # of disparse_pretrained
 WINDOW = "gradual to 1/2"  # the default of GradualPruning
+STAGES = f"{DEFAULT}, {WINDOW}"
 CHOSEN_ON = ("fashion+mnist", "fashion+mnist-adam-1-20", "yeast")  # exponents; other settings confirm
 BASELINES = ("magnitude", "LAMP", "LAMP with reach", "adaptive Taylor, joint", "SNIP")
 
@@ -142,7 +143,7 @@ def asked_again(results: Sequence[Result], rules: Sequence[str], simple: Sequenc
                 f"Pruned on the way, {tables.percent(TUNED_AT)}, in as many steps altogether, against one cut of the "
                 "trained network, and against the window that is the default of `GradualPruning`:"
             )
-            others = [name for name in [DEFAULT, *simple, f"{DEFAULT}, {WINDOW}"] if name in ran]
+            others = [name for name in [DEFAULT, *simple, STAGES] if name in ran]
             yield ahead(result, windows, others, TUNED_AT)
 
 
@@ -199,12 +200,16 @@ def page(
         with_mean: Runs of rules with and without the tensor's mean added, for choices only.
     """
     yield HEAD.rstrip().replace("{chosen_on}", "; ".join(f"*{title(name)}*" for name in CHOSEN_ON))
-    machines = sorted({f"{result.facts.get('device', 'cpu')} (torch {result.facts['torch']})" for result in results})
-    yield f"Run so far: {'; '.join(title(result.name) for result in results)}; on {' and '.join(machines)}."
+    devices, versions = ({part for r in results for part in r.facts[of].split(" and ")} for of in ("device", "torch"))
+    yield (
+        f"Run so far: {'; '.join(title(result.name) for result in results)}; on {' and '.join(sorted(devices))}, with "
+        f"torch {' and '.join(sorted(versions))}."
+    )
     damped = [f"{rule} {each}" for rule in exponent.RULES for each in EXPONENTS]
     rules = [OLD_DEFAULT, "DiSparse adaptive", *damped, "LAMP with reach"]
     ran = {method.name for result in results for method in result.summary.methods}
     yield from long_overview.paragraphs(results, rules, DEFAULT, [n for n in BASELINES if n in ran], TUNED_AT)
+    yield from long_overview.on_the_way(long_overview.run_in_stages(results, fresh, STAGES), DEFAULT, WINDOW, TUNED_AT)
     yield "### On validation"
     yield (
         "What the best of the learning rates reached at 98 %, mean over the tasks, on the validation split of the one "
@@ -214,9 +219,8 @@ def page(
     yield long_overview.validated(folder, [name for name in METHODS if METHODS[name].family in families])
     yield (
         "*Cut at 1/4* and *gradual* prune on the way, in as many steps as the others take to train and to tune: once "
-        "after a quarter of them, or in five stages up to a half or three quarters. Their test split was measured on "
-        "fresh seeds alone. They were run on another day than the cuts of trained networks, beside another dense "
-        "network of the same seed."
+        "after a quarter of them, or in five stages up to a half or three quarters. They were run on another day than "
+        "the cuts of trained networks, beside another dense network of the same seed."
     )
     yield from exponent.paragraphs(results, validation, CHOSEN_ON)
     yield from mean_added.paragraphs(with_mean)
@@ -250,10 +254,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = load(options.results)
     if not results:
         raise SystemExit(f"results: needs finished runs under {options.results}, found none; run accuracy.py first")
-    folders = (options.fresh, options.own_rates, options.mean_added)
-    parts = page(results, load(options.validation), options.results, *map(load, folders))
+    fresh, own_rates, with_mean = map(load, (options.fresh, options.own_rates, options.mean_added))
+    parts = page(results, load(options.validation), options.results, fresh, own_rates, with_mean)
     options.page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    put(options.readme, [long_overview.in_short(results, DEFAULT, BASELINES[:4], TUNED_AT)], README_BEGIN)
+    staged = long_overview.run_in_stages(results, fresh, STAGES)
+    short = long_overview.in_short(results, DEFAULT, BASELINES[:4], TUNED_AT, staged, STAGES)
+    put(options.readme, [short], README_BEGIN)
     hero.draw_all(results, options.images, DEFAULT)
     print(f"{options.page}: {', '.join(result.name for result in results)}")
 

@@ -121,8 +121,13 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     ahead = result.summary.paired("shares, damped 0.25", "magnitude", 0.98, "mean")
     row = again[again.index("98% pruned:") :].split("| shares, damped 0.25 | ")[1]
     assert row.replace("*", "").startswith(f"{ahead} / ")
-    assert f"| signs | {len(result.facts['tasks'])} | {ahead} |" in readme.read_text().replace("*", "")
-    assert "old" not in readme.read_text()
+    stages = result.summary.paired("shares, damped 0.25, gradual to 1/2", "shares, damped 0.25", 0.98, "mean")
+    row = text[text.index("### Pruned on the way, 98%") :].split("| signs | 2 | ")[1]
+    assert row.replace("*", "").startswith(f"{stages} / ")
+    short = readme.read_text().replace("*", "")
+    row = short.split(f"| signs | {len(result.facts['tasks'])} | {ahead} |")[1].splitlines()[0]
+    assert row.endswith(f" | {stages} |")
+    assert "old" not in short
     on_the_way = result.summary.paired("shares, damped 0.25, cut at 1/4", "shares, damped 0.25", 0.98, "mean")
     row = again[again.index("Pruned on the way") :].split("| shares, damped 0.25, cut at 1/4 | ")[1]
     assert row.replace("*", "").startswith(f"{on_the_way} / ")
@@ -181,6 +186,18 @@ def test_courses_of_any_length_are_shown_by_shares_of_their_steps(tmp_path: Path
 def test_a_folder_without_runs_is_said(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="results: needs finished runs"):
         long_regime_tables.main(["--results", str(tmp_path)])
+
+
+def test_settings_with_fresh_seeds_are_shown_in_stages_by_those(tmp_path: Path, known: None) -> None:
+    stages = "magnitude, gradual to 1/2"
+    accuracy.main(command(tmp_path, "--methods", stages, "--quick"))
+    results = load(tmp_path)
+    fresh = replace(results[0], facts={**results[0].facts, "fresh": True})
+    other = replace(results[0], facts={**results[0].facts, "name": "other"})
+    found = long_overview.run_in_stages([*results, other], [fresh], stages)
+    assert [(result.name, "fresh" in result.facts) for result in found] == [("signs", True), ("other", False)]
+    assert long_overview.run_in_stages(results, [], "magnitude") == []
+    assert not [*long_overview.on_the_way([], "magnitude", "gradual to 1/2", 0.98)]
 
 
 def test_averages_over_amounts_and_settings_are_paired_by_seed(tmp_path: Path, known: None) -> None:

@@ -104,22 +104,40 @@ def differences(results: Sequence[Result], method: str, others: Sequence[str], a
     return markdown(["setting", "seeds", *others], rows, len(others) + 1)
 
 
-def in_short(results: Sequence[Result], method: str, others: Sequence[str], amount: float) -> str:
-    """One line per setting: how much a method is ahead of each simple rule, in the mean over the tasks alone."""
+def in_short(
+    results: Sequence[Result], method: str, others: Sequence[str], amount: float, staged: Sequence[Result], stages: str
+) -> str:
+    """One line per setting: how much a method is ahead of each simple rule, in the mean over the tasks alone.
+
+    Args:
+        results: All settings.
+        method: The method.
+        others: The simple rules.
+        amount: How much is pruned.
+        staged: What :func:`run_in_stages` found.
+        stages: The method in stages: the last column says how far it is ahead of the method itself.
+    """
     rows = [
         [
             title(result.name),
             str(len(result.facts["tasks"])),
             *(_ahead(results, result, method, other, amount) for other in others),
+            _ahead(staged, result, stages, method, amount),
         ]
         for result in results
     ]
-    return markdown(["setting", "tasks", *others], rows, len(others) + 1)
+    return markdown(["setting", "tasks", *others, "in stages, against one cut"], rows, len(others) + 2)
 
 
 def _ahead(results: Sequence[Result], result: Result, method: str, other: str, amount: float) -> str:
     found = [line for line in against(results, method, other, [amount]) if line.setting == result.name]
     return "".join(marked(line) for line in found if line.what == "mean")
+
+
+def run_in_stages(results: Sequence[Result], fresh: Sequence[Result], method: str) -> list[Result]:
+    """Return the settings that a method was run in, of those that have fresh seeds, these."""
+    ran = {r.name: r for r in [*results, *fresh] if any(own.name == method for own in r.summary.methods)}
+    return [ran[result.name] for result in results if result.name in ran]
 
 
 def totals(results: Sequence[Result], method: str, others: Sequence[str], amounts: Sequence[float]) -> str:
@@ -170,6 +188,29 @@ def trained_long_enough(folder: Path) -> str:
         cells = (f"{look[rate] - looks[-1][rate]:.1f}" for look in looks)
         rows.append([title(path.parent.name), rate, f"{steps:,}", *cells])
     return markdown(header, rows, len(header) - 2)
+
+
+def on_the_way(staged: Sequence[Result], default: str, window: str, amount: float) -> Iterator[str]:
+    """The part of the page on pruning in stages while training; nothing where that was not run.
+
+    Args:
+        staged: What :func:`run_in_stages` found.
+        default: The rule that is cut by.
+        window: When it is cut, as methods are named.
+        amount: How much is pruned.
+    """
+    if not staged:
+        return
+    yield f"### Pruned on the way, {percent(amount)}"
+    yield (
+        f"`{default}, {window}` is the default of `GradualPruning`: five stages until a half of the training, in as "
+        "many steps altogether as the others take to train and to tune. How far it is ahead of one cut of the trained "
+        "network, and of magnitude in the same stages, in points: mean over the tasks / worst task; bold where "
+        "significant after correction over the settings. Settings that have fresh seeds (below) are shown by those. "
+        "Stages were run on a CPU, also where the cuts, and the dense network of the same seed, are from a card."
+    )
+    others = [default, "LAMP with reach", "magnitude", f"magnitude, {window}"]
+    yield differences(staged, f"{default}, {window}", others, [amount])
 
 
 def paragraphs(

@@ -37,8 +37,8 @@ def by_method(columns: Mapping[str, Mapping[str, Interval]]) -> str:
             yield f"**{text}**" if name == best[title] else text
 
     ran = [method for method in METHODS.values() if any(method.name in column for column in columns.values())]
-    rows = [[method.family, method.name, *cells(method.name)] for method in ran]
-    return markdown(["family", "method", *columns], rows, len(columns))
+    rows = [[method.name, method.family, *cells(method.name)] for method in ran]
+    return markdown(["method", "family", *columns], rows, len(columns))
 
 
 def details(summary: Summary, amount: float) -> str:
