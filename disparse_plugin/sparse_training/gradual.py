@@ -28,7 +28,7 @@ from ..scoring.task_scores import TaskScores
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
 from .live_masks import LiveMasks, check_goes_with_shards
-from .mask_scheduler import MaskScheduler
+from .mask_scheduler import MaskScheduler, given
 from .schedules import (
     PRUNED_AFTER,
     Schedule,
@@ -142,6 +142,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             TypeError: If an argument is of the wrong type, or the optimizer is not known.
             ValueError: If a value is out of range or does not fit the model. The model is as before.
         """
+        arguments = given(locals())
         root, exclude = unwrap(model), tuple(exclude) if isinstance(exclude, Iterator) else exclude
         with failing_together():
             self._every = check_steps("update_every", update_every)
@@ -177,11 +178,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         masks = LiveMasks(root, optimizer, first, revocable=not selection.listed)
 
         def begin_again(names: Sequence[str]) -> None:
-            GradualPruning.__init__(
-                self, model, optimizer, losses, amount=amount, update_every=update_every, start_at=start_at,
-                stop_at=stop_at, total_steps=total_steps, criterion=criterion, arbiter=arbiter, pattern=pattern,
-                min_keep=min_keep, exclude=[*exclude, *names], grad_scaler=grad_scaler,
-            )  # fmt: skip
+            GradualPruning.__init__(self, **{**arguments, "exclude": [*exclude, *names]})
 
         super().__init__(
             model, losses, masks, optimizer, settings, self._start or min(self._every, self._stop),

@@ -21,6 +21,11 @@ from .live_masks import LiveMasks
 _Report = TypeVar("_Report")
 
 
+def given(here: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a method was called with: of its ``locals()``, as long as there are no others."""
+    return {name: value for name, value in here.items() if name not in ("self", "__class__")}
+
+
 class MaskScheduler(ABC, Generic[_Report]):
     """Change masks every so many completed optimizer steps.
 

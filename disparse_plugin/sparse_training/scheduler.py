@@ -26,7 +26,7 @@ from .blocks import BlockExchange
 from .exchange import Exchange, random_scores
 from .initial_masks import initial_masks
 from .live_masks import LiveMasks, check_goes_with_shards, counts_of
-from .mask_scheduler import MaskScheduler
+from .mask_scheduler import MaskScheduler, given
 from .schedules import (
     STOP_AFTER,
     CosineDecay,
@@ -167,6 +167,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             TypeError: If an argument is of the wrong type, or the optimizer is not known.
             ValueError: If a value is out of range or does not fit the model. The model is as before.
         """
+        arguments = given(locals())
         root, exclude = unwrap(model), tuple(exclude) if isinstance(exclude, Iterator) else exclude
         with failing_together():
             if dense := listed("exempt", exempt):
@@ -204,12 +205,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()}, revocable=revocable)
 
         def begin_again(names: Sequence[str]) -> None:
-            DiSparseScheduler.__init__(
-                self, model, optimizer, losses, amount=amount, distribution=distribution, drop_fraction=drop_fraction,
-                update_every=update_every, stop_at=stop_at, total_steps=total_steps, criterion=criterion,
-                arbiter=arbiter, pattern=pattern, exclude=[*exclude, *names], exempt=dense,
-                regrow_dropped=regrow_dropped, grad_scaler=grad_scaler, seed=seed,
-            )  # fmt: skip
+            DiSparseScheduler.__init__(self, **{**arguments, "exclude": [*exclude, *names], "exempt": dense})
 
         super().__init__(
             model, losses, masks, optimizer, settings, self._every if self._every < self._stop else None,
