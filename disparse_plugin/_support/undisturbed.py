@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..parameters import ParameterKey, stored
@@ -64,6 +65,7 @@ def _random_states(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _modes_and_buffers(model: nn.Module) -> Iterator[None]:
+    _refuse_lazy(model)
     modules = list(model.modules())
     modes = [module.training for module in modules]
     tables = [
@@ -86,6 +88,14 @@ def _modes_and_buffers(model: nn.Module) -> Iterator[None]:
         stack.callback(_set_modes, modules, modes)
         stack.callback(_refill, tables)
         yield
+
+
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, buffer in model.named_buffers():
+        if is_lazy(buffer):
+            raise ValueError(
+                f"model: every buffer must have a shape, found {name} lazy; run one batch through the model first"
+            )
 
 
 def _is_plain(parameter: nn.Parameter) -> bool:

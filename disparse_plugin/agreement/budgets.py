@@ -74,6 +74,11 @@ class Budget:
             check_amount(self.amount)
         _check_min_keep(self.min_keep)
 
+    def __reduce__(self) -> tuple[type[Budget], tuple[Amount | None, float]]:
+        """Make it anew: a read-only mapping can be neither pickled nor copied."""
+        amount = dict(self.amount) if isinstance(self.amount, Mapping) else self.amount
+        return type(self), (amount, self.min_keep)
+
     @classmethod
     def of(cls, amount: Amount | Budget | None, min_keep: float = 0) -> Budget:
         """Take what a caller has: an amount and ``min_keep``, or a budget made of them before.

@@ -120,6 +120,9 @@ def _of_values(tensor: Tensor) -> Obstacle | None:
         return Obstacle("be a plain tensor", type(tensor.data).__name__, cure)
     if tensor.is_meta:
         return Obstacle("hold values", "the meta device", "materialise the model first", passing=True)
+    if tensor.is_inference():
+        cure = "make the model, or load it, outside of inference mode"
+        return Obstacle("be a normal tensor", "one made in torch.inference_mode", cure, passing=True)
     if not tensor.is_floating_point():
         return Obstacle("be of a floating point type", f"{tensor.dtype}")
     if tensor.numel() == 0:

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from ..parameters import is_plain, module_names, plain_attributes
@@ -67,7 +68,7 @@ def shrink(root: nn.Module, shapes: Mapping[str, tuple[int, ...]], numbers: Numb
 def unchanged_on_error(root: nn.Module) -> Iterator[None]:
     """Replace tensors, hooks and attributes inside; if that fails, every module gets back those that it had.
 
-    Values written into tensors in place stay written.
+    Values written into tensors in place stay written. New tensors are normal ones also inside ``torch.inference_mode``.
 
     Args:
         root: The model.
@@ -81,7 +82,8 @@ def unchanged_on_error(root: nn.Module) -> Iterator[None]:
         tables: list[dict[Any, Any]] = [module._parameters, module._buffers, module._forward_pre_hooks]
         before.append((module, attributes, [(table, dict(table)) for table in tables]))
     try:
-        yield
+        with torch.inference_mode(False):
+            yield
     except BaseException:
         for module, attributes, contents in before:
             for table, entries in contents:

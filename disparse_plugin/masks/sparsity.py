@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from .._support.distributed import this_rank, total_counts
+from .._support.example_inputs import as_inputs, run
 from .._support.shards import is_sharded, local, owns, reshard
 from .._support.text_table import Table, Tabular
 from .._support.undisturbed import undisturbed
@@ -140,8 +141,8 @@ class SparsityReport(Tabular):
         table.append(("all parameters", "", "", *_counts(alive_of_all, self.all_parameters)))
         after = [f"left out: {name} ({reason})" for name, reason in self.skipped.items()]
         if (flops := self.theoretical_flops) is not None:
-            share = 100 * flops[0] / flops[1]
-            after.append(f"theoretical FLOPs of a forward: {flops[0]:,.0f} of {flops[1]:,} ({share:.2f} %)")
+            share = f"{100 * flops[0] / flops[1]:.2f} %" if flops[1] else "no prunable layer ran"
+            after.append(f"theoretical FLOPs of a forward: {flops[0]:,.0f} of {flops[1]:,} ({share})")
         return Table(table, left=3, rule_before=len(self.layers) + 1, after=after)
 
     def _short_parts(self) -> dict[str, str]:
@@ -161,15 +162,15 @@ class SparsityReport(Tabular):
 
 
 def sparsity_report(
-    model: nn.Module, scores: TaskScores | None = None, *, example_inputs: tuple[Any, ...] | None = None
+    model: nn.Module, scores: TaskScores | None = None, *, example_inputs: Any = None
 ) -> SparsityReport:
     """Count, from the masks, how sparse a model is; where its weights are sharded, on all ranks together.
 
     Args:
         model: The model, pruned or not.
         scores: Its scores; then each layer and each part tells which tasks use it, and what was left out is listed.
-        example_inputs: Positional arguments of one forward; then theoretical FLOPs are counted too, by
-            ``torch.utils.flop_counter``. The model is left as it was.
+        example_inputs: Arguments of one forward: a tensor, a tuple or a dict. Then theoretical FLOPs are counted too,
+            by ``torch.utils.flop_counter``. The model is left as it was.
 
     Returns:
         The report; print it.
@@ -194,10 +195,11 @@ def sparsity_report(
         check_scores(scores)
     root = unwrap(model)
     reshard(root)
+    _check_sizes(root)
     prunable = set(prunable_parameters(root))
     every, counted = keys_by_name(root).values(), dict[int, ParameterKey]()
     for key in every:
-        if key in prunable or alive_mask(*key) is not None:
+        if stored(*key).numel() and (key in prunable or alive_mask(*key) is not None):
             counted.setdefault(id(stored(*key)), key)  # one that two layers share is one
     keys = list(counted.values())
     if not keys:
@@ -207,7 +209,6 @@ def sparsity_report(
             f"scores: must be of this model object, found those of another (of {len(scores.parameters)} parameters); "
             "report on the model that was scored, or score this one"
         )
-    _check_sizes(root)
     flops = {} if example_inputs is None else _flops(root, example_inputs)
     layers = []
     for key, name, alive in zip(keys, qualified_names(root, keys), _alive(keys), strict=True):
@@ -240,9 +241,9 @@ def _check_sizes(model: nn.Module) -> None:
             )
 
 
-def _flops(model: nn.Module, example_inputs: tuple[Any, ...]) -> Mapping[nn.Module, int]:
+def _flops(model: nn.Module, example_inputs: Any) -> Mapping[nn.Module, int]:
     with undisturbed(model, ()), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(*example_inputs)
+        run(model, as_inputs(example_inputs))
     counts = counter.get_flop_counts()
     paths = {f"{type(model).__name__}.{path}" if path else type(model).__name__: m for path, m in model.named_modules()}
     return {module: sum(counts[path].values()) for path, module in paths.items() if path in counts}

@@ -128,8 +128,10 @@ class UsedWeights:
         refuse_hidden({self._names[index]: weight.hidden_in for index, weight in enumerate(self._weights)})
         owners, tensors = [], []
         for index, weight in enumerate(self._weights):
+            # To be masked, not the Parameter of a module that does not run in this batch: a penalty on all reaches it.
+            used = weight.used if weight.ran or self._to_mask else [stored(*self._parameters[index])]
             marked = [] if weight.marker is None else [weight.marker]
-            for tensor in [*(weight.used if weight.ran else [stored(*self._parameters[index])]), *marked]:
+            for tensor in [*used, *marked]:
                 owners.append(index)
                 tensors.append(tensor)
         differentiable = [task for task, loss in losses.items() if loss.requires_grad]
@@ -152,8 +154,10 @@ class UsedWeights:
             grad, grads[position] = grads[position], None
             if grad is None:
                 continue
+            if grad.layout is not torch.strided:  # of an embedding with sparse=True
+                grad = grad.to_dense()
             weight = self._weights[index]
-            if self._to_mask and (not weight.ran or tensors[position] is weight.marker):
+            if tensors[position] is weight.marker:
                 self.unfit.setdefault(index, self._misread(index))
             found[index] = grad if index not in found else found[index] + grad
         return {index: grad for index, grad in found.items() if index not in self.unfit}

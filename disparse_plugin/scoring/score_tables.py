@@ -77,6 +77,15 @@ class ScoreTables(Tabular):
             for task, table in scores.items()
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of, with its model; read-only tables can be neither pickled nor copied."""
+        return {**vars(self), "_tables": {task: dict(table) for task, table in self._tables.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what :meth:`__getstate__` returned."""
+        vars(self).update(state)
+        self._tables = {task: MappingProxyType(table) for task, table in state["_tables"].items()}
+
     def __getitem__(self, task: str) -> Mapping[ParameterKey, Tensor]:
         """Return the scores of one task: ``(module, name)`` to a tensor of the weight's shape, where it reaches.
 

@@ -7,9 +7,11 @@ weight first (timm's ``StdConv2d``) turns most of the zeros into something else.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -18,7 +20,7 @@ from .._support.shards import reshard
 from .._support.undisturbed import undisturbed
 from ..maskable import Obstacle
 from ..parameters import ParameterKey, unwrap
-from .hidden import refusing_wrappers
+from .hidden import hiding_function, refuse_hidden, refusing_wrappers
 from .losses import Batch, TaskLosses
 
 # What a kernel is given to: one operand times another, and summed.
@@ -119,11 +121,19 @@ class Uses(TorchFunctionMode):
                 self._computed[id(tensor)] = (tensor, index, first)
 
 
+class _Running(threading.local):
+    """The modules that run now, with what watches them: modes belong to a thread, and a model may have several."""
+
+    def __init__(self) -> None:
+        self.running: list[tuple[nn.Module, Uses]] = []
+
+
 class FirstUses:
     """Watches each module the first time it runs, and finds the weights that are not what it multiplies with.
 
     Attributes:
         unfit: What is in the way of masks that the modules have shown so far, by the index of the parameter.
+        hidden: Inside which autograd function they ran without gradients, if inside any.
 
     Example:
         >>> import torch
@@ -148,8 +158,9 @@ class FirstUses:
         for index, (module, name) in enumerate(parameters):
             self._watched.setdefault(module, []).append((index, name))
         self._handles: dict[nn.Module, list[RemovableHandle]] = {}
-        self._running: list[tuple[nn.Module, Uses]] = []
+        self._here = _Running()
         self.unfit: dict[int, Obstacle] = {}
+        self.hidden: dict[int, str | None] = {}
 
     def start(self) -> None:
         """Put hooks on the modules that have not been watched yet; each module's go when it has run once."""
@@ -160,24 +171,28 @@ class FirstUses:
 
     def stop(self) -> None:
         """Take all hooks off."""
-        while self._running:  # a forward was interrupted
+        while self._here.running:  # a forward was interrupted
             self._ended()
         for module in list(self._handles):
             self._unhook(module)
 
     def _before(self, module: nn.Module, _: Any) -> None:
-        if any(module is other for other, _ in self._running):
+        if module not in self._watched or any(module is other for other, _ in self._here.running):
             return
+        if not torch.is_grad_enabled():
+            self.hidden.update(dict.fromkeys((index for index, _ in self._watched[module]), hiding_function()))
         uses = Uses([getattr(module, name) for _, name in self._watched[module]])
-        self._running.append((module, uses))
+        self._here.running.append((module, uses))
         uses.__enter__()  # type: ignore[no-untyped-call]
 
     def _after(self, module: nn.Module, *_: Any) -> None:
-        if not self._running or self._running[-1][0] is not module:
+        if not self._here.running or self._here.running[-1][0] is not module:
             return
         uses = self._ended()
+        places = self._watched.pop(module, None)
+        if places is None:  # it ran in two threads at once
+            return
         self._unhook(module)
-        places = self._watched.pop(module)
         for place, function in uses.functions().items():
             self.unfit[places[place][0]] = Obstacle(
                 "be what its layer multiplies with",
@@ -186,7 +201,7 @@ class FirstUses:
             )
 
     def _ended(self) -> Uses:
-        _, uses = self._running.pop()
+        _, uses = self._here.running.pop()
         uses.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         return uses
 
@@ -212,7 +227,8 @@ def computed_instead(
 
     Raises:
         Exception: What the losses raise.
-        ValueError: If they run a wrapper of the model instead of the model that they are given.
+        ValueError: If they run a wrapper of the model instead of the model that they are given, or an autograd function
+            hides gradients.
     """
     root, uses = unwrap(model), FirstUses(keys)
     with undisturbed(model, keys), refusing_wrappers(root):
@@ -222,6 +238,7 @@ def computed_instead(
         finally:
             uses.stop()
             reshard(root)
+    refuse_hidden({names[index]: function for index, function in sorted(uses.hidden.items())})
     return {names[index]: obstacle for index, obstacle in sorted(uses.unfit.items())}
 
 

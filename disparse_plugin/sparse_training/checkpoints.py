@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import hashlib
+import io
 import os
+import pickle
 import random
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +49,8 @@ def save_checkpoint(path: str | Path, **parts: Stateful) -> None:
         **parts: What the run consists of: ``model=model, optimizer=optimizer, scheduler=scheduler, ...``.
 
     Raises:
+        TypeError: If a part has no state, or a state holds something that is neither a tensor nor a plain value, which
+            :func:`load_checkpoint` could not read. Numbers of numpy are written as Python's.
         ValueError: If there are no parts, or their tensors are sharded.
 
     Example:
@@ -60,7 +66,7 @@ def save_checkpoint(path: str | Path, **parts: Stateful) -> None:
     if not parts:
         raise ValueError("parts: at least one is needed, found none; pass model=model, optimizer=optimizer, ...")
     _check_parts(parts)
-    states = {name: part.state_dict() for name, part in parts.items()}
+    states = {name: _without_numpy(part.state_dict()) for name, part in parts.items()}
     sharded = [name for name, state in states.items() if _holds_shards(state)]
     if sharded:
         raise ValueError(
@@ -70,7 +76,40 @@ def save_checkpoint(path: str | Path, **parts: Stateful) -> None:
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
             torch.save({"version": _VERSION, "parts": states, "random": _random_states()}, file)
+        try:
+            torch.load(temporary, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError:
+            _refuse_unreadable(states)
+            raise
         _seal(temporary)
+
+
+def _without_numpy(state: Any) -> Any:
+    """Return a state with Python's numbers for those of numpy."""
+    if isinstance(state, np.generic):
+        return state.item()
+    if type(state) in (dict, collections.OrderedDict):
+        plain = copy.copy(state)  # with the versions of modules that an OrderedDict has as an attribute
+        plain.clear()
+        plain.update((_without_numpy(key), _without_numpy(value)) for key, value in state.items())
+        return plain
+    return type(state)(map(_without_numpy, state)) if type(state) in (list, tuple) else state
+
+
+def _refuse_unreadable(states: Mapping[str, Any]) -> None:
+    """Name the part whose state cannot be read, and what of it."""
+    for name, state in states.items():
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        buffer.seek(0)
+        try:
+            torch.load(buffer, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            odd = re.search(r"(?:GLOBAL|global) ([\w.]+)", str(error))
+            raise TypeError(
+                f"{name}: state_dict() must hold tensors and plain values, found {odd[1] if odd else 'others'}; leave "
+                "it out or convert it, e.g. with float(), str() or dict()"
+            ) from error
 
 
 def _check_parts(parts: Mapping[str, object]) -> None:

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from .._support.user_warning import warn_user
 
-# Calls without a single optimizer step before it is said that something is not connected.
+# Calls in a row without an optimizer step before it is said that something is not connected.
 PATIENCE = 1000
 
 
@@ -33,7 +33,6 @@ class CompletedSteps:
             optimizer: The optimizer.
         """
         self.waiting = 0
-        self._ever = False
         self._idle = 0
         self._counts = True
         self._optimizer = optimizer
@@ -60,19 +59,18 @@ class CompletedSteps:
         skipped = getattr(optimizer, "found_inf", None)
         if skipped is None or not bool(skipped):
             self.waiting += 1
-            self._ever = True
 
     def take(self) -> int:
         """Return the number of steps since the last call.
 
         Warns:
-            UserWarning: After many calls without a single step: probably another optimizer is stepped.
+            UserWarning: After many calls in a row without a step: probably another optimizer is stepped.
         """
         steps, self.waiting = self.waiting, 0
         self._idle = 0 if steps else self._idle + 1
-        if not self._ever and self._idle == PATIENCE:
+        if self._idle == PATIENCE:
             warn_user(
                 f"optimizer: must be the one whose step() trains the model, found no step of it in {PATIENCE} calls; "
-                "pass the inner torch.optim.Optimizer of a wrapper"
+                "pass the inner torch.optim.Optimizer of a wrapper, and for another optimizer make another scheduler"
             )
         return steps

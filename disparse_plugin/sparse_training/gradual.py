@@ -65,8 +65,9 @@ class GradualPruning(MaskScheduler[PruningStage]):
 
     At steps ``start_at, start_at + update_every, ..., stop_at`` the alive weights are scored on the batch of the step,
     once per task, and the lowest agreement scores over all layers are masked until ``amount(step)`` of all weights is.
-    The default is the cubic schedule of automated gradual pruning (Zhu and Gupta, 2017). Masks change in place, and
-    masked weights are exactly 0, as with :class:`DiSparseScheduler`; none comes back.
+    Every task must be in it: where a batch holds one, pass one of each, ``step(*batches)``. The default is the cubic
+    schedule of automated gradual pruning (Zhu and Gupta, 2017). Masks change in place, and masked weights are exactly
+    0, as with :class:`DiSparseScheduler`; none comes back.
 
     ``joint(losses)`` with ``criterion="magnitude"`` is plain gradual magnitude pruning; with :meth:`prune_to` and a
     :class:`.RewindPoint` it is iterative magnitude pruning with rewinding
@@ -165,7 +166,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             self._places = [dataclasses.replace(place, alive=None) for place in places]
             self._amount = self._schedule(amount)
             settings = {
-                "update_every": update_every,
+                "update_every": self._every,
                 "start_at": self._start,
                 "stop_at": self._stop,
                 "amount": describe(amount),
@@ -180,12 +181,12 @@ class GradualPruning(MaskScheduler[PruningStage]):
         def begin_again(names: Sequence[str]) -> None:
             GradualPruning.__init__(self, **{**arguments, "exclude": [*exclude, *names]})
 
-        super().__init__(
-            model, losses, masks, optimizer, settings, self._start or min(self._every, self._stop),
-            skipped=selection.skipped, begin_again=None if selection.listed else begin_again,
-        )  # fmt: skip
         self._root = root
         self._scores = StepScores(model, losses, rule, masks, grad_scaler, every_batch=True)
+        super().__init__(
+            model, self._scores.noted, masks, optimizer, settings, self._start or min(self._every, self._stop),
+            skipped=selection.skipped, begin_again=None if selection.listed else begin_again,
+        )  # fmt: skip
 
     def prune_to(self, amount: float, *batches: Batch) -> PruningStage | None:
         """Mask now, whatever the schedule says, until a total of ``amount`` is masked.

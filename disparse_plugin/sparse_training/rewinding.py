@@ -45,25 +45,35 @@ class RewindPoint:
         self._root = unwrap(model)
         self._optimizer = optimizer
         self._values = [(p, p.detach().clone()) for p in self._root.parameters()]
-        self._buffers = [(b, b.detach().clone()) for b in _buffers_without_masks(self._root)]
+        # By name: a forward, or a move of the model, may put other tensors there.
+        self._buffers = [
+            (module, name, None if buffer is None else buffer.detach().clone())
+            for module, name, buffer in _buffers_without_masks(self._root)
+        ]
         self._state = copy.deepcopy(optimizer.state_dict())
 
     def rewind(self) -> None:
         """Go back; masked weights are 0, and so are their moments."""
         self._optimizer.load_state_dict(copy.deepcopy(self._state))
         with torch.no_grad():
-            for tensor, value in [*self._values, *self._buffers]:
-                tensor.copy_(value)
+            for parameter, value in self._values:
+                parameter.copy_(value)
+            for module, name, then in self._buffers:
+                now = module._buffers[name]
+                if now is None or then is None or now.shape != then.shape:
+                    module._buffers[name] = None if then is None else then.clone()
+                else:
+                    now.copy_(then)
         _silence_masked(self._root, self._optimizer)
 
 
-def _buffers_without_masks(root: nn.Module) -> list[Tensor]:
+def _buffers_without_masks(root: nn.Module) -> list[tuple[nn.Module, str, Tensor | None]]:
     """List the buffers that training changes (BatchNorm statistics, ...), without the masks of pruning."""
     return [
-        buffer
+        (module, name, buffer)
         for module in root.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None and not is_masked(module, name.removesuffix("_mask"))
+        if not is_masked(module, name.removesuffix("_mask"))
     ]
 
 

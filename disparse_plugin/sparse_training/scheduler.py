@@ -20,7 +20,7 @@ from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..kinds import check_flag, whole_number
 from ..maskable import select, warn_of_skipped
-from ..parameters import Exclude, ParameterKey, listed, stored, unwrap
+from ..parameters import Exclude, ParameterKey, keys_by_name, listed, stored, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from .blocks import BlockExchange
 from .exchange import Exchange, random_scores
@@ -177,8 +177,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             self._stop = step_of("stop_at", stop_at, total_steps)
             check_drop_fraction(fixed := drop_fraction)
             self._fraction: Schedule = fixed if callable(fixed) else CosineDecay(fixed, self._stop)
-            self._arbiter, self._regrow = arbiters.resolve(arbiter), regrow_dropped
             check_flag("regrow_dropped", regrow_dropped)
+            self._arbiter, self._regrow = arbiters.resolve(arbiter), bool(regrow_dropped)
             check_callable_losses(losses)
             check_grad_scaler(grad_scaler)
             rule = None if criterion == RANDOM else check_growth_criterion(resolve(criterion))
@@ -188,12 +188,12 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             check_goes_with_shards(keys, self._pattern, grad_scaler)
             first = initial_masks(keys, names, amount, distribution, dense, self._generator, self._pattern)
             options = {
-                "update_every": update_every,
+                "update_every": self._every,
                 "stop_at": self._stop,
                 "drop_fraction": describe(drop_fraction),
                 "criterion": RANDOM if rule is None else rule.name,
                 "arbiter": describe_arbiter(arbiter),
-                "regrow_dropped": regrow_dropped,
+                "regrow_dropped": self._regrow,
                 **given_since(pattern=self._pattern),
             }
         alive = counts_of([stored(*keys[index]) for index in first], list(first.values()))
@@ -205,7 +205,12 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()}, revocable=revocable)
 
         def begin_again(names: Sequence[str]) -> None:
-            DiSparseScheduler.__init__(self, **{**arguments, "exclude": [*exclude, *names], "exempt": dense})
+            without = {
+                "exclude": [*exclude, *names],
+                "exempt": dense,
+                "distribution": _without(distribution, names, root),
+            }
+            DiSparseScheduler.__init__(self, **{**arguments, **without})
 
         super().__init__(
             model, losses, masks, optimizer, settings, self._every if self._every < self._stop else None,
@@ -272,6 +277,17 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         self._generator.set_state(state["generator"].cpu())
         if self._scores is not None:
             self._scores.load_state_dict(state["scores"])
+
+
+def _without(
+    distribution: str | Mapping[ParameterKey | str, float] | None, names: Sequence[str], root: nn.Module
+) -> str | Mapping[ParameterKey | str, float] | None:
+    """Leave parameters out of densities by pair or name."""
+    if not isinstance(distribution, Mapping):
+        return distribution
+    known = keys_by_name(root)
+    gone = {*names, *(known[name] for name in names)}
+    return {key: density for key, density in distribution.items() if key not in gone}
 
 
 def _warn_of_frozen(keys: Sequence[ParameterKey], names: Sequence[str]) -> None:

@@ -288,7 +288,7 @@ def given_since(*, min_keep: float = 0, pattern: Pattern) -> dict[str, str | flo
         {'min_keep': 2}
     """
     return {
-        **({"min_keep": min_keep} if min_keep else {}),
+        **({"min_keep": describe(min_keep)} if min_keep else {}),
         **({} if pattern is WEIGHTS else {"pattern": pattern.name}),
     }
 
@@ -300,9 +300,9 @@ def describe(choice: object) -> str | float:
         >>> describe(0.5), describe("unanimous"), describe(CosineDecay(0.5, 10)), describe(math.cos)
         (0.5, 'unanimous', 'CosineDecay(start=0.5, stop_at=10)', 'cos')
     """
-    if isinstance(choice, str | int | float):
+    if isinstance(choice, str):
         return choice
-    if isinstance(choice, numbers.Real):  # of numpy
+    if isinstance(choice, numbers.Real):  # numpy's become Python's, which files of tensors and plain values can hold
         return int(choice) if isinstance(choice, numbers.Integral) else float(choice)
     if dataclasses.is_dataclass(choice):
         return repr(choice)

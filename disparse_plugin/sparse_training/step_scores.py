@@ -60,6 +60,7 @@ class StepScores:
         self._every_batch = every_batch
         self._put_off = 0
         self._told: set[str] = set()
+        self._heard: dict[str, None] = {}
         self.tasks: tuple[str, ...] = ()
 
     def on(self, batches: Sequence[Batch]) -> ScoreSums | None:
@@ -77,7 +78,7 @@ class StepScores:
             RuntimeError: If another rank has failed.
 
         Warns:
-            UserWarning: If no task reaches a parameter; once for each.
+            UserWarning: If no task reaches a parameter, or no batch has a task that others had; once for each.
         """
         sums = sums_for(self._masks.keys, self._masks.names, self._rule)
         overflow = False
@@ -94,6 +95,7 @@ class StepScores:
         self._put_off = 0
         sums.add_ranks()
         self._warn_of_unreached(sums)
+        self._warn_of_missing(sums)
         self.tasks = tuple(dict.fromkeys([*self.tasks, *sums.by_task]))
         return sums
 
@@ -110,12 +112,34 @@ class StepScores:
                 f"masks stay as they are: {', '.join(new)}; if that is meant, leave them out with exclude=[...]"
             )
 
+    def noted(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Call the losses, and remember which tasks there are: those of the first step may be missing in a stage."""
+        losses = self._losses(model, batch)
+        if isinstance(losses, Mapping):
+            self._heard.update(dict.fromkeys(losses))
+        return losses
+
+    def _warn_of_missing(self, sums: ScoreSums) -> None:
+        """Say which tasks have no say in a stage that is not made again."""
+        known = {**dict.fromkeys(self.tasks), **self._heard}
+        missing = [task for task in known if task not in sums.by_task and task not in self._told]
+        if self._every_batch and missing:
+            self._told.update(missing)
+            warn_user(
+                f"batches: must hold every task where weights are pruned for good, found none of {', '.join(missing)}: "
+                f"{', '.join(sums.by_task)} alone decide; pass one batch of each task to step(*batches)"
+            )
+
     def _scaled(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         losses = self._losses(model, batch)
         if self._scaler is None or not isinstance(losses, Mapping):
             return losses
         scale = self._scaler.get_scale() / 2**self._put_off
-        return {task: loss * scale if isinstance(loss, Tensor) else loss for task, loss in losses.items()}
+        # A loss of 16 bits would overflow that GradScaler, which multiplies by a tensor, scales as one of 32.
+        return {
+            task: loss.to(torch.promote_types(loss.dtype, torch.float32)) * scale if isinstance(loss, Tensor) else loss
+            for task, loss in losses.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tasks seen and how often the present update was put off."""

@@ -70,7 +70,7 @@ def apply_cuts(root: nn.Module, cuts: Sequence[Cut], attributes: Attributes, pru
     by_tensor = _by_tensor(root, places)
     for members in by_tensor:
         check_blocks(members[0].tensor, _losses(members))
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # what is new is to be of use outside, too
         for members in by_tensor:
             _shrink(members)
         for cut, layer, pruner in foreign:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.benchmark import Timer
 
-from .adapter.observation import Inputs, run
+from .._support.example_inputs import Inputs, run
 from .applying import Pruners
 from .copies import copied
 from .plan import RemovalPlan

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._support.distributed import failing_together
+from .._support.example_inputs import Inputs, as_inputs
 from .._support.user_warning import warn_user
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
@@ -22,7 +23,6 @@ from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..scoring.score import score_for_removal
 from .adapter.graph import TRACE_ERRORS
 from .adapter.groups import find_groups
-from .adapter.observation import Inputs, as_inputs
 from .alike import check_counted, check_same_plan, check_same_steps
 from .budget import Quantity
 from .checks import check_options, check_plain, checked_steps

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .._support.example_inputs import Inputs
 from ..parameters import module_names
 from .adapter.graph import TRACE_ERRORS
-from .adapter.observation import Inputs, call
+from .adapter.observation import call
 from .copies import copied
 from .groups import FIXED, ChannelGroup
 from .tracing import How, traced_groups

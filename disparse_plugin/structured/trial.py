@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._support.example_inputs import Inputs, run
 from ..parameters import module_names
 from ..scoring.losses import Batch, TaskLosses
 from .adapter.graph import TRACE_ERRORS
-from .adapter.observation import Inputs, named_tensors, run
+from .adapter.observation import named_tensors
 from .applying import Pruners
 from .comparison import difference
 from .copies import copied, doubled, in_double

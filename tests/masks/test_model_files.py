@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from disparse_plugin import disparse_static, load_pruned, save_pruned
 from disparse_plugin._support.files import read_tensors
-from disparse_plugin.masks import clone_pruned, fold, masks_of
+from disparse_plugin.masks import attach_masks, clone_pruned, fold, masks_of
 from disparse_plugin.sparse_training import DiSparseDynamic, DiSparseScheduler
 from disparse_plugin.structured import remove_channels
 from masks import equal_masks
@@ -329,3 +329,31 @@ def test_a_module_may_have_two_names(masked, path):
     fresh = Twice()
     loses_nothing(model, fresh, path, torch.randn(3, 4))
     assert fresh.net[0] is fresh.trunk
+
+
+def is_normal(model):
+    tables = [table for module in model.modules() for table in (module._parameters, module._buffers, vars(module))]
+    return not any(isinstance(t, torch.Tensor) and t.is_inference() for table in tables for t in table.values())
+
+
+@pytest.mark.parametrize("how", ["one shot", "attach", "load"])
+def test_what_is_pruned_in_inference_mode_can_be_trained_outside(how, tmp_path):
+    model, source, batches = TwoHeads(), TwoHeads(), digit_batches(2)
+    disparse_static(source, digit_losses, batches, 0.5)
+    save_pruned(source, tmp_path / "net.safetensors")
+    with torch.inference_mode():
+        if how == "one shot":
+            disparse_static(model, digit_losses, batches, 0.5)
+        elif how == "attach":
+            attach_masks(model, {name: mask.bool() for name, mask in masks_of(source).items()})
+        elif how == "load":
+            load_pruned(model, tmp_path / "net.safetensors")
+    assert is_normal(model)
+    sum(digit_losses(model, batches[0]).values()).backward()
+
+
+def test_a_model_made_in_inference_mode_is_refused_with_the_cure():
+    with torch.inference_mode():
+        model = TwoHeads()
+    with pytest.raises(ValueError, match=r"must be a normal tensor, found one made in torch\.inference_mode.*outside"):
+        disparse_static(model, digit_losses, digit_batches(1), 0.5)

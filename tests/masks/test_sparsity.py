@@ -111,3 +111,21 @@ def test_a_weight_that_two_layers_share_counts_once():
 def test_scores_of_other_parameters_of_the_model_are_no_scores_of_another(model):
     scores = score_tasks(model, digit_losses, digit_batches(), parameters=[(model.trunk[0], "bias")])
     assert sparsity_report(model, scores).layers[0].tasks == ()
+
+
+def test_a_tensor_is_one_input(model):
+    x = digit_batches(1)[0][0]
+    assert sparsity_report(model, example_inputs=x).to_dict() == sparsity_report(model, example_inputs=(x,)).to_dict()
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_what_has_no_weights_or_does_not_run_divides_nothing():
+    net = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 2))
+    report = sparsity_report(net)
+    assert [layer.name for layer in report.layers] == ["1.weight"]
+
+    class Idle(nn.Sequential):
+        def forward(self, x):
+            return x
+
+    assert "0 of 0 (no prunable layer ran)" in str(sparsity_report(Idle(nn.Linear(4, 2)), example_inputs=torch.ones(1)))

@@ -1,6 +1,9 @@
 """Score files: complete or not there, and refused for a stated reason."""
 
+import copy
 import json
+import pickle
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from disparse_plugin import TaskScores, score_tasks
+from disparse_plugin.agreement import Budget
 from networks import TwoHeads, digit_batches, digit_losses
 
 
@@ -81,3 +85,19 @@ def test_the_checksum_is_of_the_shapes_too(path):
     save_file(tensors, path, metadata)
     with pytest.raises(ValueError, match="another checksum"):
         TaskScores.load(path, TwoHeads())
+
+
+def test_scores_and_budgets_of_parts_can_be_copied_and_pickled():
+    model = TwoHeads()
+    scores = score_tasks(model, digit_losses, digit_batches(1))
+    parts = Budget({"shared": 0.5, "a": 0.2, "b": 3}, min_keep=2)
+    copied, (model_read, scores_read) = copy.deepcopy(scores), pickle.loads(pickle.dumps((model, scores)))
+    for other in (copied, scores_read):
+        assert (other.names, other.tasks) == (scores.names, scores.tasks)
+        masks = zip(scores.masks(parts).values(), other.masks(copy.deepcopy(parts)).values(), strict=True)
+        assert all(torch.equal(one, another) for one, another in masks)
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            other["a"][other.parameters[0]] = torch.zeros(1)
+    assert all(key[0] in set(model_read.modules()) for key in scores_read.parameters)
+    assert pickle.loads(pickle.dumps(parts)) == parts
+    assert isinstance(copy.copy(parts).amount, MappingProxyType)

@@ -1,6 +1,7 @@
 """Weights that a mask would not do for are found by what a forward does: left out by default, refused if listed."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn.utils import prune
 
 from disparse_plugin import TaskScores, disparse_pretrained, prunable_parameters, score_tasks
 from disparse_plugin.masks import clone_pruned, fold
+from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from networks import Around, Snapshot, square_losses, vectors
 
 
@@ -185,3 +187,79 @@ def test_a_task_that_reaches_only_what_is_skipped_is_told_so():
     model = nn.Sequential(computing(lambda w: w + 0.1)(5, 2))
     with pytest.raises(ValueError, match=r"found none for task 'a'.*all it reaches is left out: 0\.weight"):
         score_tasks(model, lambda m, x: {"a": m(x).sum()}, vectors())
+
+
+class Routed(nn.Module):
+    """A trunk, and two experts of which one runs in each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.experts = nn.Linear(5, 5), nn.ModuleList([nn.Linear(5, 5), nn.Linear(5, 5)])
+        self.heads = nn.ModuleDict({"a": nn.Linear(5, 4), "b": nn.Linear(5, 4)})
+
+    def forward(self, x):
+        x = self.experts[int(x[0, 0] > 0)](self.trunk(x))
+        return {task: head(x) for task, head in self.heads.items()}
+
+
+def with_penalty(model, batch):
+    penalty = 1e-4 * sum(parameter.square().sum() for parameter in model.parameters())
+    return {task: loss + penalty for task, loss in square_losses(model, batch).items()}
+
+
+ROUTES = [torch.full((3, 5), value) for value in (1.0, -1.0)]
+
+
+@pytest.mark.filterwarnings("ignore:parameters. 1 of 5 are reached by no task")
+def test_a_penalty_on_a_layer_that_does_not_run_is_no_use_of_it():
+    model = Routed()
+    scores = score_tasks(model, with_penalty, ROUTES)
+    assert scores.skipped == {}
+    assert set(scores.names) == {f"{name}.weight" for name, layer in model.named_modules() if type(layer) is nn.Linear}
+    for number, expert in enumerate(model.experts):  # scored by the batch that it ran in
+        alone = score_tasks(model, with_penalty, [ROUTES[1 - number]])
+        assert torch.equal(scores["a"][expert, "weight"], alone["a"][expert, "weight"])
+
+
+@pytest.mark.filterwarnings("ignore:parameters. 1 of 5 are reached by no task")
+@pytest.mark.parametrize("scheduler", [DiSparseScheduler, GradualPruning])
+def test_nor_does_it_end_a_run(scheduler):
+    model = Routed()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    running = scheduler(model, optimizer, with_penalty, amount=0.5, update_every=3, stop_at=30)
+    for step in range(12):
+        optimizer.zero_grad()
+        sum(with_penalty(model, ROUTES[step % 2]).values()).backward()
+        optimizer.step()
+        running.step(ROUTES[step % 2])
+    assert running.completed == 12
+
+
+def test_a_model_may_run_its_layers_in_threads():
+    class Threaded(Around):
+        def forward(self, x):
+            x = self.first(x).tanh()
+            with ThreadPoolExecutor(2) as pool:
+                return dict(zip(self.heads, pool.map(lambda head: head(x), self.heads.values()), strict=True))
+
+    torch.manual_seed(0)
+    model = Threaded(nn.Linear(5, 5))
+    expected = score_tasks(model, square_losses, vectors(2))
+    for _ in range(10):
+        scores = score_tasks(model, square_losses, vectors(2))
+        assert all(torch.equal(scores[task][key], score) for task in expected for key, score in expected[task].items())
+    assert torch.overrides._get_current_function_mode() is None
+
+
+def test_sparse_gradients_of_an_embedding_are_scored_as_dense_ones():
+    def built(sparse):
+        torch.manual_seed(0)
+        return Around(nn.Sequential(nn.Embedding(9, 5, sparse=sparse), nn.Linear(5, 5)))
+
+    batches, found = [torch.tensor([[1, 1, 4]]), torch.tensor([[2, 4, 8]])], []
+    for sparse in (True, False):
+        model = built(sparse)
+        keys = [(model.first[0], "weight"), (model.first[1], "weight")]
+        scores = score_tasks(model, square_losses, batches, parameters=keys)
+        found.append([scores["a"][key] for key in keys])
+    assert all(map(torch.equal, *found))

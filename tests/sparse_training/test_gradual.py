@@ -1,5 +1,6 @@
 """Gradual pruning: the schedule's total at every stage, scores made anew, and rewinding."""
 
+import warnings
 from types import MappingProxyType
 
 import numpy as np
@@ -338,3 +339,48 @@ def test_a_bad_schedule_or_amount_is_an_error_and_nothing_changes():
     with pytest.raises(ValueError, match="amount: a float must be a fraction"):
         run.scheduler.prune_to(1.5, digit_batches(1)[0])
     assert alive_count(run.model) == weights_total(run.model)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_stage_that_a_task_has_no_say_in_is_told(apart):
+    """With a task per batch, an even ``update_every`` shows the same one to every stage."""
+
+    def losses(model, batch):
+        names, digits = batch
+        return {name: loss for name, loss in digit_losses(model, digits).items() if name in names}
+
+    run = GradualRun(losses=losses, amount=0.3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step, digits in enumerate(digit_batches(4)):
+            batch = (["a", "b"][step % 2] if apart else "ab", digits)
+            run.optimizer.zero_grad()
+            sum(losses(run.model, batch).values()).backward()
+            run.optimizer.step()
+            run.scheduler.step(batch)
+    said = [str(each.message) for each in caught if str(each.message).startswith("batches: must hold every task")]
+    assert len(said) == apart
+    assert all("found none of a: b alone decide; pass one batch of each task" in text for text in said)
+
+
+def test_rewinding_finds_buffers_that_were_replaced():
+    class Centred(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)
+            self.register_buffer("centre", torch.zeros(4))
+            self.register_buffer("later", None)
+
+        def forward(self, x):
+            self.centre = 0.9 * self.centre + 0.1 * x.mean(0).detach()
+            self.later = self.centre + 1
+            return self.norm(self.layer(x - self.centre))
+
+    model = Centred()
+    point = RewindPoint(model, torch.optim.SGD(model.parameters(), 0.1))
+    model.double().float()
+    model(torch.ones(3, 4))
+    point.rewind()
+    assert torch.equal(model.centre, torch.zeros(4))
+    assert torch.equal(model.norm.running_mean, torch.zeros(4))
+    assert model.later is None

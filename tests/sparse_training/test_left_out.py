@@ -111,3 +111,13 @@ def test_attention_and_tied_weights_are_left_out_from_the_start(scheduler):
         step(model, optimizer, pruning, torch.arange(14).reshape(2, 7) % 7)
     total = sum(mask.numel() for mask in pruning.masks.current())
     assert sum(int(mask.sum()) for mask in pruning.masks.current()) == total - round(0.5 * total)
+
+
+def test_a_density_of_its_own_does_not_keep_a_layer_in():
+    model = Misread()
+    optimizer, pruning = begun(
+        DiSparseScheduler, model, distribution={"never.weight": 0.2, (model.early, "weight"): 0.3}
+    )
+    with pytest.warns(UserWarning, match="2 of 5 cannot be masked"):
+        step(model, optimizer, pruning, vectors(1)[0])
+    assert pruning.masks.names == ("trunk.weight", "a.weight", "b.weight")

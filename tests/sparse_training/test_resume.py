@@ -1,11 +1,14 @@
 """Stop at any step, go on in a new process: the same bits as without stopping."""
 
+import collections
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from disparse_plugin.sparse_training import DiSparseScheduler, load_checkpoint, save_checkpoint
+from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, load_checkpoint, save_checkpoint
 from networks import TwoHeads, digit_losses
 from places import python
 from runs import Run, masks_of
@@ -146,3 +149,70 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path):
     (tmp_path / "run.pt").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="path: must be a complete file"):
         load_checkpoint(tmp_path / "run.pt", **run.parts())
+
+
+NUMPY = {
+    "update_every": np.int64(3),
+    "drop_fraction": np.float64(0.3),
+    "stop_at": np.int32(9),
+    "regrow_dropped": np.bool_(True),
+    "amount": np.float32(0.75),
+    "seed": np.int64(1),
+}
+
+
+@pytest.mark.parametrize("option", NUMPY)
+def test_options_of_numpy_are_saved_as_plain_ones(option, tmp_path):
+    run, same = Run(**{option: NUMPY[option]}), Run(**{option: NUMPY[option].item()})
+    torch.save(run.scheduler.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    same.scheduler.load_state_dict(state)
+    run.scheduler.load_state_dict(state)
+
+
+@pytest.mark.parametrize("option", ["amount", "min_keep", "update_every"])
+def test_so_are_those_of_gradual_pruning(option, tmp_path):
+    def make(value):
+        model = TwoHeads()
+        options = {"amount": 0.8, "update_every": 2, "stop_at": 8, option: value}
+        return GradualPruning(model, torch.optim.SGD(model.parameters(), 0.1), digit_losses, **options)
+
+    value = {"amount": np.float64(0.7), "min_keep": np.int64(2), "update_every": np.int64(3)}[option]
+    torch.save(make(value).state_dict(), tmp_path / "state.pt")
+    make(value.item()).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+class Part:
+    """Something with a state, as a training script has it."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def test_numbers_of_numpy_in_any_part_can_be_read_again(tmp_path):
+    run, best = Run(), Part({"best": np.float32(0.5), np.int64(3): [np.bool_(True), (np.float64(0.25),)]})
+    for group in run.optimizer.param_groups:
+        group["lr"] = np.interp(3, [0, 10], [0.05, 0.005])
+    save_checkpoint(tmp_path / "run.pt", best=best, **run.parts())
+    other, read = Run(), Part({})
+    load_checkpoint(tmp_path / "run.pt", best=read, **other.parts())
+    assert read.state == {"best": 0.5, 3: [True, (0.25,)]}
+    assert other.optimizer.param_groups[0]["lr"] == run.optimizer.param_groups[0]["lr"]
+    metadata = other.model.state_dict()._metadata
+    assert metadata == run.model.state_dict()._metadata
+
+
+@pytest.mark.parametrize("odd", [Path("run"), collections.defaultdict(int), np.arange(3)])
+def test_what_could_not_be_read_again_is_refused_when_it_is_written(odd, tmp_path):
+    run = Run()
+    save_checkpoint(tmp_path / "run.pt", progress=Part({}), **run.parts())
+    before = (tmp_path / "run.pt").read_bytes()
+    with pytest.raises(TypeError, match=r"progress: state_dict\(\) must hold tensors and plain values, found \w+"):
+        save_checkpoint(tmp_path / "run.pt", progress=Part({"where": [odd]}), **run.parts())
+    assert (tmp_path / "run.pt").read_bytes() == before

@@ -339,6 +339,31 @@ def test_an_optimizer_that_never_steps_is_pointed_out(monkeypatch):
         run.scheduler.step(batch)
 
 
+def test_an_optimizer_that_another_took_the_place_of_is_pointed_out(monkeypatch):
+    monkeypatch.setattr("disparse_plugin.sparse_training.completed_steps.PATIENCE", 3)
+    run = Run()
+    run.train(2)
+    batch = digit_batches(1)[0]
+    run.scheduler.step(batch)
+    run.scheduler.step(batch)
+    with pytest.warns(UserWarning, match="optimizer: must be the one .*, and for another optimizer make another"):
+        run.scheduler.step(batch)
+
+
+def test_losses_of_half_precision_are_scaled_as_a_grad_scaler_scales_them():
+    def losses(model, batch):
+        return {task: (loss + 2).half() for task, loss in digit_losses(model, batch).items()}
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**15)  # 2 * 2^15 is more than a float16 can be
+    run = Run(losses=losses, grad_scaler=scaler, update_every=1)
+    for batch in digit_batches(3):
+        run.optimizer.zero_grad()
+        scaler.scale(sum(losses(run.model, batch).values())).backward()
+        scaler.step(run.optimizer)
+        scaler.update()
+        assert run.scheduler.step(batch) is not None
+
+
 def test_it_goes_on_from_the_masks_of_a_pruned_model():
     from disparse_plugin import disparse_static
 

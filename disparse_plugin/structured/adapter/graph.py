@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..._support.example_inputs import Inputs
 from ...parameters import ParameterKey
 from ..groups import channel_parameters
 from ..layers import makes_channels, rule_of
 from ..shrinking import shrink
-from .observation import Inputs, call
+from .observation import call
 from .private import tp, unchanging
 
 # What torch-pruning raises on architectures that it cannot map.

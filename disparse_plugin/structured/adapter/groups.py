@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..._support.example_inputs import Inputs
 from ...parameters import module_names
 from ..attention import attention_heads
 from ..copies import copied
@@ -19,7 +20,7 @@ from ..groups import ChannelGroup
 from ..layer_rule import Side
 from ..layers import makes_channels, stores_channels
 from .graph import TRACE_ERRORS, one_line, trace
-from .observation import Inputs, Observation, observe
+from .observation import Observation, observe
 from .private import unchanging
 from .reading import UnusableGroupError, block_counts, read_group
 from .tied import settle_tied

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..._support.example_inputs import Inputs, run
 from ...parameters import module_names
 from ..groups import join
 from ..hooks import after_forward
 from ..layers import makes_channels, rule_of
-
-Inputs = tuple[Any, ...] | dict[str, Any]
 
 
 @dataclasses.dataclass
@@ -37,13 +36,6 @@ class Observation:
     uses: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
-def as_inputs(example_inputs: Any) -> Inputs:
-    """Make positional arguments of what a user passes: a tensor is one argument, never a sequence of images."""
-    if isinstance(example_inputs, dict):
-        return example_inputs
-    return tuple(example_inputs) if isinstance(example_inputs, list | tuple) else (example_inputs,)
-
-
 def named_tensors(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
     """Collect the tensors of nested tuples, lists, mappings and dataclasses, in order, with names for messages.
 
@@ -61,11 +53,6 @@ def named_tensors(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         entries = [(f"{name}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
     return [pair for key, entry in entries for pair in named_tensors(entry, key)]
-
-
-def run(model: nn.Module, inputs: Inputs) -> Any:
-    """Run a model on what :func:`as_inputs` made."""
-    return model(**inputs) if isinstance(inputs, dict) else model(*inputs)
 
 
 def call(model: nn.Module, inputs: Inputs) -> list[Tensor]:
