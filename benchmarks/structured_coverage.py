@@ -33,8 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from coverage_page import page
+from disparse_plugin._support.example_inputs import as_inputs, run
 from disparse_plugin.structured import RemovalReport, remove_channels, replay_removal
-from disparse_plugin.structured.adapter.observation import as_inputs, named_tensors, run
+from disparse_plugin.structured.adapter.observation import named_tensors
 from disparse_plugin.structured.copies import doubled, in_double
 from disparse_plugin.structured.masked_copy import mask
 from models.case import Case

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disparse_plugin.structured.adapter.observation import as_inputs, named_tensors, run
+from disparse_plugin._support.example_inputs import as_inputs, run
+from disparse_plugin.structured.adapter.observation import named_tensors
 
 
 @dataclasses.dataclass(frozen=True)
