@@ -209,7 +209,8 @@ def page(
     rules = [OLD_DEFAULT, "DiSparse adaptive", *damped, "LAMP with reach"]
     ran = {method.name for result in results for method in result.summary.methods}
     yield from long_overview.paragraphs(results, rules, DEFAULT, [n for n in BASELINES if n in ran], TUNED_AT)
-    yield from long_overview.on_the_way(long_overview.run_in_stages(results, fresh, STAGES), DEFAULT, WINDOW, TUNED_AT)
+    staged = long_overview.run_in_stages(results, fresh, STAGES)
+    yield from long_overview.on_the_way(staged, DEFAULT, WINDOW, [n for n in BASELINES if n in ran], TUNED_AT)
     yield "### On validation"
     yield (
         "What the best of the learning rates reached at 98 %, mean over the tasks, on the validation split of the one "

@@ -124,6 +124,15 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     stages = result.summary.paired("shares, damped 0.25, gradual to 1/2", "shares, damped 0.25", 0.98, "mean")
     row = text[text.index("### Pruned on the way, 98%") :].split("| signs | 2 | ")[1]
     assert row.replace("*", "").startswith(f"{stages} / ")
+    words = [
+        line.word
+        for other in ("magnitude", "adaptive Taylor, joint")
+        for line in long_overview.against([result], "shares, damped 0.25, gradual to 1/2", other, [0.98])
+    ]
+    counts = " / ".join(str(words.count(word)) for word in ("wins", "ties", "loses"))
+    at = result.summary.amounts.index(0.98)
+    row = text.split("| shares, damped 0.25, gradual to 1/2 | simple rules | ")[1].splitlines()[0]
+    assert row.removesuffix(" |").split(" | ")[at] == counts
     short = readme.read_text().replace("*", "")
     row = short.split(f"| signs | {len(result.facts['tasks'])} | {ahead} |")[1].splitlines()[0]
     assert row.endswith(f" | {stages} |")
@@ -197,7 +206,7 @@ def test_settings_with_fresh_seeds_are_shown_in_stages_by_those(tmp_path: Path, 
     found = long_overview.run_in_stages([*results, other], [fresh], stages)
     assert [(result.name, "fresh" in result.facts) for result in found] == [("signs", True), ("other", False)]
     assert long_overview.run_in_stages(results, [], "magnitude") == []
-    assert not [*long_overview.on_the_way([], "magnitude", "gradual to 1/2", 0.98)]
+    assert not [*long_overview.on_the_way([], "magnitude", "gradual to 1/2", ["LAMP"], 0.98)]
 
 
 def test_averages_over_amounts_and_settings_are_paired_by_seed(tmp_path: Path, known: None) -> None:

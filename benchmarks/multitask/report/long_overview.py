@@ -100,7 +100,8 @@ def differences(results: Sequence[Result], method: str, others: Sequence[str], a
         for other in others:
             found = [line for line in against(results, method, other, amounts) if line.setting == result.name]
             cells.append(" / ".join(marked(line) for line in found))
-        rows.append([title(result.name), str(len(result.summary.seeds)), *cells])
+        seeds = max(len(result.summary.changes(method, amount)) for amount in amounts)
+        rows.append([title(result.name), str(seeds), *cells])
     return markdown(["setting", "seeds", *others], rows, len(others) + 1)
 
 
@@ -147,16 +148,19 @@ def totals(results: Sequence[Result], method: str, others: Sequence[str], amount
     return f"Of these {len(words)} comparisons it {found}."
 
 
+def _run_at(results: Sequence[Result], method: str, amount: float) -> list[Result]:
+    return [result for result in results if result.summary.changes(method, amount)]
+
+
+def _words(results: Sequence[Result], method: str, others: Sequence[str], amount: float) -> str:
+    """How often a method wins, ties and loses against others."""
+    words = [line.word for o in others if o != method for line in against(results, method, o, [amount])]
+    return " / ".join(str(words.count(word)) for word in ("wins", "ties", "loses")) if words else ""
+
+
 def counted(results: Sequence[Result], methods: Sequence[str], others: Sequence[str], amounts: Sequence[float]) -> str:
     """One line per rule, one column per amount: how often it wins, ties and loses against all the simple rules."""
-    rows = []
-    for method in methods:
-        cells = []
-        for amount in amounts:
-            lines = [line for o in others if o != method for line in against(results, method, o, [amount])]
-            words = [line.word for line in lines]
-            cells.append(" / ".join(str(words.count(word)) for word in ("wins", "ties", "loses")) if words else "")
-        rows.append([method, *cells])
+    rows = [[method, *(_words(results, method, others, amount) for amount in amounts)] for method in methods]
     return markdown(["method", *map(percent, amounts)], rows, len(amounts))
 
 
@@ -190,14 +194,17 @@ def trained_long_enough(folder: Path) -> str:
     return markdown(header, rows, len(header) - 2)
 
 
-def on_the_way(staged: Sequence[Result], default: str, window: str, amount: float) -> Iterator[str]:
+def on_the_way(
+    staged: Sequence[Result], default: str, window: str, simple: Sequence[str], amount: float
+) -> Iterator[str]:
     """The part of the page on pruning in stages while training; nothing where that was not run.
 
     Args:
         staged: What :func:`run_in_stages` found.
         default: The rule that is cut by.
         window: When it is cut, as methods are named.
-        amount: How much is pruned.
+        simple: The simple rules, which cut once.
+        amount: How much is pruned, where it is shown setting by setting.
     """
     if not staged:
         return
@@ -209,8 +216,19 @@ def on_the_way(staged: Sequence[Result], default: str, window: str, amount: floa
         "significant after correction over the settings. Settings that have fresh seeds (below) are shown by those. "
         "Stages were run on a CPU, also where the cuts, and the dense network of the same seed, are from a card."
     )
-    others = [default, "LAMP with reach", "magnitude", f"magnitude, {window}"]
-    yield differences(staged, f"{default}, {window}", others, [amount])
+    stages, others = f"{default}, {window}", [default, "LAMP with reach", "magnitude", f"magnitude, {window}"]
+    yield differences(staged, stages, others, [amount])
+    yield (
+        f"At every amount that it was run at, with the learning rate of {percent(amount)}: how often it wins, ties and "
+        f"loses against all the simple rules cut once ({'; '.join(simple)}), and against the default cut once; and how "
+        "often the default does, on the same settings and seeds."
+    )
+    ran = sorted({run.amount for result in staged for run in result.runs if run.method == stages})
+    rows = []
+    for method, rivals in ((stages, simple), (stages, [default]), (default, simple)):
+        cells = [_words(_run_at(staged, stages, each), method, rivals, each) for each in ran]
+        rows.append([method, "the default, cut once" if rivals == [default] else "simple rules", *cells])
+    yield markdown(["method", "against", *map(percent, ran)], rows, len(ran))
 
 
 def paragraphs(
