@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     staged = long_overview.run_in_stages(results, fresh, STAGES)
     short = long_overview.in_short(results, DEFAULT, BASELINES[:4], TUNED_AT, staged, STAGES)
     put(options.readme, [short], README_BEGIN)
-    hero.draw_all(results, options.images, DEFAULT)
+    hero.draw_all(results, staged, options.images, DEFAULT, STAGES)
     print(f"{options.page}: {', '.join(result.name for result in results)}")
 
 

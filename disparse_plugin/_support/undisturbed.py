@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,7 +41,7 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
         Nothing.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_random_states(model))
+        stack.enter_context(same_random_states(model))
         stack.enter_context(_modes_and_buffers(model))
         stack.enter_context(_values(model))
         stack.enter_context(_differentiable(model, parameters))
@@ -51,16 +52,39 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
         yield
 
 
+@dataclasses.dataclass(frozen=True)
+class RandomStates:
+    """Where the random numbers of torch, numpy and Python are, on all devices of a model."""
+
+    torch: Tensor
+    cuda: dict[int, Tensor]
+    numpy: Any
+    python: Any
+
+    @classmethod
+    def now(cls, model: nn.Module) -> RandomStates:
+        """Return where they are."""
+        devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+        cuda = {index: torch.cuda.get_rng_state(index) for index in sorted(devices)}
+        return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
+
+    def restore(self) -> None:
+        """Go back to there."""
+        torch.set_rng_state(self.torch)
+        for index, state in self.cuda.items():
+            torch.cuda.set_rng_state(state, index)
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+
+
 @contextlib.contextmanager
-def _random_states(model: nn.Module) -> Iterator[None]:
-    cuda = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+def same_random_states(model: nn.Module) -> Iterator[None]:
+    """Go back, on the way out, to where the random numbers were."""
+    before = RandomStates.now(model)
     try:
-        with torch.random.fork_rng(devices=sorted(cuda)):
-            yield
+        yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        before.restore()
 
 
 @contextlib.contextmanager

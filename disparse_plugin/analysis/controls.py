@@ -68,7 +68,7 @@ class Controls:
 
     def ceiling_of(self, task: str) -> Overlap:
         """Return one task against itself, in all shared layers that it reaches."""
-        strata = (stratum for layer in self.ceiling for stratum in layer.strata if task in stratum.kept)
+        strata = (stratum for layer in self.ceiling for stratum in layer.strata if next(iter(stratum.kept)) == task)
         return Overlap("trunk", tuple(strata))
 
     def select(self, places: Sequence[int]) -> Controls:

@@ -74,7 +74,16 @@ class GradientConflict(Tabular):
         self._found: dict[tuple[int, str, str], list[Tensor]] = {}
 
     def begin(self, keys: Sequence[ParameterKey], names: Sequence[str], losses: Mapping[str, Tensor]) -> None:
-        """Look up in the graph of a new batch which tasks will reach which layers."""
+        """Look up in the graph of a new batch which tasks will reach which layers.
+
+        Raises:
+            ValueError: If these are not the parameters of what was collected so far.
+        """
+        if self._found and list(keys) != list(self._keys):
+            raise ValueError(
+                "observe: a GradientConflict must be of the same parameters of one model, found others than those of "
+                "the scoring before; make a new one"
+            )
         self._keys, self._names, self._held = keys, names, {}
         leaves = {task: _leaves(loss) for task, loss in losses.items()}
         reaching = [[task for task in losses if id(stored(*key)) in leaves[task]] for key in keys]

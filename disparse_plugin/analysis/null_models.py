@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..agreement.amounts import check_amount
+from .._support.undisturbed import RandomStates, same_random_states
+from ..agreement.amounts import check_amount, warn_of_percentage
 from ..agreement.candidates import Candidates
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..errors import wrong
 from ..kinds import whole_number
 from ..maskable import checked_pairs
 from ..parameters import ParameterKey
-from ..scoring.batches import check_source, checked_count
+from ..scoring.batches import check_source, checked_count, length
 from ..scoring.losses import Batch, TaskLosses
 from ..scoring.score import score_tasks
 from .controls import Controls
@@ -102,13 +103,19 @@ def overlap_with_controls(
     real: list[_ScoreTables] = []
     permuted: list[_ScoreTables] = []
     count = 0
-    for chunk in _chunks(data, num_batches, groups):
-        count += len(chunk)
-        real.append(_ScoreTables.of(model, losses, chunk, rule, keys))
-        without_labels = _ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
-        permuted = [_ScoreTables.sum([*permuted, without_labels])]
+    with same_random_states(model):
+        for chunk in _chunks(data, num_batches, groups):
+            count += len(chunk)
+            noise = _Noise(model, losses)
+            # Scoring goes back to the random numbers before it: both passes see the same noise (dropout).
+            real.append(_ScoreTables.of(model, noise.losses, chunk, rule, keys))
+            without_labels = _ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
+            permuted = [_ScoreTables.sum([*permuted, without_labels])]
+            noise.after.restore()  # but no two groups do
+            _check_same_tasks(real)
     if len(real) < 2:
         raise ValueError(f"data: must hold at least two batches, one for each half, found {len(real)}")
+    warn_of_percentage(amount, sum(weight.numel() for weight in real[0].weights.values()))
     analysis = _Analysis(rule, amount, cut, real[0].tasks)
     overlap = analysis.observed(_ScoreTables.sum(real))
     across, ceiling = analysis.between_halves(real[::2], real[1::2], overlap.names)
@@ -119,6 +126,33 @@ def overlap_with_controls(
     )
     controls = Controls(below.layers, across, ceiling, profiles)
     return dataclasses.replace(overlap, controls=controls, criterion=rule.name, num_batches=count)
+
+
+class _Noise:
+    """Calls the losses, and keeps where the random numbers were after the last batch: scoring goes back before them."""
+
+    def __init__(self, model: nn.Module, losses: TaskLosses) -> None:
+        self._model, self._losses, self.after = model, losses, RandomStates.now(model)
+
+    @property
+    def losses(self) -> TaskLosses:
+        """The losses; as they are if they cannot be called, which whoever calls them says."""
+        return self._noted if callable(self._losses) else self._losses
+
+    def _noted(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        try:
+            return self._losses(model, batch)
+        finally:
+            self.after = RandomStates.now(self._model)
+
+
+def _check_same_tasks(tables: Sequence[_ScoreTables]) -> None:
+    first, last = sorted(tables[0].tasks), sorted(tables[-1].tasks)
+    if first != last:
+        raise ValueError(
+            f"losses: every batch must return the same tasks, found {last} after {first}; return a zero loss for a "
+            "task without labels, or leave the task out"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +250,7 @@ class _ScoreTables:
 
 def _chunks(data: Iterable[Batch], num_batches: int | None, groups: int) -> Iterator[list[Batch]]:
     """Cut the batches into near-equal groups, holding one group at a time where the number of batches is known."""
-    known = num_batches if num_batches is not None else len(data) if isinstance(data, Sized) else None
+    known = length(data) if num_batches is None else num_batches
     source: Iterable[Batch] = data
     if known is None:
         source = list(data)
@@ -226,7 +260,9 @@ def _chunks(data: Iterable[Batch], num_batches: int | None, groups: int) -> Iter
     for group in range(groups):
         chunk = list(itertools.islice(batches, known * (group + 1) // groups - known * group // groups))
         if not chunk:
+            what = "num_batches: must be" if num_batches is not None else "data: its length must be"
             raise ValueError(
-                f"num_batches: must be at most the number of batches in data, found {num_batches} with fewer in data"
+                f"{what} at most the number of batches in data, found {known} with fewer in data; pass num_batches= as "
+                "many as there are"
             )
         yield chunk

@@ -19,7 +19,8 @@ def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
         batch: A tuple or list ``(inputs, labels, ...)`` or a mapping whose first entry are the inputs. Every further
             entry gets a random cyclic order of its own, so that no sample keeps its label and labels of different
             entries come apart; an entry that is itself a mapping is taken entry by entry. Tensors inside one entry move
-            together along their first dimension. Which entry is called inputs does not matter for a mapping: all
+            together along their first dimension; a list of one thing per sample (boxes, targets of a detector) is
+            reordered as a list. Which entry is called inputs does not matter for a mapping: all
             entries come apart from each other in any case.
         generator: Where the order is drawn from.
 
@@ -40,7 +41,8 @@ def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
     if isinstance(batch, Mapping):
         entries = list(batch.items())
         _check_entries(len(entries))
-        changed = {key: _permuted(value, generator, repr(key)) for key, value in entries[1:]}
+        size = _size(entries[0][1])
+        changed = {key: _permuted(value, generator, repr(key), size) for key, value in entries[1:]}
         return {entries[0][0]: entries[0][1], **changed}
     if not isinstance(batch, tuple | list):
         raise TypeError(
@@ -48,7 +50,8 @@ def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
             "permute=your_function(batch, generator) that gives every sample the labels of another"
         )
     _check_entries(len(batch))
-    parts = [batch[0], *(_permuted(part, generator, str(place)) for place, part in enumerate(batch[1:], start=1))]
+    size = _size(batch[0])
+    parts = [batch[0], *(_permuted(part, generator, str(place), size) for place, part in enumerate(batch[1:], start=1))]
     return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
 
 
@@ -57,20 +60,41 @@ def _check_entries(count: int) -> None:
         raise ValueError(f"batch: must hold inputs and labels, found {count} entry; pass permute=your_function")
 
 
-def _permuted(entry: Any, generator: torch.Generator, where: str) -> Any:
+def _size(inputs: Any) -> int | None:
+    """Return how many samples there are, where the inputs are one tensor or a list of one for each."""
+    if isinstance(inputs, Tensor):
+        return len(inputs) if inputs.dim() else None
+    return len(inputs) if isinstance(inputs, list) else None
+
+
+def _permuted(entry: Any, generator: torch.Generator, where: str, size: int | None) -> Any:
     if isinstance(entry, Mapping):
-        return {key: _permuted(value, generator, f"{where}[{key!r}]") for key, value in entry.items()}
+        return {key: _permuted(value, generator, f"{where}[{key!r}]", size) for key, value in entry.items()}
+    if _one_per_sample(entry, size):
+        source = _ring(len(entry), generator)
+        return type(entry)(entry[place] for place in source.tolist())
     lengths = {len(tensor) for tensor in _tensors(entry) if tensor.dim()}
     if len(lengths) != 1 or lengths == {1}:
         raise ValueError(
             f"batch: labels must be tensors of one length of at least 2, found {sorted(lengths)} in entry {where}; use "
             "larger batches, or pass permute=your_function"
         )
-    size = lengths.pop()
+    return _reordered(entry, _ring(lengths.pop(), generator))
+
+
+def _one_per_sample(entry: Any, size: int | None) -> bool:
+    """Tell whether an entry is a list of one thing per sample, and not of tensors that hold all samples."""
+    if not isinstance(entry, list | tuple) or hasattr(entry, "_fields") or len(entry) != size or size < 2:
+        return False
+    return not all(isinstance(part, Tensor) and part.dim() and len(part) == size for part in entry)
+
+
+def _ring(size: int, generator: torch.Generator) -> Tensor:
+    """Draw where each sample takes its label from: one cycle, so that none keeps its own."""
     ring = torch.randperm(size, generator=generator, device=generator.device)
     source = torch.empty_like(ring)
     source[ring] = ring.roll(1)
-    return _reordered(entry, source)
+    return source
 
 
 def _tensors(entry: Any) -> list[Tensor]:

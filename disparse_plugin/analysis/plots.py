@@ -8,6 +8,7 @@ Needs matplotlib, which is imported when the first picture is drawn.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -209,12 +210,16 @@ def plot_conflict(conflict: GradientConflict, ax: Axes | None = None) -> tuple[F
             f"conflict: must be a GradientConflict, found {type(conflict).__name__}; see plot_iou for masks"
         )
     layers = conflict.layers()
+    if not layers:
+        raise ValueError(
+            "conflict: must have seen tasks that share a layer, found nothing; pass it to score_tasks(..., observe=it)"
+        )
     names = tuple(dict.fromkeys(found.name for found in layers))
     fig, ax = _canvas(ax, len(names))
     by_pair: dict[tuple[str, str], list[LayerConflict]] = {}
     for found in layers:
         by_pair.setdefault(found.tasks, []).append(found)
-    lowest = sorted(by_pair, key=lambda pair: float(np.mean([found.cosine for found in by_pair[pair]])))[:_MAX_LINES]
+    lowest = sorted(by_pair, key=lambda pair: _mean_cosine(by_pair[pair]))[:_MAX_LINES]
     for number, pair in enumerate(pair for pair in by_pair if pair in lowest):
         places = [names.index(found.name) for found in by_pair[pair]]
         means, scatter = (np.array([getattr(f, what) for f in by_pair[pair]]) for what in ("cosine", "cosine_std"))
@@ -227,6 +232,12 @@ def plot_conflict(conflict: GradientConflict, ax: Axes | None = None) -> tuple[F
     title = f"Gradient cosine per layer, mean and deviation over batches{some}"
     _close(ax, names, title, "cosine between gradients")
     return fig, ax
+
+
+def _mean_cosine(found: Sequence[LayerConflict]) -> float:
+    """Return the mean of what is defined; infinite where nothing is."""
+    known = [layer.cosine for layer in found if not math.isnan(layer.cosine)]
+    return statistics.fmean(known) if known else math.inf
 
 
 def _check_overlap(overlap: object) -> None:

@@ -172,7 +172,9 @@ def _doubt(overlap: TaskOverlap) -> str:
     if overlap.controls is None:
         return "How much of that comes from what the tasks learn is unknown without controls: overlap_with_controls."
     permuted, across, ceiling = (layers[-1].kappa for layers in overlap.controls.profiles())
-    if not ceiling >= LOWEST_CEILING:
+    if math.isnan(ceiling):
+        return "On halves of the data every task keeps all of them as well, or none."
+    if ceiling < LOWEST_CEILING:
         return (
             f"But the scores are noise: a task agrees with itself on other data by no more than {_number(ceiling)}. "
             "Score more batches before concluding anything."

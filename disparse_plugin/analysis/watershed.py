@@ -23,10 +23,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
 
+from ..kinds import check_fraction, check_number
 from .change_point import Drop, find_drop
 from .controls import Controls
 from .measures import Overlap
@@ -93,7 +95,15 @@ def judge_watershed(
 
     Returns:
         The watershed or None, and in words what was found or why there is none.
+
+    Raises:
+        TypeError: If an option is no number.
+        ValueError: If ``min_drop`` is not from 0 to 2, as kappa can fall, or ``significance`` not from 0 to 1.
     """
+    check_number("min_drop", min_drop)
+    if not 0 <= min_drop <= 2:
+        raise ValueError(f"min_drop: must be from 0 to 2, found {min_drop}")
+    check_fraction("significance", significance)
     profile = [layer.kappa for layer in layers] if controls is None else controls.relative_agreement()
     places, drop = _drop(profile, min_drop, significance)
     if drop is None:
@@ -103,6 +113,11 @@ def judge_watershed(
     interval, support = None, None
     if controls is not None:
         excess = _excess_over_permuted(layers, controls.permuted, places, drop.place)
+        if math.isnan(excess):
+            return None, (
+                f"No watershed: agreement drops between {last} and {following}, but what is left of it with permuted "
+                "labels cannot be told: on one side every task keeps all weights then, or none."
+            )
         if excess < min_drop:
             return None, (
                 f"No watershed: agreement drops between {last} and {following}, but kappa drops there by {excess:.2f} "
@@ -127,11 +142,13 @@ def judge_watershed(
 def _excess_over_permuted(
     observed: Sequence[Overlap], permuted: Sequence[Overlap], places: Sequence[int], border: int
 ) -> float:
-    """By how much more observed kappa falls at a place than kappa with permuted labels does."""
-    falls = []
-    for layers in (observed, permuted):
-        kappas = np.array([layers[place].kappa for place in places])
-        falls.append(float(np.nanmean(kappas[:border]) - np.nanmean(kappas[border:])))
+    """By how much more observed kappa falls at a place than kappa with permuted labels does; NaN where untold."""
+
+    def mean(layers: Sequence[Overlap], which: Sequence[int]) -> float:
+        known = [layers[place].kappa for place in which if not math.isnan(layers[place].kappa)]
+        return statistics.fmean(known) if known else math.nan
+
+    falls = [mean(layers, places[:border]) - mean(layers, places[border:]) for layers in (observed, permuted)]
     return falls[0] - falls[1]
 
 

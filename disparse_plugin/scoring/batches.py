@@ -50,10 +50,10 @@ class Data:
                 "num_batches: must be given with cycle=True, found None; otherwise scoring would never end"
             )
         check_source(self.source)
-        length = _length(self.source)
-        if count is not None and length is not None and 0 < length < count and not self.cycle:
-            raise _too_short(count, length)
-        expected = count if length is None or self.cycle else min(length, count or length)
+        known = length(self.source)
+        if count is not None and known is not None and 0 < known < count and not self.cycle:
+            raise _too_short(count, known)
+        expected = count if known is None or self.cycle else min(known, count or known)
         batches = _counted(self.source, count, self.cycle)
         return iter(tqdm(batches, total=expected, desc="scoring", unit="batch", disable=not self.progress))
 
@@ -85,7 +85,8 @@ def check_source(source: object) -> None:
     raise TypeError(f"data: must be an iterable of batches, found {what}; a single batch is data=[batch]")
 
 
-def _length(data: Iterable[Batch]) -> int | None:
+def length(data: Iterable[Batch]) -> int | None:
+    """Return how many batches there are, as far as that can be known before they are read."""
     try:
         return len(data) if isinstance(data, Sized) else None
     except TypeError:  # a DataLoader over an IterableDataset has __len__, but no length

@@ -332,3 +332,108 @@ def test_a_default_device_does_not_get_in_the_way():
     finally:
         torch.set_default_device(None)
     assert found.to_dict() == expected.to_dict()
+
+
+@pytest.mark.parametrize("low", [range(6, 12), range(6)])
+def test_where_permuted_labels_keep_nothing_a_drop_is_no_watershed(low):
+    overlap = with_profiles(STEP, (STEP,) * 10, permuted=STEP)
+    empty = {place: none_kept(f"{place}.weight") for place in low}
+    permuted = tuple(empty.get(place, layer) for place, layer in enumerate(overlap.controls.permuted))
+    overlap = dataclasses.replace(overlap, controls=dataclasses.replace(overlap.controls, permuted=permuted))
+    assert overlap.watershed() is None
+    assert "cannot be told: on one side every task keeps all weights then, or none" in overlap.explain_watershed()
+
+
+def none_kept(name):
+    stratum = Stratum(2000, {"a": 0, "b": 0}, (2000, 0, 0), {("a", "b"): 0}, {("a", "b"): math.nan})
+    return Overlap(name, (stratum,))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"min_drop": None}, "min_drop: must be a number, found NoneType"),
+        ({"min_drop": math.nan}, "min_drop: must be from 0 to 2, found nan"),
+        ({"min_drop": -1}, "min_drop: must be from 0 to 2, found -1"),
+        ({"significance": 5}, "significance: must be .*, found 5"),
+    ],
+)
+def test_options_of_the_watershed_are_checked(options, error):
+    with pytest.raises((TypeError, ValueError), match=error):
+        with_profiles(STEP).watershed(**options)
+
+
+class Noisy(Tower):
+    """A tower with dropout, which notes what it draws."""
+
+    def __init__(self, tasks):
+        super().__init__(tasks)
+        self.drawn = []
+        self.trunk.register_forward_hook(lambda *_: self.drawn.append(float(torch.rand(()))))
+        self.trunk.append(nn.Dropout(0.5))
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_the_noise_of_a_model_is_that_of_scoring_once_however_many_groups(groups):
+    """The same random numbers in every group would make each task agree with itself."""
+    model, data, losses = Noisy(["a", "b"]), labelled(), tower_losses({"a": 1, "b": 2})
+    plain, once = task_overlap(score_tasks(model, losses, data), 0.8), list(model.drawn)
+    model.drawn.clear()
+    before = torch.get_rng_state()
+    found = overlap_with_controls(model, losses, data, 0.8, groups=groups)
+    assert torch.equal(torch.get_rng_state(), before)
+    size = len(data) // groups
+    chunks = [once[start : start + size] for start in range(0, len(data), size)]
+    assert model.drawn == [number for chunk in chunks for number in (*chunk, *chunk)]  # with labels, and permuted
+    assert len(set(once)) == len(data)
+    np.testing.assert_allclose(kappas(found), kappas(plain), atol=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:parameters. 1 of 4 are reached by no task")
+def test_groups_of_other_tasks_are_refused():
+    def losses(model, batch):
+        every = tower_losses({"a": 1, "b": 2})(model, batch)
+        return every if batch[0][0, 0] < 10 else {"a": every["a"]}
+
+    data = labelled(4)
+    data[3][0][0, 0] = 20.0
+    with pytest.raises(ValueError, match=r"every batch must return the same tasks, found \['a'\] after \['a', 'b'\]"):
+        overlap_with_controls(Tower(["a", "b"]), losses, data, 0.8, groups=4)
+
+
+def test_data_without_a_length_are_read_first():
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(labelled(6))
+
+    loader = torch.utils.data.DataLoader(Endless(), batch_size=None)
+    model, losses = Tower(["a", "b"]), tower_losses({"a": 1, "b": 2})
+    found = overlap_with_controls(model, losses, loader, 0.8)
+    assert kappas(found) == kappas(overlap_with_controls(model, losses, labelled(6), 0.8))
+    assert found.num_batches == 6
+
+
+def test_a_list_of_one_thing_per_sample_is_permuted_as_a_list():
+    images, boxes = torch.arange(4.0)[:, None], [torch.arange(4) + 10 * sample for sample in range(4)]
+    targets = [{"boxes": box, "label": torch.tensor(number)} for number, box in enumerate(boxes)]
+    _, moved, found = permute_labels((images, [box[:3] for box in boxes], targets), torch.Generator())
+    assert sorted(int(box[0]) for box in moved) == [0, 10, 20, 30]
+    assert all(int(box[0]) != 10 * place for place, box in enumerate(moved))
+    assert all(torch.equal(box, int(box[0]) + torch.arange(3)) for box in moved)
+    assert sorted(int(target["label"]) for target in found) == [0, 1, 2, 3]
+    assert all(int(target["label"]) != place for place, target in enumerate(found))
+    assert all(torch.equal(target["boxes"], boxes[int(target["label"])]) for target in found)
+
+
+def test_a_count_that_looks_like_a_percentage_is_told():
+    with pytest.warns(UserWarning, match="amount: 90 is a number of weights"):
+        overlap_with_controls(Tower(["a", "b"]), tower_losses({"a": 1, "b": 2}), labelled(4), 90, resamples=0)
+
+
+def test_a_task_whose_name_is_another_again_has_its_own_ceiling():
+    named, plain = (
+        overlap_with_controls(Tower(tasks), tower_losses(dict(zip(tasks, (1, 2), strict=True))), labelled(), 0.8)
+        for tasks in (["a", "a again"], ["a", "b"])
+    )
+    assert named.controls.ceiling_of("a again").size == plain.controls.ceiling_of("b").size
+    assert len(named.controls.ceiling_of("a again").strata) == 2

@@ -121,3 +121,12 @@ def test_a_task_without_gradient_in_a_batch_and_a_zero_gradient():
     assert (found["a", "b"].cosine, found["a", "b"].batches) == (pytest.approx(1), 1)
     assert len(conflict.rows()) == 3
     assert "a & b" in str(conflict)
+
+
+def test_a_second_model_needs_a_collector_of_its_own():
+    conflict, model = GradientConflict(), TwoHeads().eval()
+    for _ in range(2):  # the same one may be scored again
+        score_tasks(model, digit_losses, digit_batches(1), observe=conflict)
+    assert {layer.batches for layer in conflict.layers()} == {2}
+    with pytest.raises(ValueError, match="observe: a GradientConflict must be of the same parameters of one model"):
+        score_tasks(TwoHeads().eval(), digit_losses, digit_batches(1), observe=conflict)

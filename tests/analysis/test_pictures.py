@@ -213,6 +213,23 @@ def test_of_many_pairs_the_lowest_are_drawn():
     assert "12 of 28 pairs" in ax.get_title()
 
 
+def test_a_layer_without_gradients_does_not_decide_which_pairs_are_drawn():
+    conflict = GradientConflict()
+    score_tasks(TwoHeads("abcdefgh").eval(), digit_losses, digit_batches(1), observe=conflict)
+    first = next(iter(conflict._found))
+    for key, values in conflict._found.items():
+        if key[0] == first[0] and key[1] == "a":  # as where one task's gradient is zero
+            values[:] = [torch.stack([torch.full_like(value[0], torch.nan), value[1]]) for value in values]
+    means = {}
+    for layer in conflict.layers():
+        means.setdefault(layer.tasks, []).append(layer.cosine)
+    lowest = sorted(means, key=lambda pair: np.nanmean(means[pair]))[:12]
+    ax = plot_conflict(conflict)[1]
+    assert {line.get_label() for line in ax.lines[:-1]} == {" & ".join(pair) for pair in lowest}
+    with pytest.raises(ValueError, match="conflict: must have seen tasks that share a layer, found nothing"):
+        plot_conflict(GradientConflict())
+
+
 def test_given_something_else_the_error_says_what_to_make():
     scores = build({"a": {0: [1, 2]}, "b": {0: [2, 1]}}, [2])[1]
     for plot in PLOTS:

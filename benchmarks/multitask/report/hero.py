@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from ..problem.relative import Interval
 from .names import title
 from .results import Result
 from .tables import percent
@@ -40,21 +41,44 @@ SIMPLE = (
 )
 
 
-def marks(default: str) -> tuple[Mark, ...]:
-    """Return what is drawn, the default last."""
+def marks(default: str, stages: str) -> tuple[Mark, ...]:
+    """Return what is drawn, the default last but for its stages."""
     others = tuple(mark for mark in SIMPLE if mark.method != default)
-    return (*others, Mark(default, "default of this package", "#0072B2", "o", 9))
+    once, staged = "default: one cut", "default: in stages while training"
+    return (*others, Mark(default, once, "#0072B2", "o", 8), Mark(stages, staged, "#56B4E9", "*", 13))
 
 
-def draw_all(results: Sequence[Result], folder: Path, default: str) -> None:
-    """Draw the picture in light and dark, for a screen and, with one panel above the other, for a telephone."""
+def draw_all(results: Sequence[Result], staged: Sequence[Result], folder: Path, default: str, stages: str) -> None:
+    """Draw the picture in light and dark, for a screen and, with one panel above the other, for a telephone.
+
+    Args:
+        results: All settings.
+        staged: Those in which the default was run in stages, maybe with other seeds.
+        folder: Where the pictures go.
+        default: The method of this package.
+        stages: The same in stages.
+    """
+    by_name = {result.name: result for result in staged}
+    rows = [
+        (result, by_name.get(result.name, result)) for result in results if result.summary.intervals(AMOUNT, "mean")
+    ]
     for theme in THEMES:
-        draw(results, folder / f"hero-{theme}.png", theme, default)
-        draw(results, folder / f"hero-narrow-{theme}.png", theme, default, narrow=True)
+        draw(rows, folder / f"hero-{theme}.png", theme, marks(default, stages))
+        draw(rows, folder / f"hero-narrow-{theme}.png", theme, marks(default, stages), narrow=True)
 
 
-def draw(results: Sequence[Result], path: Path, theme: str, default: str, *, narrow: bool = False) -> None:
-    """Draw one row per setting and one panel per view; with seeds enough, every method with its 95 % interval."""
+def draw(
+    rows: Sequence[tuple[Result, Result]], path: Path, theme: str, shown: Sequence[Mark], *, narrow: bool = False
+) -> None:
+    """Draw one row per setting and one panel per view; with seeds enough, every method with its 95 % interval.
+
+    Args:
+        rows: For each setting, what it is drawn from, and what the last mark is drawn from.
+        path: The picture.
+        theme: One of ``THEMES``.
+        shown: What is drawn.
+        narrow: One panel above the other.
+    """
     paper, ink, lines = THEMES[theme]
     colours = {
         "text.color": ink,
@@ -63,15 +87,16 @@ def draw(results: Sequence[Result], path: Path, theme: str, default: str, *, nar
         "xtick.color": ink,
         "ytick.color": ink,
     }
-    shown, ordered = marks(default), [result for result in results if result.summary.intervals(AMOUNT, "mean")]
     with mpl.rc_context({"font.size": 11, **colours}):
-        shape, height = ((len(PANELS), 1), 0.92) if narrow else ((1, len(PANELS)), 0.62)
-        size = (5.4 if narrow else 10, 1.8 + height * len(ordered))
+        shape, height = ((len(PANELS), 1), 0.92) if narrow else ((1, len(PANELS)), 0.66)
+        size = (5.4 if narrow else 10, 1.8 + height * len(rows))
         figure, panels = plt.subplots(*shape, sharey=True, figsize=size, layout="constrained", facecolor=paper)
         for axes, (heading, what) in zip(panels, PANELS.items(), strict=True):
             axes.set_facecolor(paper)
-            for row, result in enumerate(ordered):
-                _row(axes, result, row, shown, what)
+            for row, (result, staged) in enumerate(rows):
+                last = staged.summary.intervals(AMOUNT, what)
+                found = {**result.summary.intervals(AMOUNT, what), shown[-1].method: last.get(shown[-1].method)}
+                _row(axes, found, row, shown)
             axes.axvline(0, color=ink, linewidth=0.8)
             axes.set_title(heading, fontsize=11.5)
             if not narrow or axes is panels[-1]:
@@ -79,7 +104,7 @@ def draw(results: Sequence[Result], path: Path, theme: str, default: str, *, nar
             axes.grid(axis="x", color=lines, linewidth=0.5, alpha=0.6)
             axes.spines[["top", "right", "left"]].set_visible(False)
             axes.tick_params(length=0)
-        panels[0].set_yticks(range(len(ordered)), [_label(result, narrow=narrow) for result in ordered])
+        panels[0].set_yticks(range(len(rows)), [_label(result, narrow=narrow) for result, _ in rows])
         panels[0].invert_yaxis()
         handles = [
             Line2D([], [], linestyle="", marker=m.shape, color=m.color, markersize=m.size, label=m.label) for m in shown
@@ -87,7 +112,7 @@ def draw(results: Sequence[Result], path: Path, theme: str, default: str, *, nar
         ncols, what = (2, "") if narrow else (3, " of the weights")
         figure.legend(
             handles=handles[::-1], loc="outside upper center", ncols=ncols, frameon=False, handletextpad=0.3,
-            title=f"Trained, {percent(AMOUNT)}{what} pruned in one cut, tuned",
+            title=f"{percent(AMOUNT)}{what} pruned, in equally many steps",
             title_fontproperties={"size": 13, "weight": "bold"},
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +125,10 @@ def _label(result: Result, *, narrow: bool) -> str:
     return (name.replace(", ", ",\n") if narrow else name) + (f"\n({len(result.summary.seeds)} seeds)" if few else "")
 
 
-def _row(axes: Axes, result: Result, row: int, shown: Sequence[Mark], what: str) -> None:
-    found = result.summary.intervals(AMOUNT, what)
+def _row(axes: Axes, found: Mapping[str, Interval | None], row: int, shown: Sequence[Mark]) -> None:
     for place, mark in enumerate(shown):
-        if mark.method in found:
-            interval, height = found[mark.method], row + 0.6 * (place / (len(shown) - 1) - 0.5)
+        if (interval := found.get(mark.method)) is not None:
+            height = row + 0.66 * (place / (len(shown) - 1) - 0.5)
             half = interval.half if interval.count >= LEAST else 0.0
             if interval.mean < LOWEST:
                 axes.plot(LOWEST, height, "<", color=mark.color, markersize=mark.size, zorder=3)
