@@ -23,7 +23,7 @@ from multitask.runs import best_rate
 
 ROOT = Path(__file__).parent.parent
 OLD_DEFAULT, DEFAULT = "DiSparse Taylor", "shares, damped 0.25"  # of disparse_pretrained
-WINDOW = "gradual to 1/2"  # the default of GradualPruning
+WINDOW = "gradual to 1/2"  # that of GradualPruning
 STAGES = f"{DEFAULT}, {WINDOW}"
 CHOSEN_ON = ("fashion+mnist", "fashion+mnist-adam-1-20", "yeast")  # exponents; other settings confirm
 BASELINES = ("magnitude", "LAMP", "LAMP with reach", "adaptive Taylor, joint", "SNIP")
@@ -40,9 +40,10 @@ under [Accuracy](accuracy.md), and how to run it under [Compare methods](guides/
 Rules: the learning rate of each method is the one that did best on the *validation* split of a seed that is not
 reported, at 98 %. The default, *shares, damped 0.25*, is that of four rules which did best on validation, by the mean
 over {chosen_on}. The test split chooses nothing.
-A comparison *wins* or *loses* where its p-value (paired, Student's t), after Holm's correction over all comparisons of
-its table, is below 0.05; the intervals are not corrected. With few seeds that is a high bar, and an interval that
-leaves out zero is a hint.
+A comparison *wins* or *loses* where its p-value (paired, Student's t) is below 0.05 after Holm's correction: over the
+settings, for each two rules at an amount, where settings are shown together; over all comparisons of its table on a
+setting's own part. So a comparison can win in one table and tie in another. The intervals are not corrected. With few
+seeds that is a high bar, and an interval that leaves out zero is a hint.
 
 * *DiSparse Taylor*: `criterion="taylor"`, the paper's rule. *DiSparse adaptive*: `"layer_adaptive(taylor)"`.
 * *DiSparse damped e*: `"layer_adaptive(damped(taylor, e))"`, still the paper's rule.
@@ -141,7 +142,7 @@ def asked_again(results: Sequence[Result], rules: Sequence[str], simple: Sequenc
         if windows := [name for name in METHODS if name in ran and METHODS[name].family == "on the way"]:
             yield (
                 f"Pruned on the way, {tables.percent(TUNED_AT)}, in as many steps altogether, against one cut of the "
-                "trained network, and against the window that is the default of `GradualPruning`:"
+                "trained network, and against five stages until a half, the window of `GradualPruning`:"
             )
             others = [name for name in [DEFAULT, *simple, STAGES] if name in ran]
             yield ahead(result, windows, others, TUNED_AT)

@@ -21,6 +21,7 @@ from .procedures import (
     Procedure,
     at_start,
     both_stages,
+    gradual_pruning,
     iterative,
     lottery,
     lottery_steps,
@@ -172,6 +173,7 @@ def _methods_on_the_way() -> Iterator[Method]:
         ours = "damped" in name
         for window, when in WINDOWS.items():
             yield Method(f"{name}, {window}", "on the way", on_the_way(cut, when), both_stages, ours=ours)
+    yield Method("default of GradualPruning", "on the way", gradual_pruning, both_stages, ours=True)
 
 
 def _sparse_training_methods() -> Iterator[Method]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from disparse_plugin import prunable_parameters
 from disparse_plugin.masks import masks_of
-from disparse_plugin.sparse_training import DiSparseScheduler, RewindPoint
+from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, RewindPoint
 
 from ..training.bench import Bench, Course
 from .cuts import Cut, Seen
@@ -140,6 +140,15 @@ def at_start(cut: Cut) -> Procedure:
 def on_the_way(cut: Cut, when: tuple[float, ...]) -> Procedure:
     """Prune while training, after these shares of the steps of both stages."""
     return Plan(cut, "initial", when)
+
+
+def gradual_pruning(bench: Bench, amount: float, rate: float) -> nn.Module:
+    """Prune while training by the package's own scheduler as it is by default: often, each time on one batch."""
+    model, steps = bench.initial(), both_stages(bench)
+    course = Course(bench, model, steps, rate, stage=0)
+    pruning = GradualPruning(model, course.optimizer, bench.losses, amount=amount, total_steps=steps)
+    course.run(after_step=pruning.step)
+    return model
 
 
 def sparse_training(seen: Seen = "tasks", **options: Any) -> Procedure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -158,6 +158,35 @@ def _words(results: Sequence[Result], method: str, others: Sequence[str], amount
     return " / ".join(str(words.count(word)) for word in ("wins", "ties", "loses")) if words else ""
 
 
+def all_at_once(results: Mapping[float, Sequence[Result]], method: str, others: Sequence[str]) -> str:
+    """Say how often a method wins and loses if all comparisons, at all amounts, are corrected as one family.
+
+    Args:
+        results: The settings that are compared at each amount.
+        method: The method.
+        others: What it is compared with.
+    """
+    found = [line for each, some in results.items() for o in others for line in against(some, method, o, [each])]
+    corrected = holm([line.interval.p_value for line in found])
+    words = [line._replace(corrected=p).word for line, p in zip(found, corrected, strict=True)]
+    return (
+        f"`{method}`: {len(found)} comparisons, mean and worst task counted apart. Corrected over all of them at once "
+        f"it wins {words.count('wins')} and loses {words.count('loses')}."
+    )
+
+
+def hints(results: Sequence[Result], method: str, others: Sequence[str], amounts: Sequence[float]) -> str:
+    """One line per comparison whose interval leaves out zero on the wrong side, significant or not."""
+    rows = [
+        [title(line.setting), percent(each), other, "mean" if line.what == "mean" else "worst task", marked(line)]
+        for each in amounts
+        for other in others
+        for line in against(results, method, other, [each])
+        if line.interval.mean < 0 and line.interval.p_value < 0.05
+    ]
+    return markdown(["setting", "pruned", "against", "by", "points"], rows, 1)
+
+
 def counted(results: Sequence[Result], methods: Sequence[str], others: Sequence[str], amounts: Sequence[float]) -> str:
     """One line per rule, one column per amount: how often it wins, ties and loses against all the simple rules."""
     rows = [[method, *(_words(results, method, others, amount) for amount in amounts)] for method in methods]
@@ -210,8 +239,9 @@ def on_the_way(
         return
     yield f"### Pruned on the way, {percent(amount)}"
     yield (
-        f"`{default}, {window}` is the default of `GradualPruning`: five stages until a half of the training, in as "
-        "many steps altogether as the others take to train and to tune. How far it is ahead of one cut of the trained "
+        f"`{default}, {window}`: five stages until a half of the training, each scored on four batches, in as many "
+        "steps altogether as the others take to train and to tune. (`GradualPruning` has this window by default, but "
+        "more stages, scored on one batch each: see yeast, asked again.) How far it is ahead of one cut of the trained "
         "network, and of magnitude in the same stages, in points: mean over the tasks / worst task; bold where "
         "significant after correction over the settings. Settings that have fresh seeds (below) are shown by those. "
         "Stages were run on a CPU, also where the cuts, and the dense network of the same seed, are from a card."
@@ -229,6 +259,8 @@ def on_the_way(
         cells = [_words(_run_at(staged, stages, each), method, rivals, each) for each in ran]
         rows.append([method, "the default, cut once" if rivals == [default] else "simple rules", *cells])
     yield markdown(["method", "against", *map(percent, ran)], rows, len(ran))
+    at_once = {each: _run_at(staged, stages, each) for each in ran}
+    yield " ".join(all_at_once(at_once, method, simple) for method in (stages, default))
 
 
 def paragraphs(
@@ -262,5 +294,8 @@ def paragraphs(
     )
     amounts = sorted({each for result in results for each in result.summary.amounts if each <= amount})
     yield counted(results, methods, others, amounts)
-    yield "And against the default:"
+    yield all_at_once(dict.fromkeys(amounts, results), default, others)
+    yield "Hints against it: where it is behind by more than the interval, significantly (bold) or not."
+    yield hints(results, default, others, amounts)
+    yield "Each rule against the default:"
     yield counted(results, [method for method in methods if method != default], [default], amounts)
