@@ -44,7 +44,7 @@ SIMPLE = (
 def marks(default: str, stages: str) -> tuple[Mark, ...]:
     """Return what is drawn, the default last but for its stages."""
     others = tuple(mark for mark in SIMPLE if mark.method != default)
-    once, staged = "default: one cut", "default: in stages while training"
+    once, staged = "default: one cut", "default: in stages"
     return (*others, Mark(default, once, "#0072B2", "o", 8), Mark(stages, staged, "#56B4E9", "*", 13))
 
 
@@ -112,6 +112,7 @@ def draw(
         ncols, what = (2, "") if narrow else (3, " of the weights")
         figure.legend(
             handles=handles[::-1], loc="outside upper center", ncols=ncols, frameon=False, handletextpad=0.3,
+            fontsize=9 if narrow else None,
             title=f"{percent(AMOUNT)}{what} pruned, in equally many steps",
             title_fontproperties={"size": 13, "weight": "bold"},
         )  # fmt: skip
