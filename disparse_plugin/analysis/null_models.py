@@ -18,9 +18,9 @@ from ..criteria import Criterion, ScoreFunction, resolve
 from ..errors import wrong
 from ..kinds import whole_number
 from ..maskable import checked_pairs
-from ..parameters import ParameterKey
+from ..parameters import ParameterKey, unwrap
 from ..scoring.batches import check_source, checked_count, length
-from ..scoring.losses import Batch, TaskLosses
+from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..scoring.score import score_tasks
 from .controls import Controls
 from .measures import Overlap, count_stratum
@@ -89,6 +89,8 @@ def overlap_with_controls(
         >>> [layer.name for layer in overlap.controls.ceiling]
         ['trunk.weight']
     """
+    unwrap(model)
+    check_callable_losses(losses)
     check_amount(amount)
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 2:
         raise ValueError(f"groups: must be an int of at least 2, found {groups!r}")
@@ -108,7 +110,7 @@ def overlap_with_controls(
             count += len(chunk)
             noise = _Noise(model, losses)
             # Scoring goes back to the random numbers before it: both passes see the same noise (dropout).
-            real.append(_ScoreTables.of(model, noise.losses, chunk, rule, keys))
+            real.append(_ScoreTables.of(model, noise, chunk, rule, keys))
             without_labels = _ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
             permuted = [_ScoreTables.sum([*permuted, without_labels])]
             noise.after.restore()  # but no two groups do
@@ -134,12 +136,7 @@ class _Noise:
     def __init__(self, model: nn.Module, losses: TaskLosses) -> None:
         self._model, self._losses, self.after = model, losses, RandomStates.now(model)
 
-    @property
-    def losses(self) -> TaskLosses:
-        """The losses; as they are if they cannot be called, which whoever calls them says."""
-        return self._noted if callable(self._losses) else self._losses
-
-    def _noted(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    def __call__(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         try:
             return self._losses(model, batch)
         finally:
