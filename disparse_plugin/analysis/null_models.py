@@ -92,16 +92,13 @@ def overlap_with_controls(
     unwrap(model)
     check_callable_losses(losses)
     check_amount(amount)
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 2:
-        raise ValueError(f"groups: must be an int of at least 2, found {groups!r}")
+    _check_groups(groups, resamples)
     rule = resolve(criterion)
     keys = None if parameters is None else checked_pairs(parameters)
     check_source(data)
     checked_count(num_batches)
-    if not callable(permute) or isinstance(permute, type):
-        raise TypeError(f"permute: must be a function of batch and generator, found {wrong(permute)}")
+    _check_permute(permute)
     generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed, least=0))
-    whole_number("resamples", resamples, least=0)
     real: list[_ScoreTables] = []
     permuted: list[_ScoreTables] = []
     count = 0
@@ -111,10 +108,10 @@ def overlap_with_controls(
             noise = _Noise(model, losses)
             # Scoring goes back to the random numbers before it: both passes see the same noise (dropout).
             real.append(_ScoreTables.of(model, noise, chunk, rule, keys))
+            _check_same_tasks(real)
             without_labels = _ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
             permuted = [_ScoreTables.sum([*permuted, without_labels])]
             noise.after.restore()  # but no two groups do
-            _check_same_tasks(real)
     if len(real) < 2:
         raise ValueError(f"data: must hold at least two batches, one for each half, found {len(real)}")
     warn_of_percentage(amount, sum(weight.numel() for weight in real[0].weights.values()))
@@ -128,6 +125,17 @@ def overlap_with_controls(
     )
     controls = Controls(below.layers, across, ceiling, profiles)
     return dataclasses.replace(overlap, controls=controls, criterion=rule.name, num_batches=count)
+
+
+def _check_groups(groups: int, resamples: int) -> None:
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 2:
+        raise ValueError(f"groups: must be an int of at least 2, found {groups!r}")
+    whole_number("resamples", resamples, least=0)
+
+
+def _check_permute(permute: object) -> None:
+    if not callable(permute) or isinstance(permute, type):
+        raise TypeError(f"permute: must be a function of batch and generator, found {wrong(permute)}")
 
 
 class _Noise:

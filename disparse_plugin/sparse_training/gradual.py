@@ -17,7 +17,7 @@ from .._support.shards import local
 from ..agreement import patterns
 from ..agreement.amounts import count_to_prune, refuse_percentage
 from ..agreement.budgets import Budget
-from ..agreement.patterns import Channels, NofM, Pattern
+from ..agreement.patterns import Channels, NofM, Pattern, Place
 from ..agreement.tallies import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
@@ -160,10 +160,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             selection = select(root, parameters, exclude)
             first = {key: local(present_mask(key)) for key in selection.keys}
             check_goes_with_shards(selection.keys, form, grad_scaler)
-            places = places_of(selection.keys, selection.names)
-            self._pattern.check(places)
-            self._total = sum(self._pattern.sizes(place) for place in places)
-            self._places = [dataclasses.replace(place, alive=None) for place in places]
+            self._places, self._total = self._counted(places_of(selection.keys, selection.names))
             self._amount = self._schedule(amount)
             settings = {
                 "update_every": self._every,
@@ -187,6 +184,12 @@ class GradualPruning(MaskScheduler[PruningStage]):
             model, self._scores.noted, masks, optimizer, settings, self._start or min(self._every, self._stop),
             skipped=selection.skipped, begin_again=None if selection.listed else begin_again,
         )  # fmt: skip
+
+    def _counted(self, places: Sequence[Place]) -> tuple[list[Place], int]:
+        """Check that the pattern fits, and return the places without their masks, and how many units they have."""
+        self._pattern.check(places)
+        bare = [dataclasses.replace(place, alive=None) for place in places]
+        return bare, sum(self._pattern.sizes(place) for place in places)
 
     def prune_to(self, amount: float, *batches: Batch) -> PruningStage | None:
         """Mask now, whatever the schedule says, until a total of ``amount`` is masked.

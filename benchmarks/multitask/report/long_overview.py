@@ -148,10 +148,6 @@ def totals(results: Sequence[Result], method: str, others: Sequence[str], amount
     return f"Of these {len(words)} comparisons it {found}."
 
 
-def _run_at(results: Sequence[Result], method: str, amount: float) -> list[Result]:
-    return [result for result in results if result.summary.changes(method, amount)]
-
-
 def _words(results: Sequence[Result], method: str, others: Sequence[str], amount: float) -> str:
     """How often a method wins, ties and loses against others."""
     words = [line.word for o in others if o != method for line in against(results, method, o, [amount])]
@@ -253,14 +249,18 @@ def on_the_way(
         f"loses against all the simple rules cut once ({'; '.join(simple)}), and against the default cut once; and how "
         "often the default does, on the same settings and seeds."
     )
-    ran = sorted({run.amount for result in staged for run in result.runs if run.method == stages})
-    rows = []
-    for method, rivals in ((stages, simple), (stages, [default]), (default, simple)):
-        cells = [_words(_run_at(staged, stages, each), method, rivals, each) for each in ran]
-        rows.append([method, "the default, cut once" if rivals == [default] else "simple rules", *cells])
+    amounts = sorted({run.amount for result in staged for run in result.runs if run.method == stages})
+    ran = {each: [result for result in staged if result.summary.changes(stages, each)] for each in amounts}
+    rows = [
+        [method, called, *(_words(some, method, rivals, each) for each, some in ran.items())]
+        for method, rivals, called in (
+            (stages, simple, "simple rules"),
+            (stages, [default], "the default, cut once"),
+            (default, simple, "simple rules"),
+        )
+    ]
     yield markdown(["method", "against", *map(percent, ran)], rows, len(ran))
-    at_once = {each: _run_at(staged, stages, each) for each in ran}
-    yield " ".join(all_at_once(at_once, method, simple) for method in (stages, default))
+    yield " ".join(all_at_once(ran, method, simple) for method in (stages, default))
 
 
 def paragraphs(
