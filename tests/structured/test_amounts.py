@@ -89,7 +89,6 @@ def test_a_schedule_says_how_much_is_gone_after_each_step() -> None:
         ({"amount": 3, "of": "latency"}, "must be a fraction"),
         ({"round_to": "some"}, "round_to"),
     ],
-    ids=str,
 )
 def test_bad_amounts_change_nothing(options: dict[str, Any], words: str) -> None:
     model = build("batchnorm")

@@ -336,7 +336,6 @@ def _nan(model: nn.Module) -> None:
         (_frozen, {}, "all frozen"),
         (_nan, {}, "finite"),
     ],
-    ids=str,
 )
 def test_errors_leave_the_model_as_it_was(spoil: Any, options: dict[str, Any], words: str) -> None:
     model = build("batchnorm")
