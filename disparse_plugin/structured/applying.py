@@ -16,7 +16,7 @@ from .attention import attention_heads, sync_attention
 from .cuts import Attributes, Cut
 from .layer_rule import Axis, Side
 from .layers import rule_of
-from .shrinking import Loss, check_blocks, cut_along, replace, tensors_of
+from .shrinking import Loss, check_blocks, cut_along, made_tensors, replace, tensors_of
 from .stored import set_number, stored_numbers
 
 # torch-pruning's objects that cut layers, by class of layer.
@@ -130,9 +130,20 @@ def _places(cut: Cut, layer: nn.Module | Tensor, modules: Mapping[str, nn.Module
         return
     rule = rule_of(layer)
     assert rule is not None
+    _check_own(cut, layer)
     _check_count(cut, rule.count(layer, cut.side))
     for owner, name, axis, _ in tensors_of(layer, cut.side):
         yield _Place(cut, owner, name, axis)
+
+
+def _check_own(cut: Cut, layer: nn.Module) -> None:
+    """Check that a layer holds what it is to lose parts of, and does not make it anew from something else."""
+    if made := made_tensors(layer, cut.side):
+        raise ValueError(
+            f"model: {cut.target} must hold its {made[0]} as a plain tensor, found one that a mask or a parametrization "
+            "makes; make it permanent first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations, "
+            "remove_weight_norm)"
+        )
 
 
 def _check_count(cut: Cut, count: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
 from torch import nn
@@ -86,6 +86,22 @@ def check_joining(reduction: str, normalizer: str | None) -> None:
         raise ValueError(f"normalizer: must be None or one of {', '.join(NORMALIZERS)}, found {normalizer!r}")
 
 
+def check_unmasked(modules: Iterable[nn.Module]) -> None:
+    """Check that no mask makes a weight that is to be cut.
+
+    Raises:
+        ValueError: If one does.
+    """
+    for module in modules:
+        for name in list(module._parameters):
+            if is_masked(module, name.removesuffix("_orig")) and name.endswith("_orig"):
+                raise ValueError(
+                    f"model: must carry no masks, found one on {type(module).__name__}.{name.removesuffix('_orig')}; "
+                    "make them permanent first with torch.nn.utils.prune.remove(module, name), or remove channels "
+                    "before pruning weights"
+                )
+
+
 def check_plain(root: nn.Module) -> None:
     """Check that a model's weights are plain trainable parameters.
 
@@ -103,14 +119,8 @@ def check_plain(root: nn.Module) -> None:
             "model: must be built outside of torch.inference_mode(), found Parameters made inside; build it again, or "
             "copy.deepcopy it outside"
         )
+    check_unmasked(root.modules())
     for module in root.modules():
-        for name in list(module._parameters):
-            if is_masked(module, name.removesuffix("_orig")) and name.endswith("_orig"):
-                raise ValueError(
-                    f"model: must carry no masks, found one on {type(module).__name__}.{name.removesuffix('_orig')}; "
-                    "make them permanent first with torch.nn.utils.prune.remove(module, name), or remove channels "
-                    "before pruning weights"
-                )
         if parametrize.is_parametrized(module) or any(
             type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()
         ):

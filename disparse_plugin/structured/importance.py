@@ -20,7 +20,7 @@ from .adapter.private import bounded, graph_of, tp
 from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
 from .adapter.reading import UnusableGroupError, block_counts, read_group
 from .adapter.table import RemovalTable, ScoredGroup, removal_table
-from .checks import check_joining
+from .checks import check_joining, check_unmasked
 from .groups import ChannelGroup, channel_magnitudes, normalized
 from .order import ChannelRule, removal_order
 from .sources import Given, GivenFirst, Rescore, Rescored, RescoredByBase, Scorer, Source
@@ -135,12 +135,13 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             Itself.
 
         Raises:
-            ValueError: If the pruner has another importance, or settings that cannot work.
+            ValueError: If the pruner has another importance, or settings that cannot work, or the model carries masks.
         """
         if pruner.importance is not self:
             raise ValueError(
                 "pruner: must have been made with this importance, found another; pass importance=this to the pruner"
             )
+        check_unmasked(pruner.model.modules())
         self.skipped = prepare(pruner)
         self._pruner, self._now, self._initial = pruner, None, {}
         if regularizes(pruner):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._support.distributed import failing_together
 from .._support.example_inputs import Inputs, as_inputs
+from .._support.undisturbed import same_random_states
 from .._support.user_warning import warn_user
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction
@@ -210,8 +211,9 @@ def _removed(
             with failing_together():
                 between(root, number)
         amount = amount_of_step(options.amount, share, report)
-        whole = options.amount if report is None and options.max_pruning_ratio < 1 else None
-        removal = _found(root, source, dataclasses.replace(options, amount=amount, whole=whole, first=dict(first)))
+        whole = options.amount if report is None else None
+        with same_random_states(root):
+            removal = _found(root, source, dataclasses.replace(options, amount=amount, whole=whole, first=dict(first)))
         with failing_together():
             found = tally(removal, options.amount)
             found = dataclasses.replace(found, plan=naming_inputs(found.plan, root, apart))

@@ -106,6 +106,13 @@ def search_wider(
         spares: Gives those of our own tracing.
         measure: As in :func:`search`.
     """
+    removal = _searched_wider(contest, trial, spares, measure)
+    return dataclasses.replace(removal, plan=_with_needed_numbers(removal.plan, contest, trial))
+
+
+def _searched_wider(
+    contest: Contest, trial: Trial, spares: Spares, measure: Callable[[RemovalPlan], float] | None
+) -> Removal:
     if contest.is_whole and (removal := attempt(contest, trial, measure)) is not None:
         return removal
     ways: tuple[How, ...] = ("width", "tied", "whole heads", "tied heads")
@@ -127,6 +134,25 @@ def search_wider(
         if left and (wider := removal.contest.joined_by(left)).groups != removal.contest.groups:
             removal = search(wider, trial, measure)
     return removal
+
+
+def _with_needed_numbers(plan: RemovalPlan, contest: Contest, trial: Trial) -> RemovalPlan:
+    """Leave numbers that modules hold as they are where the trial goes as well without: they equal a width by chance.
+
+    They are tried by class and attribute, as the blocks of a network are alike.
+    """
+    modules = {name: module for module, name in module_names(contest.root).items()}
+    plain = [name for name in plan.attributes if rule_of(modules[name]) is None]
+    kinds = dict.fromkeys((type(modules[name]), key) for name in plain for key in plan.attributes[name])
+    for kind, attribute in kinds:
+        left = {
+            name: {k: v for k, v in values.items() if not (k == attribute and type(modules[name]) is kind)}
+            for name, values in plan.attributes.items()
+        }
+        fewer = RemovalPlan(plan.cuts, {name: values for name, values in left.items() if values})
+        if verdict(trial, fewer).failure is None:
+            plan = fewer
+    return plan
 
 
 def _magnitudes(contest: Contest) -> list[Tensor]:
@@ -249,7 +275,8 @@ def removal_plan(
         cuts += own
         found: list[Attributes] = []
         if heads is not None:
-            found.append(heads_left(contest.root, heads, group.size, group.size - int(gone.sum())))
+            left = heads_left(contest.root, heads, group.size, group.size - int(gone.sum()))
+            found.append(_read_ones(contest, left))
         if number in numbered and not group.sizes:
             found.append(_read_ones(contest, stored_widths(contest.root, merge_cuts(own))))
         for change in found:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .layer_rule import Axis, Side
 from .layers import rule_of
@@ -14,13 +15,28 @@ from .layers import rule_of
 
 def tensors_of(layer: nn.Module, side: Side) -> Iterator[tuple[nn.Module, str, Axis, Tensor]]:
     """Yield the tensors of a layer that shrink with one side: owner, name in the owner, axis, tensor."""
-    rule = rule_of(layer)
-    for axis in rule.axes(layer, side) if rule is not None else ():
-        path, _, name = axis.name.rpartition(".")
-        owner = layer.get_submodule(path)
+    for owner, name, axis in _axes_of(layer, side):
         tensor = owner._parameters.get(name, owner._buffers.get(name))
         if tensor is not None:
             yield owner, name, axis, tensor
+
+
+def made_tensors(layer: nn.Module, side: Side) -> list[str]:
+    """Name the tensors that would shrink with one side, but that the layer makes (masks, parametrizations)."""
+    return [
+        name
+        for owner, name, _ in _axes_of(layer, side)
+        if name not in owner._parameters
+        and name not in owner._buffers
+        and (is_parametrized(owner, name) or isinstance(vars(owner).get(name), Tensor))
+    ]
+
+
+def _axes_of(layer: nn.Module, side: Side) -> Iterator[tuple[nn.Module, str, Axis]]:
+    rule = rule_of(layer)
+    for axis in rule.axes(layer, side) if rule is not None else ():
+        path, _, name = axis.name.rpartition(".")
+        yield layer.get_submodule(path), name, axis
 
 
 def kept_of(count: int, gone: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from .applying import Pruners
 from .comparison import difference
 from .copies import copied, doubled, in_double
 from .hooks import before_forward
-from .layers import rule_of
+from .layers import makes_channels, rule_of
 from .masked_copy import mask
 from .plan import RemovalPlan
 from .reads import noting_reads
@@ -42,13 +42,13 @@ class Run:
     Attributes:
         what: In words.
         training: In which mode.
-        call: Runs it on a model, and returns tensors by name.
+        call: Runs it on a model, and returns tensors by name; also what enters the layers of the given names.
         compared: Whether the values can be compared: not where every run draws other random numbers.
     """
 
     what: str
     training: bool
-    call: Callable[[nn.Module], _Found]
+    call: Callable[[nn.Module, Collection[str]], _Found]
     compared: bool = True
 
 
@@ -59,6 +59,7 @@ class Trial:
     Attributes:
         model: The model, never run.
         runs: What must run.
+        last: Names of the layers that make the outputs.
         customized_pruners: As in torch-pruning.
         double: Whether the copies run in double precision, in which rounding cannot hide or feign a difference.
         tolerance: How far a removal may be from masking; None: any distance.
@@ -66,6 +67,7 @@ class Trial:
 
     model: nn.Module
     runs: tuple[Run, ...]
+    last: tuple[str, ...]
     customized_pruners: Pruners | None
     double: bool
     tolerance: float | None
@@ -107,7 +109,7 @@ def prepare(
         inputs: Of one forward.
         losses: The user's losses.
         batches: What to run them on.
-        last: Names of the layers that make the outputs. What enters them is compared too: outputs may be constant.
+        last: Names of the layers that make the outputs.
         compare: From the outputs to what of them is compared; None: all tensors.
         customized_pruners: As in torch-pruning.
         exact: Whether a removal must equal masking.
@@ -120,21 +122,22 @@ def prepare(
     """
     for double in (True, False):
         give = doubled if double else copy.deepcopy
-        runs = _runs(inputs, losses, batches, last, compare, give)
+        runs = _runs(inputs, losses, batches, compare, give)
         dense = in_double(copied(model)) if double else copied(model)
         results = [_outcome(entry, dense) for entry in runs]
         if double and any(isinstance(result, str) for result in results):
-            native = _runs(inputs, losses, batches, last, compare, copy.deepcopy)
+            native = _runs(inputs, losses, batches, compare, copy.deepcopy)
             failing = [entry for entry, result in zip(native, results, strict=True) if isinstance(result, str)]
             if not all(isinstance(_outcome(entry, copied(model)), str) for entry in failing):
                 continue  # something runs in the model's own precision only
         if compare is not None:
-            _check_compare(results[0], partial(_outcome, _runs(inputs, losses, (), last, None, give)[0], dense))
+            _check_compare(results[0], partial(_outcome, _runs(inputs, losses, (), None, give)[0], dense))
         working = [entry for entry, result in zip(runs, results, strict=True) if not isinstance(result, str)]
         steady = tuple(
             dataclasses.replace(entry, compared=not entry.training or _repeats(entry, dense)) for entry in working
         )
-        return Trial(model, steady, customized_pruners, double, _tolerance(model, double) if exact else None)
+        tolerance = _tolerance(model, double) if exact else None
+        return Trial(model, steady, tuple(last), customized_pruners, double, tolerance)
     raise AssertionError("unreachable: the second round always returns")
 
 
@@ -143,7 +146,7 @@ def _check_compare(found: _Found | str, without: Callable[[], _Found | str]) -> 
     if isinstance(found, str):
         if not isinstance(without(), str):
             raise ValueError(f"compare: must take the outputs of the model as it is, found {found}; mend the function")
-    elif all(name.startswith(_ENTERS) for name, _ in found):
+    elif not found:
         raise ValueError(
             "compare: must return at least one tensor of the outputs, found none; return what must be equal"
         )
@@ -162,17 +165,16 @@ def _runs(
     inputs: Inputs,
     losses: TaskLosses,
     batches: Sequence[Batch],
-    last: Sequence[str],
     compare: Callable[[Any], Any] | None,
     give: Callable[[Any], Any],
 ) -> list[Run]:
-    def forward(model: nn.Module) -> _Found:
-        with torch.no_grad(), _entering(model, last) as entered:
+    def forward(model: nn.Module, watched: Collection[str]) -> _Found:
+        with torch.no_grad(), _entering(model, watched) as entered:
             outputs = run(model, give(inputs))
         return [*named_tensors(compare(outputs) if compare else outputs), *entered]
 
-    def losses_on(batch: Batch) -> Callable[[nn.Module], _Found]:
-        def call(model: nn.Module) -> _Found:
+    def losses_on(batch: Batch) -> Callable[[nn.Module, Collection[str]], _Found]:
+        def call(model: nn.Module, _: Collection[str]) -> _Found:
             with torch.enable_grad():
                 return [(f"the loss of task {task!r}", v.detach()) for task, v in losses(model, give(batch)).items()]
 
@@ -186,28 +188,28 @@ def _runs(
 
 
 @contextlib.contextmanager
-def _entering(model: nn.Module, last: Sequence[str]) -> Iterator[_Found]:
-    """Note what enters the last layers in evaluation mode."""
+def _entering(model: nn.Module, watched: Collection[str]) -> Iterator[_Found]:
+    """Note what enters some layers in evaluation mode."""
     found: _Found = []
     modules = {name: module for module, name in module_names(model).items()}
     with contextlib.ExitStack() as stack:
-        for name in last if not model.training else ():
+        for name in watched if not model.training else ():
 
             def note(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                found.extend((f"{_ENTERS}{name}", x.detach()) for x in inputs[:1])
+                found.extend((f"{_ENTERS}{name}", x.detach()) for x in inputs[:1] if isinstance(x, Tensor))
 
             stack.callback(before_forward(modules[name], note).remove)
         yield found
 
 
-def _outcome(entry: Run, model: nn.Module, seed: int = 0) -> _Found | str:
+def _outcome(entry: Run, model: nn.Module, seed: int = 0, watched: Collection[str] = ()) -> _Found | str:
     model.train(entry.training)
     try:
         # Seeding reaches every card, also those that the model is not on.
         cards = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         with torch.random.fork_rng(devices=cards):
             torch.manual_seed(seed)
-            return entry.call(model)
+            return entry.call(model, watched)
     except TRACE_ERRORS as error:
         return f"an error in {entry.what}: {' '.join(str(error).split())[:120]}"
 
@@ -231,9 +233,9 @@ def verdict(trial: Trial, plan: RemovalPlan) -> Verdict:
         plan.apply(smaller, customized_pruners=trial.customized_pruners)
     except TRACE_ERRORS as error:
         return Verdict(f"{type(error).__name__}: {' '.join(str(error).split())[:120]}")
-    removed = []
+    removed, watched = [], _watched(trial, plan)
     for entry in trial.runs:
-        result = _outcome(entry, smaller)
+        result = _outcome(entry, smaller, watched=watched)
         if isinstance(result, str):
             return Verdict(result)
         removed.append(result)
@@ -242,7 +244,7 @@ def verdict(trial: Trial, plan: RemovalPlan) -> Verdict:
     kept = {cut.target: kept_of(cut.count, cut.positions) for cut in plan.cuts if cut.side == "in"}
     largest = 0.0
     for entry, result in zip(trial.runs, removed, strict=True):
-        expected = _outcome(entry, masked)
+        expected = _outcome(entry, masked, watched=watched)
         if isinstance(expected, str):
             return Verdict(f"with masked channels, {expected}")
         failure, size = _compared(trial, entry, _narrowed(masked, expected, kept), result)
@@ -252,12 +254,23 @@ def verdict(trial: Trial, plan: RemovalPlan) -> Verdict:
     return Verdict(None, largest)
 
 
+def _watched(trial: Trial, plan: RemovalPlan) -> list[str]:
+    """Name the layers before which a removal is compared with masking, beside the outputs.
+
+    Those that make the outputs, which may be constant; and those that lose inputs, which may end in a branch that
+    gives nothing yet: a last layer or a scale that starts at zero hides behind it that other channels were taken.
+    """
+    modules = {name: module for module, name in module_names(trial.model).items()}
+    losing = [cut.target for cut in plan.cuts if cut.side == "in" and makes_channels(modules.get(cut.target))]
+    return list(dict.fromkeys([*trial.last, *losing]))
+
+
 def _fresh(trial: Trial) -> nn.Module:
     return in_double(copied(trial.model)) if trial.double else copied(trial.model)
 
 
 def _narrowed(masked: nn.Module, found: _Found, kept: Mapping[str, Tensor]) -> _Found:
-    """Take the channels that are left out of what enters the last layers of the masked copy."""
+    """Take the channels that are left out of what enters the watched layers of the masked copy."""
     modules = {name: module for module, name in module_names(masked).items()}
     narrow = []
     for what, tensor in found:
@@ -279,7 +292,7 @@ def _compared(trial: Trial, entry: Run, expected: _Found, found: _Found) -> tupl
         if masked.shape != removed.shape:
             changed = f"from {tuple(masked.shape)} to {tuple(removed.shape)}"
             return f"the outputs change {changed} ({name} of {entry.what})", math.inf
-        if not entry.compared:
+        if not entry.compared or (name.startswith(_ENTERS) and _is_noise(masked, removed, double=trial.double)):
             continue
         found_difference = difference(masked, removed, floor=floor)
         largest = max(largest, found_difference.size)
@@ -289,6 +302,11 @@ def _compared(trial: Trial, entry: Run, expected: _Found, found: _Found) -> tupl
                 f"{entry.what}: {found_difference.where})"
             ), largest
     return None, largest
+
+
+def _is_noise(first: Tensor, second: Tensor, *, double: bool) -> bool:
+    """Tell whether two tensors differ by rounding alone, as sums do that would be zero; layers expect values near 1."""
+    return bool(torch.allclose(first, second, rtol=0, atol=1e-10 if double else 1e-5))
 
 
 def _differ(one: RemovalPlan, other: RemovalPlan) -> bool:

@@ -98,6 +98,18 @@ def test_bad_amounts_change_nothing(options: dict[str, Any], words: str) -> None
     assert count(model) == before
 
 
+@pytest.mark.parametrize("of", ["channels", "parameters", "macs"])
+def test_what_cannot_be_reached_is_said_before_anything_is_trained(of: Any) -> None:
+    model, trained = build("batchnorm"), []
+    before = [parameter.shape for parameter in model.parameters()]
+    with pytest.raises(ValueError, match=r"at most .* found 0.9999 asked"):
+        remove_channels(
+            model, losses, batches(), batches()[0], 0.9999, of=of, steps=4, between=lambda _, step: trained.append(step)
+        )
+    assert not trained
+    assert [parameter.shape for parameter in model.parameters()] == before
+
+
 def test_one_amount_for_each_part() -> None:
     """Exact in every part; a part that is not named keeps all."""
     report = remove(build("batchnorm"), {"shared": 0.25, "label": 0.5})

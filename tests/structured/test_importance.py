@@ -375,3 +375,11 @@ def test_invalidate_scores_afresh(given: bool) -> None:
         pruner.importance.invalidate()
         pruner.importance.task_scores(group)
         assert len(calls) == first + more
+
+
+def test_a_masked_model_is_refused_before_anything_is_cut() -> None:
+    model = build("batchnorm")
+    pruner = make_pruner(model)
+    torch.nn.utils.prune.l1_unstructured(model.down, "weight", 0.3)
+    with pytest.raises(ValueError, match="must carry no masks"):
+        pruner.importance.attach(pruner)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -349,6 +351,53 @@ def test_errors_leave_the_model_as_it_was(spoil: Any, options: dict[str, Any], w
     assert list(after) == list(before)
     assert all(torch.equal(before[name], after[name]) or before[name].isnan().any() for name in before)
     model(torch.zeros(INPUT))
+
+
+def _masked_by_torch(model: nn.Module) -> None:
+    prune.random_unstructured(model.down, "weight", 0.5)
+
+
+def _spectral(model: nn.Module) -> None:
+    torch.nn.utils.parametrizations.spectral_norm(model.down)
+
+
+def _old_normed(model: nn.Module) -> None:
+    with pytest.warns(FutureWarning):
+        torch.nn.utils.weight_norm(model.down)
+
+
+@pytest.mark.parametrize("spoil", [_masked_by_torch, _normed, _spectral, _old_normed], ids=lambda f: f.__name__)
+def test_what_a_model_makes_anew_is_not_replayed_on(spoil: Any, tmp_path: Path) -> None:
+    report = remove(build("batchnorm"))
+    report.save(tmp_path / "removed")
+    model = build("batchnorm")
+    spoil(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"down must hold its weight as a plain tensor"):
+        replay_removal(model, tmp_path / "removed")
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_random_states_are_as_before() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.drop, self.last = nn.Conv2d(3, 8, 3), nn.Dropout(), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.drop(self.first(x + 0 * random.random() + 0 * np.random.rand())))
+
+    def of_noise(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        out = model(x)
+        return {"a": out[:, 0].square().mean(), "b": out[:, 1].square().mean()}
+
+    model, x = Noisy(), torch.randn(2, 3, 8, 8)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[2]
+    remove_channels(model, of_noise, [x], x, 0.5)
+    assert model.first.out_channels == 4
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), np.random.get_state()[2]) == before[1:]
 
 
 def test_multihead_attention_of_torch() -> None:

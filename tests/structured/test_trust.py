@@ -480,3 +480,93 @@ def test_a_batch_of_any_kind_is_tried_in_double_precision(kind: Any) -> None:
     assert report.deviation < 1e-5
     types = {torch.float32} if kind is SimpleNamespace else {torch.float32, torch.float64}
     assert seen == {(dtype, torch.int64) for dtype in types}
+
+
+class ShuffledBranch(nn.Module):
+    """A residual branch that shuffles its channels, behind a scale that may start at nothing."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 1)
+        self.second, self.scale = nn.Conv2d(16, 8, 1), nn.Parameter(torch.full((8, 1, 1), scale))
+        self.a, self.b = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        inner = self.first(x)
+        shuffled = inner.unflatten(1, (2, inner.shape[1] // 2)).transpose(1, 2).flatten(1, 2)
+        x = x + self.scale * self.second(shuffled.relu())
+        return self.a(x), self.b(x)
+
+
+def _of_two_heads(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    a, b = model(x)
+    return {"a": a.square().mean(), "b": b.logsumexp(1).mean()}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 0.0])
+def test_a_branch_that_gives_nothing_yet_hides_nothing(scale: float) -> None:
+    model = ShuffledBranch(scale).eval()
+    full, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8)
+    report = remove_channels(model, _of_two_heads, [x], x, 0.5, exclude=["stem", "scale"])
+    (gone,) = [cut.positions for cut in report.plan.cuts if cut.target == "first"]
+    assert len(gone) == 8
+    with torch.no_grad():
+        for layer in (full.first.weight, full.first.bias):
+            layer[gone] = 0
+        full.scale.fill_(1)
+        model.scale.fill_(1)
+        for masked, removed in zip(full(x), model(x), strict=True):
+            torch.testing.assert_close(removed, masked)
+
+
+class Context(nn.Module):
+    """Attention over the last places, of which there are as many as the heads are wide together, by chance."""
+
+    size = (10, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.max_len = 4, 16, 64
+        self.stem, self.a, self.b = nn.Linear(8, 64), nn.Linear(64, 3), nn.Linear(64, 2)
+        self.q, self.k, self.v, self.o = (nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)[:, -self.max_len :]
+        q, k, v = (layer(x).unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+                   for layer in (self.q, self.k, self.v))  # fmt: skip
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.a(x), self.b(x)
+
+
+class Halves(nn.Module):
+    """Halves of a stored width, in windows that are as wide, by chance."""
+
+    size = (3, 32, 32)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.half, self.window = 16, 16
+        self.stem, self.inner, self.outer = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 32, 1), nn.Conv2d(16, 8, 1)
+        self.a, self.b = nn.Linear(8, 3), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.pad(self.stem(x), (0, -x.shape[-1] % self.window, 0, -x.shape[-2] % self.window))
+        one, other = self.inner(x).split([self.half, self.half], 1)
+        x = self.outer(one * other.sigmoid()).mean((2, 3))
+        return self.a(x), self.b(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "kept", "larger"),
+    [(Context, "num_heads", ("max_len", 64), (64, 8)), (Halves, "half", ("window", 16), (3, 24, 24))],
+)
+def test_numbers_that_equal_a_width_by_chance_stay(kind: Any, changed: str, kept: Any, larger: tuple[int, ...]) -> None:
+    model, x = kind().eval(), torch.randn(2, *kind.size)
+    full = copy.deepcopy(model)
+    report = remove_channels(model, _of_two_heads, [x], x, 0.5, exclude=["stem"])
+    assert getattr(model, changed) < getattr(full, changed)
+    assert getattr(model, kept[0]) == kept[1]
+    x = torch.randn(1, *larger)
+    for masked, removed in zip(masked_copy(full, report.plan.cuts)(x), model(x), strict=True):
+        torch.testing.assert_close(removed, masked)
