@@ -197,6 +197,24 @@ def test_ignored_layers_limits_and_rounding() -> None:
     assert "excluded" in report.skipped.values()
 
 
+def chain() -> nn.Sequential:
+    """Four convolutions; eight channels of each of the first three may go."""
+    torch.manual_seed(0)
+    first, second, third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+
+
+def two_losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    out = model(x)
+    return {"a": out[:, 0].square().mean(), "b": out[:, 1].square().mean()}
+
+
+def test_too_few_batches_advise_only_what_the_call_takes() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"found 3 with 1 in data; pass num_batches=1$"):
+        remove_channels(chain(), two_losses, [x], x, 0.5, num_batches=3)
+
+
 def test_a_count_instead_of_a_fraction() -> None:
     report = remove(build("batchnorm"), 7)
     assert report.channels.before - report.channels.after == 7
