@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,18 @@ def chain() -> nn.Sequential:
 def two_losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     out = model(x)
     return {"a": out[:, 0].square().mean(), "b": out[:, 1].square().mean()}
+
+
+@pytest.mark.parametrize(
+    ("round_to", "most", "holds"),
+    [(4, 12, "round_to=4; 6 "), ("auto", 18, "round_to='auto'; 6 "), (1, 21, "6 "), (None, 21, "6 ")],
+)
+def test_rounding_is_named_where_it_holds_the_rest(round_to: Any, most: int, holds: str) -> None:
+    """Of eight channels four stay if the rest is a multiple of 4, two if of 2 (a quarter of the width), else one."""
+    x = torch.randn(2, 3, 8, 8)
+    why = re.escape(f"What holds the rest: {holds}(makes an output of the model)")
+    with pytest.raises(ValueError, match=rf"at most {most} of 24 channels .* {why}$"):
+        remove_channels(chain(), two_losses, [x], x, 0.9, round_to=round_to)
 
 
 def test_too_few_batches_advise_only_what_the_call_takes() -> None:
