@@ -222,6 +222,25 @@ def test_rounding_is_named_where_it_holds_the_rest(round_to: Any, most: int, hol
         remove_channels(chain(), two_losses, [x], x, 0.9, round_to=round_to)
 
 
+def test_what_was_not_scored_is_not_said_to_be_unreached() -> None:
+    x, net = torch.randn(2, 3, 8, 8), chain()
+    report = remove_channels(net, two_losses, [x], x, 0.3, parameters=[(net[0], "weight")])
+    assert report.skipped == {
+        "6": "makes an output of the model",
+        **dict.fromkeys(("2", "4"), "has no scored parameter"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:parameters. .* are reached by no task")
+def test_what_was_scored_in_vain_is_unreached() -> None:
+    def losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        model(x)
+        return two_losses(model[:3], x)
+
+    x = torch.randn(2, 3, 8, 8)
+    assert remove_channels(chain(), losses, [x], x, 0.3).skipped["4"] == "reached by no task"
+
+
 def test_too_few_batches_advise_only_what_the_call_takes() -> None:
     x = torch.randn(2, 3, 8, 8)
     with pytest.raises(ValueError, match=r"found 3 with 1 in data; pass num_batches=1$"):
