@@ -8,14 +8,15 @@ read. The mask is a buffer that lies on each rank beside its share of the weight
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ._support.shards import beside, is_sharded, local, part_here
+from ._support.shards import beside, is_sharded, local, part_here, spread_alike
 from .parameters import ParameterKey, is_masked, is_masked_in_place, stored
 
 
@@ -45,13 +46,20 @@ class MaskInWeight(prune.BasePruningMethod):
     def __init__(self) -> None:
         """Start without a tensor."""
         self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._watching = False  # beside the handle, which a compiled forward cannot look at
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:  # noqa: ARG002
         """Return the mask as it is; called by torch if another method is applied on top."""
         return default_mask
 
-    def __call__(self, module: nn.Module, inputs: object) -> None:
-        """Leave the forward as it is: the weight holds its zeros."""
+    def __call__(self, module: nn.Module, inputs: object) -> None:  # noqa: ARG002
+        """Leave the forward as it is: the weight holds its zeros. See to its gradient, if the weight is another."""
+        if not self._watching or not torch.compiler.is_compiling():
+            self._watch(module)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the handle behind: copied and loaded Parameters have no hooks, the first forward gives them one."""
+        return {**vars(self), "_handle": None, "_watching": False}
 
     @classmethod
     def apply(cls, module: nn.Module, name: str, mask: Tensor) -> Self:  # type: ignore[override]
@@ -78,7 +86,6 @@ class MaskInWeight(prune.BasePruningMethod):
         everything = torch.ones_like(local(parameter), dtype=torch.bool)
         module.register_buffer(f"{name}_mask", beside(everything, parameter))
         module.register_forward_pre_hook(hook)
-        hook._handle = parameter.register_post_accumulate_grad_hook(lambda tensor: hook._mask_gradient(module, tensor))
         hook.rewrite(module, mask)
         return hook
 
@@ -112,6 +119,7 @@ class MaskInWeight(prune.BasePruningMethod):
         with torch.no_grad():
             here.masked_fill_(~(new.to(here.device) & buffer), 0)
             buffer.copy_(new)
+        self._watch(module)
 
     def refresh(self, module: nn.Module) -> None:
         """Write the zeros once more, after another weight has been loaded."""
@@ -126,9 +134,32 @@ class MaskInWeight(prune.BasePruningMethod):
             self._handle.remove()
 
     def _buffer(self, module: nn.Module) -> Tensor:
-        buffer = module._buffers[f"{self._tensor_name}_mask"]
-        assert buffer is not None
-        return local(buffer)
+        return local(self._mask(module))
+
+    def _mask(self, module: nn.Module) -> Tensor:
+        mask = module._buffers[f"{self._tensor_name}_mask"]
+        assert mask is not None
+        return mask
+
+    def _watch(self, module: nn.Module) -> None:
+        """See to it that the gradient of the present Parameter is masked: ``deepcopy`` and others put new ones there.
+
+        ``fully_shard`` gathers a weight for the forward. The whole weight is let be: it is its share that is masked.
+        """
+        parameter = stored(module, self._tensor_name)
+        trained = isinstance(parameter, nn.Parameter) and parameter.requires_grad
+        if not trained or not spread_alike(parameter, self._mask(module)):
+            return
+        hooks = parameter._post_accumulate_grad_hooks
+        if self._handle is not None and hooks is not None and self._handle.id in hooks:
+            # model.double() swaps what is inside a DTensor, and the engine's part of a hook goes with that.
+            parameter._post_accumulate_grad_hooks = hooks
+            return
+        if self._handle is not None:
+            self._handle.remove()
+        masked = functools.partial(self._mask_gradient, module)
+        self._handle = parameter.register_post_accumulate_grad_hook(masked)
+        self._watching = True
 
     def _mask_gradient(self, module: nn.Module, parameter: Tensor) -> None:
         if parameter.grad is not None:

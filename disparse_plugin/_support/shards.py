@@ -24,6 +24,20 @@ def is_sharded(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and hasattr(tensor, "device_mesh")
 
 
+def spread_alike(one: Tensor, other: Tensor) -> bool:
+    """Tell whether of two tensors of one shape the same part lies on each rank; of two that are no DTensors, all.
+
+    Example:
+        >>> spread_alike(torch.ones(2), torch.zeros(2))
+        True
+    """
+    if not (is_sharded(one) and is_sharded(other)):
+        return is_sharded(one) == is_sharded(other)
+    first: Any = one
+    second: Any = other
+    return bool(first.device_mesh == second.device_mesh and first.placements == second.placements)
+
+
 def reshard(model: nn.Module) -> None:
     """Let ``fully_shard`` free the weights that it has gathered, and put the shares back in their place.
 

@@ -23,6 +23,7 @@ class Data:
         num_batches: How many to use; None for all.
         cycle: Start again at the first when ``source`` ends before ``num_batches``.
         progress: Show a tqdm bar.
+        may_cycle: Whether ``cycle`` is for the user to choose, so that messages may advise it.
 
     Example:
         >>> list(Data([1, 2], num_batches=3, cycle=True).batches())
@@ -33,6 +34,7 @@ class Data:
     num_batches: int | None = None
     cycle: bool = False
     progress: bool = False
+    may_cycle: bool = True
 
     def batches(self) -> Iterator[Batch]:
         """Check the options, and return an iterator over the batches.
@@ -52,10 +54,39 @@ class Data:
         check_source(self.source)
         known = length(self.source)
         if count is not None and known is not None and 0 < known < count and not self.cycle:
-            raise _too_short(count, known)
+            raise self._too_short(count, known)
         expected = count if known is None or self.cycle else min(known, count or known)
-        batches = _counted(self.source, count, self.cycle)
+        batches = self._counted(count)
         return iter(tqdm(batches, total=expected, desc="scoring", unit="batch", disable=not self.progress))
+
+    def _counted(self, count: int | None) -> Iterator[Batch]:
+        found = 0
+        for _ in itertools.count():
+            start = found
+            for batch in self.source if count is None else itertools.islice(self.source, count - found):
+                if isinstance(batch, DataLoader):
+                    raise TypeError(
+                        "data: must be an iterable of batches, found a DataLoader in it, which holds batches itself; "
+                        "pass data=loader"
+                    )
+                found += 1
+                yield batch
+            if not self.cycle or found in (start, count):
+                break
+        if found == 0:
+            raise ValueError("data: must hold at least one batch, found none")
+        if count is not None and found < count:
+            raise self._too_short(count, found)
+
+    def _too_short(self, wanted: int, found: int) -> ValueError:
+        if self.cycle:
+            otherwise = ", or data that can be read again"
+        else:
+            otherwise = ", or cycle=True with a data set that can be read again" if self.may_cycle else ""
+        return ValueError(
+            f"num_batches: must be at most the number of batches in data, found {wanted} with {found} in data; pass "
+            f"num_batches={found}{otherwise}"
+        )
 
 
 def checked_count(num_batches: int | None) -> int | None:
@@ -91,30 +122,3 @@ def length(data: Iterable[Batch]) -> int | None:
         return len(data) if isinstance(data, Sized) else None
     except TypeError:  # a DataLoader over an IterableDataset has __len__, but no length
         return None
-
-
-def _counted(data: Iterable[Batch], num_batches: int | None, cycle: bool) -> Iterator[Batch]:
-    found = 0
-    for _ in itertools.count():
-        start = found
-        for batch in data if num_batches is None else itertools.islice(data, num_batches - found):
-            if isinstance(batch, DataLoader):
-                raise TypeError(
-                    "data: must be an iterable of batches, found a DataLoader in it, which holds batches itself; pass "
-                    "data=loader"
-                )
-            found += 1
-            yield batch
-        if not cycle or found in (start, num_batches):
-            break
-    if found == 0:
-        raise ValueError("data: must hold at least one batch, found none")
-    if num_batches is not None and found < num_batches:
-        raise _too_short(num_batches, found)
-
-
-def _too_short(wanted: int, found: int) -> ValueError:
-    return ValueError(
-        f"num_batches: must be at most the number of batches in data, found {wanted} with {found} in data; pass "
-        f"num_batches={found}, or cycle=True with a data set that can be read again"
-    )

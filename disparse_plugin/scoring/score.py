@@ -144,7 +144,8 @@ def score_for_removal(
         TypeError: As :func:`score_tasks`.
         ValueError: As :func:`score_tasks`.
     """
-    return _score(model, losses, Data(data, num_batches), criterion, parameters, (), to_mask=False)
+    source = Data(data, num_batches, may_cycle=False)
+    return _score(model, losses, source, criterion, parameters, (), to_mask=False)
 
 
 def _score(

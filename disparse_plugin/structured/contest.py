@@ -14,7 +14,7 @@ from ..parameters import keys_by_name, module_names
 from ..scoring.task_scores import TaskScores
 from .applying import Pruners
 from .budget import Budget, Quantity
-from .groups import SETTLED, ChannelGroup, channel_scores, normalized
+from .groups import SETTLED, ChannelGroup, channel_scores, normalized, why_unjudged
 from .layer_rule import Side
 from .layers import makes_channels
 from .numbers import WholeHeads, whole_heads
@@ -103,7 +103,7 @@ class Contest:
             if group.num_units < 2:
                 reasons[group.name] = "has one channel" if group.size == 1 else "all its channels go together"
             elif not by_task:
-                reasons[group.name] = "reached by no task"
+                reasons[group.name] = why_unjudged(group, self.unreached)
             else:
                 scale = self.options.normalizer
                 per_unit = {task: group.per_unit(normalized(v, scale)) for task, v in by_task.items()}

@@ -8,7 +8,7 @@ from is the business of :mod:`disparse_plugin.structured.adapter.graph`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -25,6 +25,8 @@ from .shrinking import tensors_of
 ScoresByName: TypeAlias = Mapping[str, Mapping[str, Tensor]]
 
 FIXED = "meets a size that is fixed"
+UNREACHED = "reached by no task"
+UNSCORED = "has no scored parameter"
 # Why a layer keeps its channels where it has none to lose, or nobody knows what they are worth.
 SETTLED = (
     "makes an output of the model",
@@ -224,6 +226,22 @@ def channel_scores(group: ChannelGroup, scores: ScoresByName, reduction: str = "
                 totals[task] = torch.maximum(totals[task], values) if reduction == "max" else totals[task] + values
                 counts[task] += 1
     return {task: total / counts[task] if reduction == "mean" else total for task, total in totals.items()}
+
+
+def why_unjudged(group: ChannelGroup, unreached: Container[str]) -> str:
+    """Say why a group has no task's scores: no task reaches it, or nobody asked for scores of it.
+
+    Args:
+        group: The group.
+        unreached: Names of the parameters that were asked for and that no task reaches.
+
+    Example:
+        >>> layer, both = nn.Linear(2, 3, bias=False), torch.arange(3)
+        >>> group = ChannelGroup("fc", 3, both, (Follower("fc", layer, "out", -1, 3, both, both),))
+        >>> why_unjudged(group, {"fc.weight"}), why_unjudged(group, {"head.weight"})
+        ('reached by no task', 'has no scored parameter')
+    """
+    return UNREACHED if any(piece.name in unreached for piece in group.slices()) else UNSCORED
 
 
 def channel_magnitudes(group: ChannelGroup, weights: Mapping[str, Tensor]) -> Tensor:

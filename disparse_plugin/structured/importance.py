@@ -21,11 +21,9 @@ from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, ro
 from .adapter.reading import UnusableGroupError, block_counts, read_group
 from .adapter.table import RemovalTable, ScoredGroup, removal_table
 from .checks import check_joining, check_unmasked
-from .groups import ChannelGroup, channel_magnitudes, normalized
+from .groups import UNREACHED, UNSCORED, ChannelGroup, channel_magnitudes, normalized, why_unjudged
 from .order import ChannelRule, removal_order
 from .sources import Given, GivenFirst, Rescore, Rescored, RescoredByBase, Scorer, Source
-
-UNREACHED = "reached by no task"
 
 
 class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
@@ -212,8 +210,10 @@ class DiSparseImportance(tp.importance.Importance):  # type: ignore[misc]
             )
             for ranked in groups
         ]
-        unreached = {item.ranked.channels.name: UNREACHED for item in scored if not item.scores}
-        self.skipped = {name: why for name, why in unusable.items() if why != UNREACHED} | unreached
+        others = [item.ranked.channels for item in scored if not item.scores]
+        unjudged = {channels.name: why_unjudged(channels, scorer.unreached) for channels in others}
+        known = {name: why for name, why in unusable.items() if why not in (UNREACHED, UNSCORED)}
+        self.skipped = known | unjudged
         return removal_table(scored, scorer.tasks, self._rule, self._pruner, self._initial)
 
     def _channel_scores(self, scorer: Scorer, channels: ChannelGroup, group: Any) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..agreement.budgets import SHARED, check_task_names, part_of
 from ..agreement.ranking import ranks
 from ..parameters import keys_by_name, module_names, stored
-from .budget import choose, multiples, parts_of, units_to_keep
+from .budget import choose, chosen, multiples, parts_of, units_to_keep
 from .contest import Contest, part_of_parameters
 from .cuts import Attributes, Cut, merge_cuts
 from .groups import ChannelGroup, channel_magnitudes
@@ -254,7 +254,23 @@ def _what_holds(contest: Contest) -> str:
         reasons.setdefault(reason, []).append(layer)
     held = [f"{', '.join(layers)} ({reason})" for reason, layers in reasons.items()]
     limit = contest.options.max_pruning_ratio
-    return "; ".join([*held, *([f"max_pruning_ratio={limit}"] if limit < 1 else [])]) or "one channel of each layer"
+    limits = [f"max_pruning_ratio={limit}"] if limit < 1 else []
+    if _rounding_holds(contest):
+        limits.append(f"round_to={contest.options.round_to!r}")
+    return "; ".join([*limits, *held]) or "one channel of each layer"
+
+
+def _rounding_holds(contest: Contest) -> bool:
+    """Tell whether some group could lose more if what stays of it were not a multiple."""
+    options, groups = contest.options, contest.groups
+    if options.round_to is None:
+        return False
+    keep = [units_to_keep(group, options.ratio_of(group), parts_of(group)) for group in groups]
+    order = [torch.arange(group.num_units) for group in groups]
+    rounded = multiples(groups, options.round_to, next(contest.root.parameters()).device)
+    most = max(group.num_units for group in groups)
+    fewer, more = (chosen(groups, order, keep, most, each) for each in (rounded, [1] * len(groups)))
+    return any(not torch.equal(one, other) for one, other in zip(fewer, more, strict=True))
 
 
 def removal_plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
@@ -29,11 +29,13 @@ class Scorer:
         tasks: All tasks.
         of_group: From a group, ours and torch-pruning's, to each reaching task's score of each channel.
         weights: The weights that were scored, by name: between equal scores their magnitudes decide.
+        unreached: Names of the parameters that would have been scored if a task reached them.
     """
 
     tasks: tuple[str, ...]
     of_group: Callable[[ChannelGroup, Any], dict[str, Tensor]]
     weights: Mapping[str, Tensor]
+    unreached: Container[str]
 
 
 class Source(Protocol):
@@ -50,7 +52,9 @@ def scorer_of(scores: TaskScores, reduction: str) -> Scorer:
     """Score channels by the element scores of their slices."""
     named = dict(zip(scores.names, scores.by_parameter(), strict=True))
     weights = {name: stored(*key) for key, name in zip(scores.parameters, scores.names, strict=True)}
-    return Scorer(scores.tasks, lambda channels, _: channel_scores(channels, named, reduction), weights)
+    return Scorer(
+        scores.tasks, lambda channels, _: channel_scores(channels, named, reduction), weights, scores.unreached
+    )
 
 
 class Given:
@@ -115,7 +119,7 @@ class RescoredByBase:
         """Collect each task's gradients."""
         scores = BaseScores(self._base, graph.model, *self._rescore)
         weights = {name: stored(*key) for name, key in keys_by_name(graph.model).items()}
-        return Scorer(scores.tasks, scores.of_group, weights)
+        return Scorer(scores.tasks, scores.of_group, weights, weights)
 
     def forget(self) -> None:
         """Nothing is kept."""

@@ -1,5 +1,8 @@
 """Under torchrun with gloo: sharded weights have the scores and the masks of one process on the joined batches."""
 
+import copy
+import io
+
 import pytest
 import torch
 from torch import distributed as dist
@@ -7,11 +10,12 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.pipelining import SplitPoint, pipeline
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from disparse_plugin import disparse_static, score_tasks, sparsity_report
+from disparse_plugin import attach_masks, clone_pruned, disparse_static, score_tasks, sparsity_report
 from disparse_plugin._support.shards import whole
 from disparse_plugin.analysis import GradientConflict, own_masks, task_overlap
+from disparse_plugin.in_weight import MaskInWeight
 from disparse_plugin.masks import keep_tasks, load_masks
 from disparse_plugin.masks.attach import masks_of
 from disparse_plugin.masks.state_dicts import match_masks
@@ -314,6 +318,59 @@ def test_a_rewound_model_keeps_its_masks():
     for layer in ("trunk.0", "trunk.2", "own"):
         one, other = (model.get_submodule(layer).weight.detach() for model in models)
         torch.testing.assert_close(whole(one), other)
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def with_a_state_assigned(model):
+    twin = copy.deepcopy(model)
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize(
+    "other",
+    [clone_pruned, copy.deepcopy, saved_and_loaded, with_a_state_assigned, lambda model: model.double()],
+    ids=["clone_pruned", "deepcopy", "torch.save", "assign", "double"],
+)
+def test_a_copy_of_a_sharded_model_keeps_its_masks_in_training(other):
+    mesh, mask = init_device_mesh("cpu", (1,)), torch.arange(12).reshape(3, 4) % 2 == 0
+    layer = nn.Linear(4, 3, bias=False)
+    layer.weight = nn.Parameter(distribute_tensor(torch.ones(3, 4), mesh, [Shard(0)]))
+    attach_masks(layer, {"weight": mask})
+    twin = other(layer)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        inputs = distribute_tensor(torch.ones(1, 4, dtype=twin.weight.dtype), mesh, [Replicate()])
+        twin(inputs).full_tensor().sum().backward()
+        optimizer.step()
+    # Every gradient is 1: the first step goes by 0.1, the second by 0.1 * 1.9.
+    torch.testing.assert_close(whole(twin.weight.detach()), 0.71 * mask.to(twin.weight.dtype))
+    assert sparsity_report(twin).alive == 6
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_a_mask_in_the_weight_holds_in_a_compiled_copy(fullgraph):
+    layer = nn.Linear(3, 1)
+    MaskInWeight.apply(layer, "weight", torch.tensor([[True, False, True]]))
+    for model in (layer, copy.deepcopy(layer)):
+        torch.compile(model, backend="eager", fullgraph=fullgraph)(torch.ones(1, 3)).sum().backward()
+        assert model.weight.grad.tolist() == [[1, 0, 1]]
+
+
+def test_a_mask_in_a_frozen_weight_holds_once_that_is_trained():
+    layer = nn.Linear(3, 1).requires_grad_(False)
+    MaskInWeight.apply(layer, "weight", torch.tensor([[True, False, True]]))
+    layer.requires_grad_(True)
+    layer(torch.ones(3)).sum().backward()
+    assert layer.weight.grad.tolist() == [[1, 0, 1]]
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -316,6 +316,16 @@ def test_groups_that_no_task_reaches_are_left_alone() -> None:
     assert model.hidden.out_features < 24 or model.stem.out_channels < 16
 
 
+def test_groups_are_told_apart_that_nobody_scored() -> None:
+    model = build("batchnorm")
+    importance = DiSparseImportance(rescore=(losses, batches(1)), parameters=[(model.stem, "weight")])
+    pruner = tp.pruner.BasePruner(model, (batches()[0],), importance=importance, global_pruning=True)
+    importance.attach(pruner)
+    pruner.step()
+    assert importance.skipped["hidden"] == "has no scored parameter"
+    assert "stem" not in importance.skipped
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,55 @@ def test_ignored_layers_limits_and_rounding() -> None:
     assert all(change.channels.after % 4 == 0 for change in report.groups.values() if change.channels.removed)
     assert all(change.channels.removed <= 0.75 for change in report.groups.values())
     assert "excluded" in report.skipped.values()
+
+
+def chain() -> nn.Sequential:
+    """Four convolutions; eight channels of each of the first three may go."""
+    torch.manual_seed(0)
+    first, second, third = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+
+
+def two_losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    out = model(x)
+    return {"a": out[:, 0].square().mean(), "b": out[:, 1].square().mean()}
+
+
+@pytest.mark.parametrize(
+    ("round_to", "most", "holds"),
+    [(4, 12, "round_to=4; 6 "), ("auto", 18, "round_to='auto'; 6 "), (1, 21, "6 "), (None, 21, "6 ")],
+)
+def test_rounding_is_named_where_it_holds_the_rest(round_to: Any, most: int, holds: str) -> None:
+    """Of eight channels four stay if the rest is a multiple of 4, two if of 2 (a quarter of the width), else one."""
+    x = torch.randn(2, 3, 8, 8)
+    why = re.escape(f"What holds the rest: {holds}(makes an output of the model)")
+    with pytest.raises(ValueError, match=rf"at most {most} of 24 channels .* {why}$"):
+        remove_channels(chain(), two_losses, [x], x, 0.9, round_to=round_to)
+
+
+def test_what_was_not_scored_is_not_said_to_be_unreached() -> None:
+    x, net = torch.randn(2, 3, 8, 8), chain()
+    report = remove_channels(net, two_losses, [x], x, 0.3, parameters=[(net[0], "weight")])
+    assert report.skipped == {
+        "6": "makes an output of the model",
+        **dict.fromkeys(("2", "4"), "has no scored parameter"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:parameters. .* are reached by no task")
+def test_what_was_scored_in_vain_is_unreached() -> None:
+    def losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        model(x)
+        return two_losses(model[:3], x)
+
+    x = torch.randn(2, 3, 8, 8)
+    assert remove_channels(chain(), losses, [x], x, 0.3).skipped["4"] == "reached by no task"
+
+
+def test_too_few_batches_advise_only_what_the_call_takes() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"found 3 with 1 in data; pass num_batches=1$"):
+        remove_channels(chain(), two_losses, [x], x, 0.5, num_batches=3)
 
 
 def test_a_count_instead_of_a_fraction() -> None:
