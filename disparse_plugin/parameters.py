@@ -162,6 +162,22 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def check_not_synced(model: nn.Module) -> None:
+    """Refuse ``DistributedDataParallel``, around a model or inside it, where Parameters are about to be replaced.
+
+    It syncs the gradients of the Parameters that it found when it was made, and of no others: the ranks would drift
+    apart without a word. Masks replace none.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise ValueError(
+            "model: must not be in DistributedDataParallel when tensors become smaller, found that it is, which would "
+            "not sync the new Parameters; do it before wrapping, or pass the module inside and wrap that anew after it"
+        )
+
+
 def qualified_names(model: nn.Module, parameters: Iterable[ParameterKey]) -> tuple[str, ...]:
     """Return the fully qualified name of each parameter, without the components that wrappers add.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._support.files import packed_bits, read_tensors, understood, unpacked_bits, write_tensors
-from ..parameters import is_masked, without_wrappers
+from ..parameters import check_not_synced, is_masked, without_wrappers
 from .attach import inside, masks_of
 from .shapes import Numbers, plain_numbers, shrink, unchanged_on_error
 from .state_dicts import follow_masks
@@ -86,7 +86,8 @@ def load_pruned(model: nn.Module, path: str | Path) -> dict[str, Any]:
     afterwards: parameters that became smaller are new ones.
 
     Args:
-        model: The architecture at full size, without masks; changed in place. Wrappers are looked through.
+        model: The architecture at full size, without masks; changed in place. Wrappers are looked through;
+            ``DistributedDataParallel`` only where no tensor becomes smaller.
         path: The file.
 
     Returns:
@@ -95,8 +96,9 @@ def load_pruned(model: nn.Module, path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such file.
         FileFormatError: If it is another file, damaged, or written by a newer version.
-        ValueError: If the model carries masks, has other parameters or buffers than the file, or smaller ones. In all
-            cases the model is unchanged.
+        ValueError: If the model carries masks, has other parameters or buffers than the file, or smaller ones, or is in
+            ``DistributedDataParallel``, which would not sync parameters that became smaller. In all cases the model is
+            unchanged.
 
     Example:
         >>> import tempfile, torch
@@ -114,13 +116,16 @@ def load_pruned(model: nn.Module, path: str | Path) -> dict[str, Any]:
         saved = _Saved.of(tensors, layout)
     root = inside(model)
     _check_fits(root, saved, path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in saved.dense().items()}
+    if shapes != {without_wrappers(name): tuple(tensor.shape) for name, tensor in root.state_dict().items()}:
+        check_not_synced(model)
     paths = {without_wrappers(actual): actual for actual, _ in root.named_modules(remove_duplicate=False)}
     state = {}
     for name, tensor in saved.state.items():
         place, _, last = name.rpartition(".")
         state[f"{paths[place]}.{last}" if paths[place] else last] = tensor
     with unchanged_on_error(root):
-        shrink(root, {name: tuple(tensor.shape) for name, tensor in saved.dense().items()}, saved.numbers)
+        shrink(root, shapes, saved.numbers)
         handles = follow_masks(root)
         try:
             root.load_state_dict(state)

@@ -72,7 +72,7 @@ class LiveMasks:
         self.kept = counts_true(self._read())
         # Leaves that are read until the modules run, so that only what a parent reads directly gets a gradient. A mask
         # in the weight itself counts wherever that is read.
-        self._copies: list[Tensor] = [] if self._in_weights else [module.__dict__[name] for module, name in self.keys]
+        self._copies: list[Tensor] = [] if self._in_weights else self._effective()
 
     @property
     def sharded(self) -> bool:
@@ -172,6 +172,8 @@ class LiveMasks:
             for key, mask in zip(self.keys, masks, strict=True):
                 local(self._buffer(key)).copy_(mask)
         self.rewrite(masks)
+        if self._copies:  # that has put others in their place, which the first step will read
+            self._copies = self._effective()
 
     def packed(self) -> dict[str, Tensor]:
         """Return the masks by qualified name: as bits, uint8, on the CPU; sharded ones as they are, for other ranks."""
@@ -208,6 +210,9 @@ class LiveMasks:
         if self._in_weights:
             return [MaskInWeight.find(*key) for key in self.keys]
         return [DiSparseDynamic.find(*key) for key in self.keys]
+
+    def _effective(self) -> list[Tensor]:
+        return [module.__dict__[name] for module, name in self.keys]
 
     def _read(self) -> list[Tensor]:
         return [local(self._buffer(key)) != 0 for key in self.keys]

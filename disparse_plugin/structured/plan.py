@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from .._support.files import read_tensors, understood, write_tensors
-from ..parameters import unwrap
+from ..parameters import check_not_synced, unwrap
 from .applying import apply_cuts
 from .cuts import Attributes, Cut, check_cuts, composed
 
@@ -52,10 +52,13 @@ class RemovalPlan:
             customized_pruners: As in torch-pruning, by class, if they were used to make the plan.
 
         Raises:
-            ValueError: If a layer or an attribute is missing, or a layer has another size. The model is unchanged.
+            ValueError: If a layer or an attribute is missing, a layer has another size, or the model is in
+                ``DistributedDataParallel``, which would not sync the new parameters. The model is unchanged.
         """
         check_cuts(self.cuts)
-        apply_cuts(unwrap(model), self.cuts, self.attributes, customized_pruners)
+        root = unwrap(model)
+        check_not_synced(model)
+        apply_cuts(root, self.cuts, self.attributes, customized_pruners)
 
     def then(self, later: RemovalPlan) -> RemovalPlan:
         """Join this removal and one of the smaller model, in the numbering of the full model.
@@ -120,7 +123,8 @@ def replay_removal(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is of another kind or does not fit the model, which is then unchanged.
+        ValueError: If the file is of another kind or does not fit the model, or as :meth:`RemovalPlan.apply`. The model
+            is then unchanged.
 
     Example:
         >>> import tempfile, torch

@@ -19,7 +19,7 @@ from ..criteria import Criterion, ScoreFunction
 from ..criteria import resolve as resolve_criterion
 from ..kinds import check_flag, check_kind
 from ..maskable import checked_pairs
-from ..parameters import Exclude, ParameterKey, keys_by_name, left_in, listed, module_names, unwrap
+from ..parameters import Exclude, ParameterKey, check_not_synced, keys_by_name, left_in, listed, module_names, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..scoring.score import score_for_removal
 from .adapter.graph import TRACE_ERRORS
@@ -126,9 +126,10 @@ def remove_channels(
 
     Raises:
         TypeError: If an argument has the wrong type.
-        ValueError: If the model carries masks or parametrizations, does not run on the example inputs, cannot be
-            traced, has no removable group, the amount cannot be reached, the ranks of ``torch.distributed`` do not all
-            find the same channels, or as :func:`~disparse_plugin.score_tasks`. The model is unchanged.
+        ValueError: If the model carries masks or parametrizations, is in ``DistributedDataParallel`` (which would not
+            sync the new parameters: wrap it afterwards), does not run on the example inputs, cannot be traced, has no
+            removable group, the amount cannot be reached, the ranks of ``torch.distributed`` do not all find the same
+            channels, or as :func:`~disparse_plugin.score_tasks`. The model is unchanged.
         RuntimeError: If another rank has failed. The model is unchanged.
 
     Warns:
@@ -153,6 +154,7 @@ def remove_channels(
         )
         resolve_criterion(criterion)
         check_plain(root)
+        check_not_synced(model)
         check_flag("exact", exact)
         check_kind("customized_pruners", customized_pruners, Mapping | None, "a mapping of classes to pruners, or None")
         check_callable_losses(losses)

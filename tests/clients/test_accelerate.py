@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from client_runs import client, masked, masks_by_name, outputs, same, zeros
 from disparse_plugin.masks import fold, masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler
-from networks import TwoHeads, digit_batches, digit_losses
+from networks import TwoHeads, WithStandardised, digit_batches, digit_losses, square_losses, vectors
 
 pytestmark = pytest.mark.clients
 
@@ -31,25 +31,32 @@ def accelerator(another):
 class Run:
     """What a script with accelerate looks like, with one line of ours."""
 
-    def __init__(self, accelerator, seed=0):
+    network, losses, batches = TwoHeads, staticmethod(digit_losses), staticmethod(digit_batches)
+
+    def __init__(self, accelerator, seed=0, **options):
         torch.manual_seed(seed)
         self.accelerator = accelerator
-        model = TwoHeads().eval()
+        model = self.network().eval()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        loader = DataLoader(digit_batches(STEPS), batch_size=None)
+        loader = DataLoader(self.batches(STEPS), batch_size=None)
         self.model, self.optimizer, self.loader = accelerator.prepare(model, optimizer, loader)
-        self.scheduler = DiSparseScheduler(
-            self.model, self.optimizer.optimizer, digit_losses, amount=0.5, update_every=2, stop_at=7, seed=seed
-        )
+        options = {"amount": 0.5, "update_every": 2, "stop_at": 7, "seed": seed, **options}
+        self.scheduler = DiSparseScheduler(self.model, self.optimizer.optimizer, self.losses, **options)
         accelerator.register_for_checkpointing(self.scheduler)
 
     def train(self, first=0, last=STEPS):
         for batch in list(self.loader)[first:last]:
             self.optimizer.zero_grad()
-            self.accelerator.backward(sum(digit_losses(self.model, batch).values()))
+            self.accelerator.backward(sum(self.losses(self.model, batch).values()))
             self.optimizer.step()
             self.scheduler.step(batch)
         return self
+
+
+class LeavingOut(Run):
+    """A run whose first step finds a layer that cannot be masked."""
+
+    network, losses, batches = WithStandardised, staticmethod(square_losses), staticmethod(vectors)
 
 
 def test_trains_as_without_it(accelerator):
@@ -71,6 +78,20 @@ def test_a_resumed_run_is_the_run_that_never_stopped(another, tmp_path):
     whole = Run(another()).train()
     Run(another()).train(last=5).accelerator.save_state(tmp_path)
     resumed = Run(another(), seed=1)
+    resumed.accelerator.load_state(tmp_path)
+    resumed.train(first=5)
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_run_whose_first_step_left_something_out_is_resumed_without_it(another, tmp_path):
+    """The model is loaded before the scheduler could take a mask off, so the scheduler is made without that layer."""
+    with pytest.warns(UserWarning, match="1 of 4 cannot be masked"):
+        whole = LeavingOut(another()).train(last=5)
+    whole.accelerator.save_state(tmp_path)
+    whole.train(first=5)
+    with pytest.raises(RuntimeError, match=r"Missing key.*std\.weight_mask"):
+        LeavingOut(another(), seed=1).accelerator.load_state(tmp_path)
+    resumed = LeavingOut(another(), seed=1, exclude=[*whole.scheduler.skipped])
     resumed.accelerator.load_state(tmp_path)
     resumed.train(first=5)
     assert same(resumed.model.state_dict(), whole.model.state_dict())

@@ -222,6 +222,23 @@ class TestWrappers:
         finally:
             torch.distributed.destroy_process_group()
 
+    @pytest.mark.parametrize("around", [lambda model: model, torch.compile, AveragedModel])
+    def test_data_parallel_would_not_sync_what_became_smaller(self, path, tmp_path, around):
+        model, fresh = removed(), TwoTasks()
+        save_pruned(model, path)
+        torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+        try:
+            wrapped = around(nn.parallel.DistributedDataParallel(fresh))
+            before = Snapshot(wrapped)
+            with pytest.raises(ValueError, match=r"model: must not be in Distributed.* wrap that anew"):
+                load_pruned(wrapped, path)
+            before.check()
+            load_pruned(fresh, path)
+            anew = nn.parallel.DistributedDataParallel(fresh)
+            assert torch.equal(outputs(anew, IMAGES), outputs(model, IMAGES))
+        finally:
+            torch.distributed.destroy_process_group()
+
 
 class TestRefusals:
     def test_torch_s_own_load_says_what_to_call(self, path):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from disparse_plugin import prunable_parameters
-from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
+from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, load_checkpoint, save_checkpoint
 from networks import square_losses, vectors
 
 SCHEDULERS = [DiSparseScheduler, GradualPruning]
@@ -78,6 +78,24 @@ def test_it_is_then_as_if_it_had_been_excluded(scheduler):
     for one, same in zip(pairs[0][2].masks.current(), pairs[1][2].masks.current(), strict=True):
         assert torch.equal(one, same)
     pairs[1][2].load_state_dict(pairs[0][2].state_dict())
+
+
+@pytest.mark.parametrize(("scheduler", "options"), [(DiSparseScheduler, {"criterion": "random"}), (GradualPruning, {})])
+def test_a_checkpoint_of_before_the_first_step_does_not_hide_it(scheduler, options, tmp_path):
+    model, other = Misread(), Misread()
+    other.load_state_dict(model.state_dict())
+    straight, loaded = ((net, *begun(scheduler, net, **options)) for net in (model, other))
+    for function in (save_checkpoint, load_checkpoint):
+        function(tmp_path / "run.pt", **dict(zip(("model", "optimizer", "scheduler"), loaded, strict=True)))
+    for run in (straight, loaded):
+        with pytest.warns(UserWarning, match="2 of 5 cannot be masked"):
+            step(*run, vectors(1)[0])
+    for batch in vectors(7)[1:]:
+        step(*straight, batch)
+        step(*loaded, batch)
+    expected = model.state_dict()
+    assert other.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

@@ -175,6 +175,24 @@ def test_a_compiled_wrapper_is_looked_through() -> None:
     assert report.parameters.after == count(model) < count(build("batchnorm"))
 
 
+@pytest.mark.parametrize("around", [lambda model: model, torch.compile, nn.Sequential])
+def test_data_parallel_would_not_sync_what_became_smaller(around: Any, tmp_path: Path) -> None:
+    remove(build("batchnorm")).save(tmp_path / "removal.safetensors")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = build("batchnorm")
+        wrapped = around(nn.parallel.DistributedDataParallel(model))
+        parameters = list(model.parameters())
+        for call in (remove, lambda model: replay_removal(model, tmp_path / "removal.safetensors")):
+            with pytest.raises(ValueError, match=r"model: must not be in Distributed.* wrap that anew"):
+                call(wrapped)
+        assert all(one is other for one, other in zip(parameters, model.parameters(), strict=True))
+        replay_removal(model, tmp_path / "removal.safetensors")
+        assert count(nn.parallel.DistributedDataParallel(model)) < sum(map(torch.numel, parameters))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_parts_and_groups_are_reported() -> None:
     model = build("batchnorm")
     report = remove(model)
