@@ -141,8 +141,8 @@ def _check_own(cut: Cut, layer: nn.Module) -> None:
     if made := made_tensors(layer, cut.side):
         raise ValueError(
             f"model: {cut.target} must hold its {made[0]} as a plain tensor, found one that a mask or a "
-            "parametrization makes; make it permanent first (torch.nn.utils.prune.remove, parametrize.remove_parametrizations, "
-            "remove_weight_norm)"
+            "parametrization makes; make it permanent first (torch.nn.utils.prune.remove, "
+            "parametrize.remove_parametrizations, remove_weight_norm)"
         )
 
 
