@@ -145,6 +145,11 @@ def _says_width(name: str) -> bool:
     return ("dim" in name or "size" in name) and ("head" in name or "key" in name)
 
 
+def counts_heads(name: str) -> bool:
+    """Tell whether a number is called as the number of heads is: then it is that also where no forward reads it."""
+    return "head" in name and not _says_width(name)
+
+
 def heads_left(root: nn.Module, heads: WholeHeads, size: int, left: int) -> Attributes:
     """Return the new values of the numbers of heads, and of their joint width, after whole heads are gone.
 
@@ -160,6 +165,6 @@ def heads_left(root: nn.Module, heads: WholeHeads, size: int, left: int) -> Attr
         for name, value in stored_numbers(modules[path]).items():
             if value == size and type(value) is int:
                 found.setdefault(path, {})[name] = left
-            elif value == size // heads.width and type(value) is int and not _says_width(name) and "head" in name:
+            elif value == size // heads.width and type(value) is int and counts_heads(name):
                 found.setdefault(path, {})[name] = left // heads.width
     return found

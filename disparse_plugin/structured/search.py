@@ -17,7 +17,7 @@ from .contest import Contest, part_of_parameters
 from .cuts import Attributes, Cut, merge_cuts
 from .groups import ChannelGroup, channel_magnitudes
 from .layers import rule_of
-from .numbers import heads_left, shrunk_sizes, stored_widths
+from .numbers import counts_heads, heads_left, shrunk_sizes, stored_widths
 from .order import interleaved_order, removal_order
 from .plan import RemovalPlan
 from .spare import Spares, apart
@@ -143,7 +143,8 @@ def _with_needed_numbers(plan: RemovalPlan, contest: Contest, trial: Trial) -> R
     """
     modules = {name: module for module, name in module_names(contest.root).items()}
     plain = [name for name in plan.attributes if rule_of(modules[name]) is None]
-    kinds = dict.fromkeys((type(modules[name]), key) for name in plain for key in plan.attributes[name])
+    doubtful = [(name, key) for name in plain for key in plan.attributes[name] if not counts_heads(key)]
+    kinds = dict.fromkeys((type(modules[name]), key) for name, key in doubtful)
     for kind, attribute in kinds:
         left = {
             name: {k: v for k, v in values.items() if not (k == attribute and type(modules[name]) is kind)}
@@ -178,8 +179,20 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
 
     return choose(
         groups, order, keep, left=left, of=options.of, amount=options.amount, round_to=round_to,
-        why=_what_holds(contest), whole=None if isinstance(options.whole, Mapping) else options.whole,
+        why=_what_holds(contest), whole=_of_all_steps(contest),
     )  # fmt: skip
+
+
+def _of_all_steps(contest: Contest, part: str | None = None) -> float | None:
+    """Return the amount of all steps where the first tells whether it is within reach; None where it does not.
+
+    Channels that go together now may go apart later, when a convolution has become depthwise.
+    """
+    whole = contest.options.whole
+    if isinstance(whole, Mapping):
+        whole = None if part is None else whole[part]
+    alone = all(group.num_units == group.size for group in contest.groups)
+    return whole if alone or contest.options.max_pruning_ratio < 1 else None
 
 
 def _order(contest: Contest, keep: Sequence[int], parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -234,7 +247,7 @@ def _chosen_by_part(
         found = choose(
             own, places, [keep[n] for n in members], left=left, of=options.of, amount=amounts[part],
             round_to=[round_to[n] for n in members], why=_what_holds(contest), what=f"amount[{part!r}]", total=full,
-            whole=options.whole[part] if isinstance(options.whole, Mapping) else None,
+            whole=_of_all_steps(contest, part),
         )  # fmt: skip
         for number, gone in zip(members, found, strict=True):
             choice[number] = gone
@@ -292,7 +305,7 @@ def removal_plan(
         found: list[Attributes] = []
         if heads is not None:
             left = heads_left(contest.root, heads, group.size, group.size - int(gone.sum()))
-            found.append(_read_ones(contest, left))
+            found.append(_read_ones(contest, left, besides=counts_heads))
         if number in numbered and not group.sizes:
             found.append(_read_ones(contest, stored_widths(contest.root, merge_cuts(own))))
         for change in found:
@@ -301,13 +314,15 @@ def removal_plan(
     return RemovalPlan(merge_cuts(cuts), attributes)
 
 
-def _read_ones(contest: Contest, attributes: Attributes) -> dict[str, dict[str, Any]]:
+def _read_ones(
+    contest: Contest, attributes: Attributes, besides: Callable[[str], bool] = lambda _: False
+) -> dict[str, dict[str, Any]]:
     """Leave out the numbers that no forward reads, but for those of layers: that they equal a width may be chance."""
     if not attributes:
         return {}
     read, layers = contest.read(), {name for module, name in module_names(contest.root).items() if rule_of(module)}
     found = {
-        name: {key: value for key, value in values.items() if name in layers or key in read[name]}
+        name: {key: value for key, value in values.items() if name in layers or key in read[name] or besides(key)}
         for name, values in attributes.items()
     }
     return {name: values for name, values in found.items() if values}
