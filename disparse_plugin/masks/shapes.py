@@ -14,20 +14,21 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..parameters import is_plain, module_names, plain_attributes
+from .._support.stored import is_number, set_number, stored_numbers
+from ..parameters import module_names
 
 # Module name to the plain numbers that it holds.
 Numbers: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 def plain_numbers(root: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return, by module name, the numbers and tuples of whole numbers that modules hold as attributes.
+    """Return, by module name, the numbers that modules hold as attributes, alone, in tuples or in lists.
 
     Example:
         >>> plain_numbers(nn.Sequential(nn.Linear(3, 2), nn.Flatten()))
         {'0': {'in_features': 3, 'out_features': 2}, '1': {'start_dim': 1, 'end_dim': -1}}
     """
-    return {name: plain for module, name in module_names(root).items() if (plain := plain_attributes(module))}
+    return {name: plain for module, name in module_names(root).items() if (plain := stored_numbers(module))}
 
 
 def shrink(root: nn.Module, shapes: Mapping[str, tuple[int, ...]], numbers: Numbers) -> None:
@@ -100,10 +101,10 @@ def _empty(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _set_numbers(module: nn.Module, path: str, numbers: Mapping[str, Any], *, fractions: bool) -> None:
-    own = plain_attributes(module)
+    own = stored_numbers(module)
     for name, saved in numbers.items():
         value = tuple(saved) if isinstance(saved, list) else saved
         if name in own and value != own[name] and (fractions or not isinstance(own[name], float)):
-            if not is_plain(value) or isinstance(value, tuple) != isinstance(own[name], tuple):
+            if not is_number(value) or isinstance(value, tuple) != isinstance(own[name], tuple):
                 raise ValueError(f"model: {path}.{name} must be like {own[name]!r}, found {value!r} in the file")
-            setattr(module, name, value)
+            set_number(module, name, value)

@@ -107,6 +107,32 @@ class TestWhatWasDoneToIt:
         disparse_static(model, image_losses, [IMAGES], 0.5)
         loses_nothing(model, TwoTasks(), path, IMAGES)
 
+    @pytest.mark.parametrize("kind", [list, tuple])
+    def test_split_sizes_in_lists_and_tuples(self, kind, path):
+        class Gate(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.sizes = kind((8, 8))
+                self.stem, self.both = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 16, 1)
+                self.a, self.b = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 2, 1)
+
+            def forward(self, x):
+                values, gates = torch.split(self.both(self.stem(x)), list(self.sizes), 1)
+                hidden = values * gates.sigmoid()
+                return {"a": self.a(hidden), "b": self.b(hidden)}
+
+        model, fresh = removed(Gate().eval()), Gate()
+        assert model.both.out_channels < 16
+        loses_nothing(model, fresh, path, IMAGES)
+        left = model.both.out_channels // 2
+        assert fresh.sizes == kind((left, left))
+
+    def test_files_from_before_lists_were_kept(self, path):
+        model, fresh = removed(), TwoTasks()
+        fresh.picks = [1, 2]  # the model has it, the file does not
+        loses_nothing(model, fresh, path, IMAGES)
+        assert fresh.picks == [1, 2]
+
     @pytest.mark.parametrize("norm", [lambda width: nn.GroupNorm(4, width), nn.InstanceNorm2d])
     def test_other_norms_and_grouped_convolutions(self, norm, path):
         model = removed(TwoTasks(norm, groups=4).eval())
