@@ -127,6 +127,39 @@ class TestWhatWasDoneToIt:
         left = model.both.out_channels // 2
         assert fresh.sizes == kind((left, left))
 
+    def test_memory_format_and_attributes_are_those_of_the_built_model(self, path):
+        def build():
+            model = TwoTasks().to(memory_format=torch.channels_last)
+            model.stem.weight._no_weight_decay = True
+            return model
+
+        model, fresh = removed(build().eval()), build()
+        loses_nothing(model, fresh, path, IMAGES)
+        assert fresh.stem.weight.shape[0] < TwoTasks().stem.weight.shape[0]
+        assert fresh.stem.weight._no_weight_decay
+        for one, other in zip(model.parameters(), fresh.parameters(), strict=True):
+            assert one.stride() == other.stride()
+
+    def test_which_numbers_are_set(self, path):
+        class Scaled(nn.Linear):
+            def __init__(self, times, *sizes):
+                super().__init__(*sizes)
+                self.times = times
+
+        def build(times, width, size):
+            pool = nn.MaxPool2d(size)
+            return nn.Sequential(
+                nn.Linear(2, width), Scaled(times, width, 4), Scaled(times, 4, 12), nn.Unflatten(1, (3, 4)), pool
+            )
+
+        model, fresh = build(3, 6, 2), build(5, 8, 4)  # as if two channels had been removed from the first layer
+        save_pruned(model, path)
+        load_pruned(fresh, path)
+        assert (fresh[0].out_features, fresh[1].in_features) == (6, 6)
+        assert fresh[1].times == 3  # its weight became smaller
+        assert fresh[2].times == 5  # its weight did not
+        assert fresh[4].kernel_size == 2  # without parameters: it might be a width
+
     def test_files_from_before_lists_were_kept(self, path):
         model, fresh = removed(), TwoTasks()
         fresh.picks = [1, 2]  # the model has it, the file does not
