@@ -116,7 +116,7 @@ def accuracies(model: nn.Module, data: Data) -> dict[str, float]:
 def macs(model: nn.Module) -> int:
     """Count the MACs of convolutions and linear layers for one picture."""
     seen = observe(copy.deepcopy(model), (torch.zeros(1, 1, 12, 12),))
-    return sum(model.get_parameter(name).numel() * uses for name, uses in seen.uses.items())
+    return int(sum(model.get_parameter(name).numel() * uses for name, uses in seen.uses.items()))
 
 
 # From a trained network, batches and a number to a pruned copy; more of the number, more is gone.

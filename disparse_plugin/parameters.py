@@ -318,20 +318,3 @@ def class_if_loaded(name: str) -> Any:
 def score_dtype(parameter: Tensor) -> torch.dtype:
     """Return the type in which a parameter's scores are kept: float64 for float64, float32 for all others."""
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
-
-
-def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the numbers, and tuples of whole numbers, that a module holds as attributes.
-
-    Example:
-        >>> plain_attributes(nn.Flatten())
-        {'start_dim': 1, 'end_dim': -1}
-    """
-    return {name: value for name, value in vars(module).items() if is_plain(value)}
-
-
-def is_plain(value: object) -> bool:
-    """Tell whether a value is a number (no bool) or a tuple of whole numbers."""
-    if isinstance(value, tuple):
-        return all(type(entry) is int for entry in value)
-    return type(value) in (int, float)

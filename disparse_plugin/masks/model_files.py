@@ -81,9 +81,15 @@ def save_pruned(model: nn.Module, path: str | Path, *, facts: Mapping[str, Any] 
 def load_pruned(model: nn.Module, path: str | Path) -> dict[str, Any]:
     """Turn a freshly built model into the one that :func:`save_pruned` wrote.
 
-    Tensors that are smaller in the file are made smaller in the model, with the numbers of the modules around them
-    (``out_channels``, ``num_heads``, ...); masks are attached; then the state dict is loaded strictly. Make optimizers
-    afterwards: parameters that became smaller are new ones.
+    Tensors that are smaller in the file are made smaller in the model; masks are attached; then the state dict is
+    loaded strictly. Make optimizers afterwards: parameters that became smaller are new ones, with the memory format and
+    the attributes of those that you built.
+
+    Where any tensor is smaller, numbers that modules hold as attributes (``out_channels``, ``num_heads``, split sizes)
+    are set to those in the file: whole numbers of each module that holds such a tensor, itself or further inside, and
+    of each module without parameters, which may hold a width (``nn.Unflatten``) and may also hold a setting (the
+    ``kernel_size`` of a pooling: build it as it was saved); fractions (the scale of an attention) of each module that
+    holds such a tensor itself or in a direct child. All other numbers stay as you built them.
 
     Args:
         model: The architecture at full size, without masks; changed in place. Wrappers are looked through;

@@ -14,30 +14,33 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..parameters import is_plain, module_names, plain_attributes
+from .._support.stand_in import stand_in
+from .._support.stored import is_number, set_number, stored_numbers
+from ..parameters import module_names
 
 # Module name to the plain numbers that it holds.
 Numbers: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 def plain_numbers(root: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return, by module name, the numbers and tuples of whole numbers that modules hold as attributes.
+    """Return, by module name, the numbers that modules hold as attributes, alone, in tuples or in lists.
 
     Example:
         >>> plain_numbers(nn.Sequential(nn.Linear(3, 2), nn.Flatten()))
         {'0': {'in_features': 3, 'out_features': 2}, '1': {'start_dim': 1, 'end_dim': -1}}
     """
-    return {name: plain for module, name in module_names(root).items() if (plain := plain_attributes(module))}
+    return {name: plain for module, name in module_names(root).items() if (plain := stored_numbers(module))}
 
 
 def shrink(root: nn.Module, shapes: Mapping[str, tuple[int, ...]], numbers: Numbers) -> None:
-    """Replace each parameter and buffer of another shape by an empty one; where there is any, set the modules' numbers.
+    """Replace each parameter and buffer of another shape by an empty one; where there is any, set modules' numbers.
 
-    Fractions (an attention's scale) are set only in modules that hold such a tensor, or whose child does: elsewhere
-    they are settings.
+    As the removal of channels does, this sets whole numbers of modules that hold such a tensor, themselves or further
+    inside, and of modules without parameters, which may hold nothing but a width (``nn.Unflatten``). Fractions (an
+    attention's scale) are set only in modules that hold such a tensor, or whose child does. All else are settings.
 
-    Parameters that are shared stay shared; ``requires_grad``, types and devices stay. The values are undefined until
-    they are loaded.
+    Parameters that are shared stay shared; ``requires_grad``, types, devices, memory formats and what is written on a
+    Parameter stay. The values are undefined until they are loaded.
 
     Args:
         root: The model, unwrapped, without masks; changed in place.
@@ -56,10 +59,12 @@ def shrink(root: nn.Module, shapes: Mapping[str, tuple[int, ...]], numbers: Numb
             if tensor is None or shape is None or shape == tuple(tensor.shape):
                 continue
             if id(tensor) not in replaced:
-                replaced[id(tensor)] = _empty(tensor, shape)
+                replaced[id(tensor)] = stand_in(tensor, tensor.detach().new_empty(shape))
             setattr(module, name, replaced[id(tensor)])  # and not into the table: recurrent layers hold it twice
             resized.add(module)
     for module, path in names.items() if resized else ():
+        if resized.isdisjoint(module.modules()) and next(module.parameters(), None) is not None:
+            continue
         near = module in resized or not resized.isdisjoint(module.children())
         _set_numbers(module, path, numbers.get(path, {}), fractions=near)
 
@@ -94,16 +99,11 @@ def unchanged_on_error(root: nn.Module) -> Iterator[None]:
         raise
 
 
-def _empty(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    empty = tensor.detach().new_empty(shape)
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
 def _set_numbers(module: nn.Module, path: str, numbers: Mapping[str, Any], *, fractions: bool) -> None:
-    own = plain_attributes(module)
+    own = stored_numbers(module)
     for name, saved in numbers.items():
         value = tuple(saved) if isinstance(saved, list) else saved
         if name in own and value != own[name] and (fractions or not isinstance(own[name], float)):
-            if not is_plain(value) or isinstance(value, tuple) != isinstance(own[name], tuple):
+            if not is_number(value) or isinstance(value, tuple) != isinstance(own[name], tuple):
                 raise ValueError(f"model: {path}.{name} must be like {own[name]!r}, found {value!r} in the file")
-            setattr(module, name, value)
+            set_number(module, name, value)

@@ -34,7 +34,8 @@ class LayerSparsity:
         total: Number of entries.
         alive: Number of entries that no mask removes. A weight that happens to be zero is alive.
         tasks: Names of the tasks that reach it, or None without scores.
-        flops: Theoretical floating point operations of its module's forward, dense; None if not counted.
+        flops: Theoretical floating point operations of its module's forward, dense; None if not counted. Weights of one
+            module (a recurrent layer) have parts of them by their sizes, and what multiplies nothing (a bias) has none.
     """
 
     name: str
@@ -214,7 +215,7 @@ def sparsity_report(
     for key, name, alive in zip(keys, qualified_names(root, keys), _alive(keys), strict=True):
         weight = stored(*key)
         tasks = None if scores is None else scores.tasks_reaching(*key)
-        count = None if example_inputs is None else flops.get(key[0], 0)
+        count = None if example_inputs is None else round(flops.get(key[0], 0) * _share(key))
         layers.append(LayerSparsity(name, tuple(weight.shape), weight.numel(), alive, tasks, count))
     skipped = {} if scores is None else dict(scores.skipped)
     return SparsityReport(tuple(layers), sum(parameter.numel() for parameter in root.parameters()), skipped)
@@ -241,12 +242,28 @@ def _check_sizes(model: nn.Module) -> None:
             )
 
 
+def _share(key: ParameterKey) -> float:
+    """Return what share of its module's operations is one parameter's, so that all together are counted once."""
+    module, name = key
+    sizes = {
+        id(parameter): parameter.numel()
+        for own, parameter in module._parameters.items()
+        if parameter is not None and parameter.dim() > 1 and "bias" not in own
+    }
+    return sizes.get(id(stored(module, name)), 0) / max(1, sum(sizes.values()))
+
+
 def _flops(model: nn.Module, example_inputs: Any) -> Mapping[nn.Module, int]:
+    """Count the operations of each module itself, without those of the modules inside it."""
     with undisturbed(model, ()), torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(model, as_inputs(example_inputs))
     counts = counter.get_flop_counts()
-    paths = {f"{type(model).__name__}.{path}" if path else type(model).__name__: m for path, m in model.named_modules()}
-    return {module: sum(counts[path].values()) for path, module in paths.items() if path in counts}
+    totals: dict[nn.Module, int] = {}
+    for path, module in model.named_modules(remove_duplicate=False):  # the counter knows each by one of its names
+        of_path = counts.get(f"{type(model).__name__}.{path}" if path else type(model).__name__, {})
+        totals[module] = totals.get(module, 0) + sum(of_path.values())
+    inside = {module: sum(totals[child] for child in module.children()) for module in totals}
+    return {module: max(0, total - inside[module]) for module, total in totals.items()}
 
 
 def _counts(alive: int, total: int) -> tuple[str, str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._support.stored import set_number, stored_numbers
 from ..parameters import module_names
 from .adapter.private import known_pruner
 from .attention import attention_heads, sync_attention
@@ -17,7 +18,6 @@ from .cuts import Attributes, Cut
 from .layer_rule import Axis, Side
 from .layers import rule_of
 from .shrinking import Loss, check_blocks, cut_along, made_tensors, replace, tensors_of
-from .stored import set_number, stored_numbers
 
 # torch-pruning's objects that cut layers, by class of layer.
 Pruners = Mapping[type[nn.Module], Any]

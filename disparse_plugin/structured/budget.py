@@ -6,6 +6,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Container, Mapping, Sequence
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
 import torch
@@ -41,7 +42,7 @@ class Budget:
         self,
         groups: Sequence[ChannelGroup],
         sizes: Mapping[str, int],
-        uses: Mapping[str, int],
+        uses: Mapping[str, Fraction | int],
         names: Mapping[str, str],
         weights: Sequence[int],
     ) -> None:
@@ -83,7 +84,7 @@ class Budget:
         left = {name: count for name, count in self.entries(choice).items() if inside is None or name in inside}
         if of == "parameters":
             return sum(left.values())
-        return sum(left[name] * uses for name, uses in self._uses.items() if name in left)
+        return int(sum(left[name] * uses for name, uses in self._uses.items() if name in left))
 
     def channels(self, number: int, gone: Tensor) -> int:
         """Return how many channels of a group are left after the chosen units are gone."""

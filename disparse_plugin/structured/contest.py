@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Literal
 
 import torch
@@ -76,7 +77,7 @@ class Contest:
     options: Options
     sizes: Mapping[str, int]
     names: Mapping[str, str]
-    uses: Mapping[str, int]
+    uses: Mapping[str, Fraction | int]
     tasks: tuple[str, ...]
     named: Mapping[str, Mapping[str, Tensor]]
     unreached: frozenset[str]
@@ -164,14 +165,14 @@ def contest_of(
     options: Options,
     scores: TaskScores,
     groups: Sequence[ChannelGroup],
-    uses: Mapping[str, int],
+    uses: Mapping[str, Fraction | int],
     skipped: Mapping[str, str],
     read: Callable[[], Mapping[str, Collection[str]]],
 ) -> Contest:
     """Score all groups, or note why they are left alone."""
     sizes, names = parameter_sizes(root)
     named = dict(zip(scores.names, scores.by_parameter(), strict=True))
-    joint_uses: dict[str, int] = {}
+    joint_uses: dict[str, Fraction | int] = {}
     for name, count in uses.items():
         joint_uses[names[name]] = joint_uses.get(names[name], 0) + count
     return Contest(

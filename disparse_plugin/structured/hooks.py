@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,7 @@ def before_forward(layer: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...]]
 
     Args:
         layer: The layer.
-        hook: Is given all arguments, those by keyword last.
+        hook: Is given all arguments, those by keyword last, as the forward lists them.
 
     Example:
         >>> layer, seen = nn.Identity(), []
@@ -23,7 +24,7 @@ def before_forward(layer: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...]]
         (1, 2, [(1,), (2,)])
     """
     return layer.register_forward_pre_hook(
-        lambda module, args, kwargs: hook(module, (*args, *kwargs.values())), with_kwargs=True
+        lambda module, args, kwargs: hook(module, (*args, *_in_order(module, kwargs))), with_kwargs=True
     )
 
 
@@ -32,8 +33,14 @@ def after_forward(layer: nn.Module, hook: Callable[[nn.Module, tuple[Any, ...], 
 
     Args:
         layer: The layer.
-        hook: Is given all arguments, those by keyword last.
+        hook: Is given all arguments, those by keyword last, as the forward lists them.
     """
     return layer.register_forward_hook(
-        lambda module, args, kwargs, output: hook(module, (*args, *kwargs.values()), output), with_kwargs=True
+        lambda module, args, kwargs, output: hook(module, (*args, *_in_order(module, kwargs)), output), with_kwargs=True
     )
+
+
+def _in_order(module: nn.Module, given: Mapping[str, Any]) -> list[Any]:
+    """Return what is passed by keyword in the order of the forward's parameters; what that does not name comes last."""
+    places = {name: place for place, name in enumerate(inspect.signature(module.forward).parameters)} if given else {}
+    return [given[name] for name in sorted(given, key=lambda name: places.get(name, len(places)))]

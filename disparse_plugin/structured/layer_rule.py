@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
@@ -53,7 +54,7 @@ class LayerRule:
         adjust: Changes a layer with masked channels so that it computes as one with that many channels will, where
             that is more than zeros (the scale of an attention).
         channel_dim: From a layer that makes channels and its input to the dimension of the channels in that.
-        uses: From a layer, its input and its output to the multiplications per entry of its weights.
+        uses: From a layer, its inputs and its output to the multiplications per entry of its weights, in the mean.
         folds: In how many equal blocks the channels must be cut alike, beyond what the axes say (attention heads).
         refusal: Why this layer cannot lose channels, or None.
         misread: Why what torch-pruning says of this layer cannot be trusted, or None; our own tracing follows it.
@@ -67,7 +68,7 @@ class LayerRule:
     over: Callable[[Any, Tensor], int] | None = None
     silent_dim: int | None = None
     adjust: Callable[[Any, int], None] = nothing
-    uses: Callable[[Any, Tensor, Tensor], Mapping[str, int]] = no_uses
+    uses: Callable[[Any, Sequence[Any], Tensor], Mapping[str, Fraction | int]] = no_uses
     channel_dim: Callable[[Any, Tensor], int] = lambda _, x: x.dim() - 1
     folds: Callable[[Any], int] = lambda _: 1
     refusal: Callable[[Any], str | None] = nothing

@@ -6,7 +6,8 @@ Nothing else in this room asks for the type of a layer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -56,8 +57,9 @@ def _resize_convolution(layer: _ConvNd, left: Mapping[Side, int]) -> None:
     layer.groups = (layer.out_channels if layer.transposed else layer.in_channels) // layer.weight.shape[1]
 
 
-def _convolution_uses(layer: _ConvNd, x: Tensor, out: Tensor) -> dict[str, int]:
-    return {"weight": x.numel() // layer.in_channels if layer.transposed else out.numel() // layer.out_channels}
+def _convolution_uses(layer: _ConvNd, inputs: Sequence[Any], out: Tensor) -> dict[str, int]:
+    rows = inputs[0].numel() // layer.in_channels if layer.transposed else out.numel() // layer.out_channels
+    return {"weight": rows}
 
 
 def _convolution_refusal(layer: _ConvNd) -> str | None:
@@ -74,7 +76,7 @@ def _convolution_misread(layer: _ConvNd) -> str | None:
     return "makes several outputs of each input" if has_multiplier(layer) else None
 
 
-def _linear_uses(_: nn.Module, __: Tensor, out: Tensor) -> dict[str, int]:
+def _linear_uses(_: nn.Module, __: Sequence[Any], out: Tensor) -> dict[str, int]:
     return {"weight": out.numel() // max(1, out.shape[-1])}
 
 
@@ -118,8 +120,15 @@ def _rescale_attention(layer: nn.MultiheadAttention, count: int) -> None:
         layer.in_proj_bias[: layer.embed_dim] *= factor
 
 
-def _attention_uses(layer: nn.MultiheadAttention, x: Tensor, _: Tensor) -> dict[str, int]:
-    return dict.fromkeys(("in_proj_weight", "out_proj.weight"), x.numel() // layer.embed_dim)
+def _attention_uses(layer: nn.MultiheadAttention, inputs: Sequence[Any], _: Tensor) -> dict[str, Fraction | int]:
+    """Count rows of queries, keys and values, of which each has a third of the weight to itself."""
+    own = type(layer).forward is not nn.MultiheadAttention.forward  # its arguments may be others
+    rows = [x.numel() // x.shape[-1] for x in ([inputs[0]] * 3 if own else inputs[:3])]
+    if layer.in_proj_weight is None:
+        return dict(
+            zip(("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"), [*rows, rows[0]], strict=True)
+        )
+    return {"in_proj_weight": Fraction(sum(rows), 3), "out_proj.weight": rows[0]}
 
 
 def _attention_refusal(layer: nn.MultiheadAttention) -> str | None:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._support.stored import stored_numbers
 from ..parameters import module_names
 from .cuts import Attributes, Cut
 from .groups import ChannelGroup, StoredSize
 from .layers import makes_channels, rule_of
-from .stored import stored_numbers
 
 
 def stored_widths(root: nn.Module, cuts: Iterable[Cut]) -> Attributes:

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from .._support.stored import stored_numbers
 from ..parameters import module_names
-from .stored import stored_numbers
 
 
 @contextlib.contextmanager

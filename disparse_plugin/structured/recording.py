@@ -11,13 +11,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .._support.stored import stored_numbers
 from ..errors import wrong
 from ..parameters import module_names, unwrap
 from .adapter.private import parameter_name, tp
 from .cuts import Attributes, Cut
 from .layer_rule import Side
 from .plan import RemovalPlan
-from .stored import stored_numbers
 
 
 def record_removal(pruner: Any) -> RemovalRecording:

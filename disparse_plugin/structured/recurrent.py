@@ -6,7 +6,7 @@ is what a removal must equal. The layers of one module have one width, and lose 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,7 +39,8 @@ def _resize(layer: nn.RNNBase, left: Mapping[Side, int]) -> None:
     layer.flatten_parameters()
 
 
-def _uses(layer: nn.RNNBase, x: Any, _: Any) -> dict[str, int]:
+def _uses(layer: nn.RNNBase, inputs: Sequence[Any], _: Any) -> dict[str, int]:
+    x = inputs[0]
     if not isinstance(x, Tensor):  # a PackedSequence
         return {}
     steps = x.numel() // layer.input_size

@@ -53,8 +53,10 @@ class RemovalReport(Tabular):
         asked: The amount.
         channels: Channels of all groups that could be removed from.
         parameters: Parameters of the whole model.
-        macs: Multiplications and additions of convolutions and linear layers for the example inputs. Products inside
-            attention and element-wise work are not counted.
+        macs: Multiplications and additions of convolutions, linear and recurrent layers and the projections of
+            ``nn.MultiheadAttention`` for the example inputs, and of Parameters that other modules give as they are to
+            ``F.linear`` and ``F.conv*d``. Not counted are products inside attention, element-wise work, other functions
+            of weights (``x @ layer.weight.t()``), and what only the losses run.
         parts: ``"shared"`` (reached by two tasks or more), each task's own part by its name, ``"unreached"`` (by any
             task), and ``"not scored"`` (bare parameters in no group).
         groups: Layer name to its change, for every group that could be removed from.
@@ -165,7 +167,7 @@ def tally(removal: Removal, asked: float | Mapping[str, float]) -> RemovalReport
     for name, size in contest.sizes.items():
         own = counts.setdefault(of_parameter[name], [0, 0, 0, 0])
         uses = contest.uses.get(name, 0)
-        for place, value in enumerate((size, left[name], size * uses, left[name] * uses)):
+        for place, value in enumerate((size, left[name], int(size * uses), int(left[name] * uses))):
             own[place] += value
     total = [sum(own[place] for own in counts.values()) for place in range(4)]
     groups = {

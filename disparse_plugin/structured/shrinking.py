@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from .._support.stand_in import stand_in
 from .layer_rule import Axis, Side
 from .layers import rule_of
 
@@ -154,22 +155,13 @@ def replace(owner: nn.Module, name: str, tensor: Tensor, grad: Tensor | None = N
     Whether it wants gradients stays, its memory format, and what others have written on it (``_no_weight_decay``, ...).
     """
     old = owner._parameters.get(name)
-    tensor = _in_format_of(old, tensor)
     if old is None:
         owner._buffers[name] = tensor
         return
-    smaller = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    smaller = stand_in(old, tensor)
+    assert isinstance(smaller, nn.Parameter)
     smaller.grad = grad
-    vars(smaller).update(vars(old))
     owner._parameters[name] = smaller
-
-
-def _in_format_of(old: Tensor | None, tensor: Tensor) -> Tensor:
-    """Return the tensor as channels_last where the old one is that and nothing else."""
-    last = torch.channels_last if tensor.dim() == 4 else torch.channels_last_3d
-    if old is None or tensor.dim() not in (4, 5) or old.is_contiguous() or not old.is_contiguous(memory_format=last):
-        return tensor
-    return tensor.contiguous(memory_format=last)
 
 
 def shrink(layer: nn.Module, gone: Mapping[Side, Tensor]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._support.example_inputs import Inputs, run
+from .._support.stored import stored_numbers
 from ..parameters import module_names
 from ..scoring.losses import Batch, TaskLosses
 from .adapter.graph import TRACE_ERRORS
@@ -28,7 +29,6 @@ from .masked_copy import mask
 from .plan import RemovalPlan
 from .reads import noting_reads
 from .shrinking import kept_of
-from .stored import stored_numbers
 
 # Tensors by name. Names of what enters a layer begin with this.
 _Found = list[tuple[str, Tensor]]

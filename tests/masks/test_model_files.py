@@ -107,6 +107,65 @@ class TestWhatWasDoneToIt:
         disparse_static(model, image_losses, [IMAGES], 0.5)
         loses_nothing(model, TwoTasks(), path, IMAGES)
 
+    @pytest.mark.parametrize("kind", [list, tuple])
+    def test_split_sizes_in_lists_and_tuples(self, kind, path):
+        class Gate(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.sizes = kind((8, 8))
+                self.stem, self.both = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 16, 1)
+                self.a, self.b = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 2, 1)
+
+            def forward(self, x):
+                values, gates = torch.split(self.both(self.stem(x)), list(self.sizes), 1)
+                hidden = values * gates.sigmoid()
+                return {"a": self.a(hidden), "b": self.b(hidden)}
+
+        model, fresh = removed(Gate().eval()), Gate()
+        assert model.both.out_channels < 16
+        loses_nothing(model, fresh, path, IMAGES)
+        left = model.both.out_channels // 2
+        assert fresh.sizes == kind((left, left))
+
+    def test_memory_format_and_attributes_are_those_of_the_built_model(self, path):
+        def build():
+            model = TwoTasks().to(memory_format=torch.channels_last)
+            model.stem.weight._no_weight_decay = True
+            return model
+
+        model, fresh = removed(build().eval()), build()
+        loses_nothing(model, fresh, path, IMAGES)
+        assert fresh.stem.weight.shape[0] < TwoTasks().stem.weight.shape[0]
+        assert fresh.stem.weight._no_weight_decay
+        for one, other in zip(model.parameters(), fresh.parameters(), strict=True):
+            assert one.stride() == other.stride()
+
+    def test_which_numbers_are_set(self, path):
+        class Scaled(nn.Linear):
+            def __init__(self, times, *sizes):
+                super().__init__(*sizes)
+                self.times = times
+
+        def build(times, width, size):
+            pool = nn.MaxPool2d(size)
+            return nn.Sequential(
+                nn.Linear(2, width), Scaled(times, width, 4), Scaled(times, 4, 12), nn.Unflatten(1, (3, 4)), pool
+            )
+
+        model, fresh = build(3, 6, 2), build(5, 8, 4)  # as if two channels had been removed from the first layer
+        save_pruned(model, path)
+        load_pruned(fresh, path)
+        assert (fresh[0].out_features, fresh[1].in_features) == (6, 6)
+        assert fresh[1].times == 3  # its weight became smaller
+        assert fresh[2].times == 5  # its weight did not
+        assert fresh[4].kernel_size == 2  # without parameters: it might be a width
+
+    def test_files_from_before_lists_were_kept(self, path):
+        model, fresh = removed(), TwoTasks()
+        fresh.picks = [1, 2]  # the model has it, the file does not
+        loses_nothing(model, fresh, path, IMAGES)
+        assert fresh.picks == [1, 2]
+
     @pytest.mark.parametrize("norm", [lambda width: nn.GroupNorm(4, width), nn.InstanceNorm2d])
     def test_other_norms_and_grouped_convolutions(self, norm, path):
         model = removed(TwoTasks(norm, groups=4).eval())

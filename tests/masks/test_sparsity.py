@@ -58,6 +58,43 @@ def test_flops_are_those_of_the_forward_times_density(pruned):
     assert sparsity_report(pruned).theoretical_flops is None
 
 
+def test_a_masked_bias_adds_no_operations():
+    net, x = nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 5)), torch.randn(4, 10)
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    assert sparsity_report(net, example_inputs=x).theoretical_flops == (1600, 2400)
+    prune.l1_unstructured(net[0], "bias", 0.5)
+    report = sparsity_report(net, example_inputs=x)
+    assert report.theoretical_flops == (2 * 4 * (100 + 100), 2 * 4 * (200 + 100))
+    assert {layer.name: layer.flops for layer in report.layers}["0.bias"] == 0
+
+
+def test_weights_of_one_layer_share_its_operations():
+    layer, steps = nn.RNN(6, 4, num_layers=2), torch.randn(5, 3, 6)
+    names = [name for name, _ in layer.named_parameters()]
+    for name in names:
+        prune.l1_unstructured(layer, name, 0.5)
+    own = {name: getattr(layer, name).numel() if name.startswith("weight") else 0 for name in names}
+    report = sparsity_report(layer, example_inputs=steps)
+    assert {layer.name: layer.flops for layer in report.layers} == {name: 2 * 15 * n for name, n in own.items()}
+    assert report.theoretical_flops == (15 * sum(own.values()), 30 * sum(own.values()))
+
+
+def test_what_runs_inside_a_module_with_a_parameter_counts_once():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift, self.inner = nn.Parameter(torch.ones(2, 3)), nn.Linear(6, 3)
+            self.again = self.inner
+
+        def forward(self, x):
+            return self.inner(x).view(-1, 2, 3) + self.shift
+
+    net = Shifted()
+    prune.l1_unstructured(net, "shift", 2)
+    report = sparsity_report(net, example_inputs=torch.randn(4, 6))
+    assert {layer.name: layer.flops for layer in report.layers} == {"shift": 0, "inner.weight": 2 * 4 * 18}
+
+
 def test_plain_values(pruned):
     report = sparsity_report(pruned)
     assert json.loads(json.dumps(report.to_dict()))["prunable"]["alive"] == report.alive

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from disparse_plugin.structured import remove_channels
@@ -81,6 +82,81 @@ def test_layers_that_are_called_by_keyword_count_as_others():
         name: p.shape for name, p in by_name.named_parameters()
     }
     assert set(one.skipped) == {"a", "b"}  # what an attention reads of its output layer is no layer that does not run
+
+
+class Queries(nn.Module):
+    """Two queries that look at a longer sequence, whose keys and values are of one width or of two."""
+
+    def __init__(self, kdim: int, *, by_name: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.by_name, self.rows = by_name, nn.Parameter(torch.randn(1, 2, 16))
+        self.keys, self.values = nn.Linear(6, kdim), nn.Linear(6, 16)
+        self.mix = nn.MultiheadAttention(16, 4, kdim=kdim, batch_first=True)
+        self.wide, self.narrow = nn.Linear(16, 24), nn.Linear(24, 16)
+        self.a, self.b = nn.Linear(16, 2), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        query, key, value = self.rows.expand(len(x), -1, -1), self.keys(x), self.values(x)[:, :20]
+        key = key[:, :20]
+        hidden = self.mix(value=value, query=query, key=key)[0] if self.by_name else self.mix(query, key, value)[0]
+        hidden = self.narrow(self.wide(hidden).relu())
+        return self.a(hidden), self.b(hidden)
+
+    def macs(self) -> int:
+        """Count by hand for three examples of 30 rows."""
+        outside = 3 * 30 * (self.keys.weight.numel() + self.values.weight.numel())
+        after = sum(layer.weight.numel() for layer in (self.mix.out_proj, self.wide, self.narrow, self.a, self.b))
+        query, key, value = self.mix.embed_dim, self.mix.kdim, self.mix.vdim
+        return outside + 3 * 2 * after + self.mix.embed_dim * 3 * (2 * query + 20 * key + 20 * value)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize(("kdim", "amount"), [(16, 0.2), (12, 0.05)])  # of two widths it stays whole
+def test_keys_and_values_count_by_their_own_length(kdim: int, amount: float, by_name: bool):
+    model = Queries(kdim, by_name=by_name).eval()
+    before = model.macs()
+    report = remove(model, torch.randn(3, 30, 6), of="macs", amount=amount)
+    assert (report.macs.before, report.macs.after) == (before, model.macs())
+    assert (model.mix.embed_dim < 16) == (kdim == 16)
+    assert report.macs.removed >= amount
+
+
+class Borrowing(nn.Module):
+    """A net that gives the weights of layers, and one of its own, to functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.up = nn.Conv2d(3, 16, 3), nn.ConvTranspose2d(16, 12, 2)
+        self.mix, self.bare = nn.Linear(12, 16), nn.Parameter(torch.randn(8, 16) / 4)
+        self.twice = nn.Linear(8, 8)
+        self.same = nn.Linear(8, 8)
+        self.same.weight = self.twice.weight
+        self.a, self.b = nn.Linear(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.conv2d(x, self.first.weight, self.first.bias).relu()
+        hidden = F.conv_transpose2d(hidden, bias=self.up.bias, weight=self.up.weight).flatten(2).mT
+        hidden = F.linear(input=hidden, weight=self.mix.weight, bias=self.mix.bias).relu()
+        hidden = F.linear(hidden, self.bare).relu()
+        hidden = F.linear(self.same(self.twice(hidden)), self.twice.weight)
+        return self.a(hidden), self.b(hidden)
+
+
+def test_weights_that_other_modules_give_to_functions_count():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def macs() -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(X)
+        return counter.get_total_flops() // 2
+
+    model = Borrowing().eval()
+    before = macs()
+    report = remove(model, X, amount=0.2)
+    assert (report.macs.before, report.macs.after) == (before, macs())
+    assert report.macs.removed > 0
 
 
 class Keeping(nn.Module):

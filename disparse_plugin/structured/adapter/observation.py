@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..._support.example_inputs import Inputs, run
-from ...parameters import module_names
+from ...parameters import keys_by_name, module_names
 from ..groups import join
 from ..hooks import after_forward
 from ..layers import makes_channels, rule_of
@@ -26,14 +29,14 @@ class Observation:
         side_branches: Modules that ran but reach no output.
         only_in_losses: Those that the losses reach and the forward does not run (heads of other tasks, of training).
         idle: Those that ran in neither, and whose weights no other module multiplies with (``F.linear(x, fc.weight)``).
-        uses: Parameter name to the number of multiplications per weight: output positions times batch.
+        uses: Parameter name to the number of multiplications per weight, in the mean: output positions times batch.
     """
 
     outputs: set[nn.Module] = dataclasses.field(default_factory=set)
     side_branches: set[nn.Module] = dataclasses.field(default_factory=set)
     only_in_losses: set[nn.Module] = dataclasses.field(default_factory=set)
     idle: set[nn.Module] = dataclasses.field(default_factory=set)
-    uses: dict[str, int] = dataclasses.field(default_factory=dict)
+    uses: dict[str, Fraction | int] = dataclasses.field(default_factory=dict)
 
 
 def named_tensors(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
@@ -128,10 +131,11 @@ def _observe_losses(
 @contextlib.contextmanager
 def _watching(model: nn.Module, seen: Observation, made_by: dict[Any, nn.Module]) -> Iterator[None]:
     names = module_names(model)
+    by_hand = _ByHand()
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+    def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         rule, out = rule_of(layer), output[0] if isinstance(output, tuple) else output
-        for weight, uses in rule.uses(layer, inputs[0], out).items() if rule is not None and inputs else ():
+        for weight, uses in rule.uses(layer, inputs, out).items() if rule is not None and inputs else ():
             name = join(names[layer], weight)
             seen.uses[name] = seen.uses.get(name, 0) + uses
         if isinstance(out, Tensor) and out.grad_fn is not None:
@@ -140,7 +144,52 @@ def _watching(model: nn.Module, seen: Observation, made_by: dict[Any, nn.Module]
     with contextlib.ExitStack() as stack:
         for module in names:
             stack.callback(after_forward(module, count).remove)
-        yield
+        with by_hand:
+            yield
+    for name, uses in by_hand.beyond(model, seen.uses).items():
+        seen.uses[name] = seen.uses.get(name, 0) + uses
+
+
+# From what a function was given and returned to the multiplications per entry of its weight.
+_ROWS: Mapping[Any, Callable[[Tensor, Tensor, Tensor], int]] = {
+    F.linear: lambda x, _, __: x.numel() // max(1, x.shape[-1]),
+    **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), lambda _, weight, out: out.numel() // len(weight)),
+    **dict.fromkeys(
+        (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), lambda x, weight, _: x.numel() // len(weight)
+    ),
+}
+
+
+class _ByHand(TorchFunctionMode):
+    """Counts uses of Parameters that ``F.linear`` and ``F.conv*d`` are given as they are, in whatever module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._uses: dict[int, int] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        out = func(*args, **named)
+        if (rows := _ROWS.get(func)) is not None:
+            x, weight = (*args, *(named[name] for name in ("input", "weight") if name in named))[:2]
+            self._uses[id(weight)] = self._uses.get(id(weight), 0) + rows(x, weight, out)
+        return out
+
+    def beyond(self, model: nn.Module, known: Mapping[str, Fraction | int]) -> dict[str, Fraction | int]:
+        """Return what the layers' own forwards do not account for: uses by parents, and of bare Parameters."""
+        names: dict[int, list[str]] = {}
+        for name, (module, key) in keys_by_name(model).items():
+            names.setdefault(id(module._parameters[key]), []).append(name)
+        extra: dict[str, Fraction | int] = {}
+        for number, own in names.items():  # all names of one that layers share
+            extra[own[0]] = self._uses.get(number, 0) - sum(known.get(name, 0) for name in own)
+        return {name: uses for name, uses in extra.items() if uses > 0}
 
 
 def _reached(starts: list[Any], made_by: dict[Any, nn.Module], first: set[nn.Module]) -> set[nn.Module]:

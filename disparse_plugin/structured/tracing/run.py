@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..._support.stored import stored_numbers
 from ...parameters import module_names
 from ..hooks import before_forward
 from ..layer_rule import Axis, Side
 from ..layers import has_own_inputs, rule_of
 from ..shrinking import tensors_of
-from ..stored import stored_numbers
 from .labels import Labels, Row, Rows
 from .noted import tensors_in
 from .operations import makes, rule_for

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from ..parameters import plain_attributes
-
 
 def stored_numbers(module: nn.Module) -> dict[str, Any]:
     """Return numbers, and tuples of whole numbers, by the name of the attribute; a list is returned as a tuple.
@@ -18,12 +16,19 @@ def stored_numbers(module: nn.Module) -> dict[str, Any]:
         >>> stored_numbers(pool)["kernel_size"], stored_numbers(pool)["splits"]
         ((2, 3), (4, 4))
     """
-    lists = {name: tuple(value) for name, value in vars(module).items() if _is_list(value)}
-    return {**plain_attributes(module), **lists}
+    values = {name: tuple(value) if _is_list(value) else value for name, value in vars(module).items()}
+    return {name: value for name, value in values.items() if is_number(value)}
 
 
 def _is_list(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(entry) is int for entry in value)
+    return isinstance(value, list) and bool(value)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a number (no bool) or a tuple of whole numbers."""
+    if isinstance(value, tuple):
+        return all(type(entry) is int for entry in value)
+    return type(value) in (int, float)
 
 
 def set_number(module: nn.Module, name: str, value: Any) -> None:
