@@ -47,9 +47,10 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
 
     The modes are those of :class:`disparse_plugin.lightning.DiSparsePruning`: ``"static"``, ``"pretrained"``,
     ``"gradual"`` and ``"dynamic"``. Every checkpoint has the masks, as ``weight_orig`` and ``weight_mask``, and
-    ``train(resume_from_checkpoint=...)`` has them before the weights are loaded; so has ``load_best_model_at_end``. A
-    further ``train()`` goes on where the last one stopped. The share of the listed weights that is masked is in the
-    logs as ``sparsity``; integrations such as TensorBoard, which the Trainer calls first, do not see it.
+    ``train(resume_from_checkpoint=...)`` has them before the weights are loaded; so has ``load_best_model_at_end``,
+    which warns of a best model from before the pruning ended (``eval_delay`` leaves those out). A further ``train()``
+    goes on where the last one stopped. The share of the listed weights that is masked is in the logs as ``sparsity``;
+    integrations such as TensorBoard, which the Trainer calls first, do not see it.
 
     Scores are those of random batches of the training data, collated as for training, not of the batch of the step,
     which the Trainer keeps to itself. They depend on ``args.seed``, the step and the rank only, so that a run that goes

@@ -212,7 +212,7 @@ class DiSparsePruning(Callback):
         """Leave the model as an ordinary one."""
         self._fits.follow(None)
         if stage != "fit":  # a checkpoint with masks may have been loaded
-            self._fits.make_permanent(pl_module)
+            self._fits.end_evaluation(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later run goes on from; the masks themselves are in the model's state, unless folded."""

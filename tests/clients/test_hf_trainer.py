@@ -52,6 +52,17 @@ def test_its_doctest():
     assert doctest.testmod(our_callback()).failed == 0
 
 
+# The losses get less, so that the first model that is evaluated has the highest.
+BEST = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,
+    "save_strategy": "epoch",
+    "eval_strategy": "epoch",
+    "label_names": ["x"],
+}
+
+
 class Streamed(IterableDataset):
     def __iter__(self):
         yield from ({"x": row} for row in torch.cat(vectors(EXAMPLES // 4)))
@@ -169,12 +180,26 @@ class TestResuming:
 
     def test_the_best_model_comes_back_with_its_masks(self, tmp_path):
         model = FourTasks()
-        best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
-        each = {"save_strategy": "epoch", "eval_strategy": "epoch", "label_names": ["x"]}
-        trained = train(tmp_path, model, callback("gradual"), **best, **each)
+        with warned(UserWarning, "model: must be as pruned"):
+            trained = train(tmp_path, model, callback("gradual"), **BEST)
         assert trained.state.best_global_step < 3 * STEPS
         saved = load_file(f"{trained.state.best_model_checkpoint}/model.safetensors")
         assert same(model.state_dict(), saved)
+
+    @pytest.mark.parametrize(("mode", "start", "told"), [("pretrained", STEPS + 1, "0.0%"), ("gradual", 2, "28.7%")])
+    def test_a_best_model_of_before_the_pruning_ended_is_told(self, tmp_path, mode, start, told):
+        model, pruning = FourTasks(), callback(mode, start_at=start)
+        with warned(UserWarning, rf"found {told} of the weights masked, of 49\.5%: .* eval_delay"):
+            trained = train(tmp_path, model, pruning, **BEST)
+        assert trained.state.best_global_step == STEPS
+        masked = sum(int((layer.weight == 0).sum()) for layer, _ in keys(model))
+        assert pruning.sparsity == pytest.approx(masked / half(model)[0])
+
+    def test_the_best_of_those_after_the_pruning_is_fully_pruned(self, tmp_path):
+        model, pruning = FourTasks(), callback("pretrained")
+        train(tmp_path, model, pruning, eval_delay=1, **BEST)
+        assert alive_count(model) == half(model)[1]
+        assert pruning.sparsity == 1 - half(model)[1] / half(model)[0]
 
     def test_other_options_than_the_checkpoint(self, tmp_path):
         train(tmp_path, FourTasks(), callback("gradual"), save_strategy="epoch")
