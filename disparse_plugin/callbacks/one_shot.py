@@ -6,8 +6,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from .._support.distributed import check_same_tensors
-from ..agreement.patterns import Pattern
+from ..agreement.amounts import count_to_prune
+from ..agreement.budgets import Budget
+from ..agreement.patterns import NofM, Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion
 from ..maskable import select
@@ -15,6 +19,7 @@ from ..masks.in_place import attach_in_place
 from ..parameters import Exclude, ParameterKey, is_masked
 from ..scoring.losses import Batch
 from ..scoring.score import score_tasks
+from ..scoring.task_scores import TaskScores
 from ..sparse_training.schedules import step_of
 from .base import Fit, PruningInFit
 
@@ -86,13 +91,29 @@ class OneShot(PruningInFit):
             num_batches=self._count,
             cycle=True,
         )
-        masks = scores.masks(self._amount, self._arbiter, min_keep=self._min_keep, pattern=self._pattern)
-        check_same_tensors("masks", list(masks.values()), "keep the weights of all ranks equal")
-        attach_in_place(self._fit.model, masks)
+        if masks := self._masks(scores):
+            check_same_tensors("masks", list(masks.values()), "keep the weights of all ranks equal")
+            attach_in_place(self._fit.model, masks)
         self._keys, self._skipped = scores.parameters, list(scores.skipped)
         self._done = True
         self._recent.clear()
         return True
+
+    def _masks(self, scores: TaskScores) -> dict[ParameterKey, Tensor]:
+        """Choose what goes besides what is masked already; nothing if that is as much as was asked for, or more.
+
+        The amount of a callback is one of all weights, that of a one-shot call is one of those alive.
+        """
+        places, form = scores.places(), self._pattern
+        # n:m says by itself what goes, and takes nothing from a block that has no more than n.
+        if isinstance(form, NofM) or all(place.alive is None for place in places):
+            return scores.masks(self._amount, self._arbiter, min_keep=self._min_keep, pattern=form)
+        assert self._amount is not None  # the pattern has seen to it
+        total, alive = sum(map(form.sizes, places)), sum(scores.candidates(form, places).sizes)
+        missing = count_to_prune(self._amount, total) - (total - alive)
+        if missing <= 0:
+            return {}
+        return scores.masks(Budget(missing, self._min_keep), self._arbiter, pattern=form)
 
     def unfinished(self, step: int) -> str | None:
         """Say that the time to prune has not come."""

@@ -129,6 +129,25 @@ class TestModes:
         assert set(channels.tolist()) == {0.0, 1.0}
         assert int(channels.sum()) == 5
 
+    @pytest.mark.parametrize("mode", ["static", "pretrained", "gradual"])
+    def test_a_new_callback_prunes_only_what_is_missing(self, tmp_path, mode):
+        module, total = FourTasks(), half(FourTasks())[0]
+        fit(tmp_path, module, pruning("static"))
+        for amount, masked in [(0.5, 0.5), (0.3, 0.5), (0.8, 0.8), (total - 8, None)]:
+            callback = pruning(mode, amount=amount, **{**ended(mode), "min_keep": 1})
+            fit(tmp_path, module, callback)
+            gone = total - 8 if masked is None else round(masked * total)
+            assert alive_count(module) == total - gone
+            assert callback.sparsity == 1 - (total - gone) / total
+
+    @pytest.mark.parametrize("mode", ["static", "gradual"])
+    def test_a_new_callback_masks_only_the_channels_that_are_missing(self, tmp_path, mode):
+        module = ThreeTasks()
+        options = {**ended(mode), "exclude": ["net.unused", "net.heads", "net.d"], "pattern": "channels"}
+        for amount, channels in [(0.5, 5), (0.5, 5), (0.8, 2)]:
+            fit(tmp_path, module, DiSparsePruning(mode, amount, **options))
+            assert int(torch.cat([mask.mean(1) for mask in masks_of(module).values()]).sum()) == channels
+
     def test_exempt_layers_stay_dense(self, tmp_path):
         module = FourTasks()
         with warned(DeprecationWarning, match="exempt: is deprecated"):
