@@ -94,7 +94,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. ``model`` is the
                 one given to the Trainer, ``batch`` what its collator makes, on the model's device.
             mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
-            amount: How much of the weights is pruned in the end, with what a mask has pruned before: a fraction (float),
+            amount: How much of the weights is pruned in the end, those masked before included: a fraction (float),
                 or a count (int).
             criterion: As in :class:`disparse_plugin.lightning.DiSparsePruning`.
             arbiter: As there.

@@ -94,7 +94,7 @@ class DiSparsePruning(Callback):
 
         Args:
             mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
-            amount: How much of the weights is pruned in the end, with what a mask has pruned before: a fraction (float),
+            amount: How much of the weights is pruned in the end, those masked before included: a fraction (float),
                 or a count (int). Left out with an ``n:m`` pattern. (The one-shot functions count what is still alive.)
             criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"`` at the
                 start, ``"layer_adaptive(damped(taylor, 0.25))"`` for ``"pretrained"`` and ``"gradual"``, and

@@ -1,5 +1,6 @@
 """The Lightning callback: every mode against the core, loaders, refusals, YAML, two processes."""
 
+import ast
 import importlib
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
 
+from callback_modes import EXCLUDED
 from disparse_plugin import DiSparseStatic, at_least, score_tasks
 from disparse_plugin.lightning import DiSparsePruning
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
@@ -362,6 +364,22 @@ class TestRefusals:
 
         with pytest.raises(ValueError, match="optimizers: gradual and dynamic pruning need exactly one, found 2"):
             fit(tmp_path, Two(), pruning("dynamic"))
+
+    @pytest.mark.parametrize("mode", ["gradual", "dynamic"])
+    def test_frozen_layers_that_the_optimizer_leaves_out(self, tmp_path, mode):
+        class Frozen(FourTasks):
+            def configure_optimizers(self):
+                for layer in (self.net.abc, self.net.ab):
+                    layer.requires_grad_(False)
+                return torch.optim.Adam([p for p in self.parameters() if p.requires_grad])
+
+        with pytest.raises(ValueError, match="optimizer: must train every pruned parameter, found 2 of 6") as refused:
+            fit(tmp_path, Frozen(), pruning(mode))
+        paste = str(refused.value).rpartition("exclude=")[2]
+        assert paste == "['net.abc.weight', 'net.ab.weight']"
+        module = Frozen()
+        fit(tmp_path, module, DiSparsePruning(mode, 0.5, exclude=[*EXCLUDED, *ast.literal_eval(paste)], **ended(mode)))
+        assert not any(prune.is_pruned(layer) for layer in (module.net.abc, module.net.ab))
 
     def test_a_training_without_end(self, tmp_path):
         with pytest.raises(ValueError, match=r"stop_at: must be a step .* when it is not known where"):
