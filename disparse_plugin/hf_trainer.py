@@ -171,15 +171,12 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         """Start: weights, masks and optimizer states are loaded. Prune before the first step.
 
         Raises:
-            ValueError: If the run goes on from a checkpoint whose masks the callback has not seen.
+            ValueError: If the run goes on from a checkpoint whose masks the model has not got.
         """
         model: nn.Module = given["model"]
         resumed = state.global_step > 0
-        if resumed and not self._fits.follows(model):
-            raise ValueError(
-                "callbacks: must hold the callback when the Trainer is made, for a run that goes on from a "
-                "checkpoint, found that the weights were loaded without it; use Trainer(..., callbacks=[callback])"
-            )
+        if resumed:
+            self._check_followed(model)
         self._fits.follow(model)
         self._fits.expect(model)
         saved = state.stateful_callbacks.get(type(self).__name__, {})
@@ -236,6 +233,24 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return what a later run goes on from, as text in ``trainer_state.json``: one bit per weight or less."""
         return {"args": {}, "attributes": {}, _STATE: _encoded(self._fits.state_dict())}
+
+    def _check_followed(self, model: nn.Module) -> None:
+        """Refuse weights that were loaded before the model had the masks of their checkpoint.
+
+        Raises:
+            ValueError: If they were.
+        """
+        if self._fits.follows(None):
+            raise ValueError(
+                "callbacks: must hold the callback when the Trainer is made, for a run that goes on from a "
+                "checkpoint, found that the weights were loaded without it; use Trainer(..., callbacks=[callback])"
+            )
+        if not self._fits.follows(model):
+            raise ValueError(
+                "model_init: must be left out for a run that goes on from a checkpoint, found that the weights were "
+                "loaded into another model than the callback has seen when the Trainer was made; use "
+                "Trainer(model=model_init(), ..., callbacks=[callback])"
+            )
 
     def _after_batch(self, state: TrainerState) -> None:
         self._fits.after_batch(self._batches, state.global_step)

@@ -52,8 +52,8 @@ class PrunedFits:
         self._handles = [] if model is None else follow_masks(model)
         self._followed = model
 
-    def follows(self, model: nn.Module) -> bool:
-        """Tell whether :meth:`follow` was called for this model last."""
+    def follows(self, model: nn.Module | None) -> bool:
+        """Tell whether :meth:`follow` was called for this model last; None: for no model."""
         return self._followed is model
 
     def expect(self, model: nn.Module) -> None:

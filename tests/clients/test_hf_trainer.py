@@ -271,6 +271,15 @@ class TestRefusals:
         with pytest.raises(ValueError, match="callbacks: must hold the callback when the Trainer is made"):
             late.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS}"))
 
+    def test_a_model_that_the_trainer_makes_anew(self, tmp_path):
+        train(tmp_path, None, callback("static"), model_init=pretrained_model, save_strategy="epoch")
+        path = tmp_path / f"checkpoint-{STEPS}"
+        with pytest.raises(ValueError, match=r"model_init: must be left out for a run .* use Trainer\(model=model_init\(\), "):
+            train(tmp_path / "refused", None, callback("static"), model_init=pretrained_model, resume=path)
+        model = pretrained_model()
+        train(tmp_path / "resumed", model, callback("static"), resume=path)  # as it says
+        assert same(model.state_dict(), load_file(tmp_path / f"checkpoint-{3 * STEPS}" / "model.safetensors"))
+
     def test_callback_states_that_the_trainer_restores(self, tmp_path):
         with pytest.raises(ValueError, match="restore_callback_states_from_checkpoint must be False"):
             trainer(tmp_path, FourTasks(), callback("static"), restore_callback_states_from_checkpoint=True)
