@@ -140,6 +140,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             )
         )
         self._batches: _RandomBatches | None = None
+        self._of_class = 1  # how many callbacks of this class the Trainer has
 
     def __repr__(self) -> str:
         """Show what was chosen."""
@@ -160,6 +161,8 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         """Let the model follow the masks of checkpoints, which are loaded before the training begins."""
         _check_arguments(args, self._one_shot)
         self._fits.follow(given["model"])
+        own = state.stateful_callbacks.get(type(self).__name__)
+        self._of_class = len(own) if isinstance(own, list) else 1
 
     def on_train_begin(
         self,
@@ -179,10 +182,9 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             self._check_followed(model)
         self._fits.follow(model)
         self._fits.expect(model)
-        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        saved = self._taken_from(state)
         if resumed and _STATE in saved:
             self._fits.load_state_dict(_decoded(saved[_STATE]))
-        state.stateful_callbacks.setdefault(type(self).__name__, {})  # absent in the checkpoint of a dense run
         self._batches = _RandomBatches(given["train_dataloader"], args, state)
         self._fits.begin(self._fit(model, state, given["optimizer"]))
         model.train()
@@ -219,6 +221,18 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         if not {"loss", "train_loss"}.isdisjoint(given["logs"]):
             given["logs"]["sparsity"] = state.log_history[-1]["sparsity"] = self.sparsity
 
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        """Let the next checkpoint begin an own list: of several callbacks, the Trainer appends states at every save."""
+        own = state.stateful_callbacks.get(type(self).__name__)
+        if isinstance(own, list):
+            own.clear()
+
     def on_train_end(
         self,
         args: TrainingArguments,
@@ -251,6 +265,18 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
                 "loaded into another model than the callback has seen when the Trainer was made; use "
                 "Trainer(model=model_init(), ..., callbacks=[callback])"
             )
+
+    def _taken_from(self, state: TrainerState) -> Mapping[str, Any]:
+        """Take out what the checkpoint holds of this callback: the Trainer keeps a list where a class has several.
+
+        They take turns from the front. What is left is an empty list, to which the next checkpoint's are appended.
+        """
+        # It is absent in the checkpoint of a dense run.
+        own: dict[str, Any] | list[dict[str, Any]] = state.stateful_callbacks.setdefault(type(self).__name__, {})
+        if isinstance(own, dict):
+            return own
+        del own[: -self._of_class]  # older checkpoints hold those of earlier ones too
+        return own.pop(0) if own else {}
 
     def _after_batch(self, state: TrainerState) -> None:
         self._fits.after_batch(self._batches, state.global_step)

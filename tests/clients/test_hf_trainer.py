@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import json
 
 import pytest
 import torch
@@ -168,6 +169,32 @@ class TestResuming:
         train(tmp_path / "resumed", model, callback("static"), resume=path, save_strategy="epoch")
         assert alive_count(model) == half(model)[1]
 
+    @pytest.mark.parametrize("epoch", [1, 2])
+    def test_two_callbacks_find_their_own_states(self, tmp_path, epoch):
+        def both():
+            heads = callback("gradual", 0.3, exclude=["net.unused", "net.abc", "net.ab", "net.d"])
+            return callback("gradual", 0.6, exclude=["net.unused", "net.heads"]), heads
+
+        whole, resumed, twice = FourTasks(), FourTasks(seed=1), FourTasks(seed=2)
+        train(tmp_path, whole, *both(), save_strategy="epoch")
+        callbacks = both()
+        path = tmp_path / f"checkpoint-{epoch * STEPS}"
+        train(tmp_path / "resumed", resumed, *callbacks, resume=path, save_strategy="epoch")
+        assert same(whole.state_dict(), resumed.state_dict())
+        assert [round(own.sparsity, 1) for own in callbacks] == [0.6, 0.3]
+        path = tmp_path / "resumed" / f"checkpoint-{3 * STEPS}"
+        train(tmp_path / "twice", twice, *both(), resume=path, num_train_epochs=4)
+        assert {name: int(mask.sum()) for name, mask in masks_of(twice).items()} == {
+            name: int(mask.sum()) for name, mask in masks_of(whole).items()
+        }
+
+    def test_checkpoints_of_two_callbacks_do_not_grow(self, tmp_path):
+        two = [callback("static", exclude=["net.unused", layer]) for layer in ("net.abc", "net.ab")]
+        train(tmp_path, FourTasks(), *two, save_strategy="epoch")
+        for epoch in (1, 2, 3):
+            state = json.loads((tmp_path / f"checkpoint-{epoch * STEPS}" / "trainer_state.json").read_text())
+            assert len(state["stateful_callbacks"]["DiSparseTrainerCallback"]) == 2
+
     def test_another_mode_takes_over_the_masks_only(self, tmp_path):
         train(tmp_path, FourTasks(), callback("static"), save_strategy="epoch")
         model = FourTasks(seed=1)
@@ -274,7 +301,9 @@ class TestRefusals:
     def test_a_model_that_the_trainer_makes_anew(self, tmp_path):
         train(tmp_path, None, callback("static"), model_init=pretrained_model, save_strategy="epoch")
         path = tmp_path / f"checkpoint-{STEPS}"
-        with pytest.raises(ValueError, match=r"model_init: must be left out for a run .* use Trainer\(model=model_init\(\), "):
+        with pytest.raises(
+            ValueError, match=r"model_init: must be left out for a run .* use Trainer\(model=model_init\(\), "
+        ):
             train(tmp_path / "refused", None, callback("static"), model_init=pretrained_model, resume=path)
         model = pretrained_model()
         train(tmp_path / "resumed", model, callback("static"), resume=path)  # as it says
