@@ -110,9 +110,9 @@ class DiSparsePruning(Callback):
                 (float), as in :meth:`~disparse_plugin.TaskScores.masks`.
             num_batches: One-shot modes: how many training batches of each rank to score on (16); the data is read again
                 from the start if it has fewer.
-            start_at: ``"pretrained"``: prune after this optimizer step of the trainer (int), or after this fraction of
-                the training (float: 0.25 is one cut after a quarter of it), on the last ``num_batches`` batches.
-                ``"gradual"``: the first stage, likewise.
+            start_at: ``"pretrained"``: prune after this optimizer step (int; those of earlier fits count), or
+                after this fraction of the training (float: 0.25 is one cut after a quarter of it), on the last
+                ``num_batches`` batches. ``"gradual"``: the first stage, likewise.
             update_every: ``"gradual"``, ``"dynamic"``: optimizer steps between changes (100).
             stop_at: ``"gradual"``, ``"dynamic"``: the step (int) or fraction of the training (float) of the last stage,
                 or from which on nothing changes; by default a half, and three quarters, of the first ``fit``.

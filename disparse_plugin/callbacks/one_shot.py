@@ -43,6 +43,8 @@ class OneShot(PruningInFit):
         self._pattern = pattern
         self._count, self._when, self._start = num_batches, start_at, 0
         self._done = False
+        self._steps: int | None = None  # those of earlier fits included; a trainer may count each by itself
+        self._earlier = 0  # how many more these are than the trainer says
         self._fit: Fit | None = None
         self._keys: Sequence[ParameterKey] = ()
         self._exclude: Exclude = ()
@@ -69,16 +71,19 @@ class OneShot(PruningInFit):
 
     def before_training(self, batches: Iterable[Batch], step: int) -> bool:
         """Prune, if it is time already."""
-        return not self._done and step >= self._start and self._prune(batches)
+        self._earlier = 0 if self._steps is None else self._steps - step
+        self._steps = step + self._earlier
+        return not self._done and self._steps >= self._start and self._prune(batches)
 
     def after_batch(self, batch: Batch, step: int) -> bool:
         """Prune, if it is time."""
         # A second pass over the data would disturb the loader that is being read, so the last batches are kept.
+        self._steps = step + self._earlier
         if self._done:
             return False
-        if step + self._count >= self._start:
+        if self._steps + self._count >= self._start:
             self._recent.append(batch)
-        return step >= self._start and self._prune(list(self._recent))
+        return self._steps >= self._start and self._prune(list(self._recent))
 
     def _prune(self, batches: Iterable[Batch]) -> bool:
         assert self._fit is not None
@@ -119,9 +124,10 @@ class OneShot(PruningInFit):
         """Say that the time to prune has not come."""
         if self._done:
             return None
+        steps = step + self._earlier
         return (
-            f"start_at: must be a step of the training, found {self._start} with {step} optimizer steps: nothing was "
-            f"pruned; pass a start_at below {step}, or go on with another fit"
+            f"start_at: must be a step of the training, found {self._start} with {steps} optimizer steps: nothing was "
+            f"pruned; pass a start_at below {steps}, or go on with another fit"
         )
 
     def end(self) -> None:
@@ -130,9 +136,10 @@ class OneShot(PruningInFit):
         self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether the model has been pruned, and what of it could not be."""
-        return {"done": self._done, "skipped": self._skipped}
+        """Return whether the model has been pruned, what of it could not be, and how many steps it was trained."""
+        return {"done": self._done, "skipped": self._skipped, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over whether the model has been pruned."""
-        self._done, self._skipped = bool(state["done"]), list(state.get("skipped", ()))  # older states have none
+        """Take over whether the model has been pruned, and the steps."""
+        self._done = bool(state["done"])
+        self._skipped, self._steps = list(state.get("skipped", ())), state.get("steps")  # older states have none

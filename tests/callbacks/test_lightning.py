@@ -243,6 +243,21 @@ class TestFitsThatEndEarly:
             fit(tmp_path, module, pruning("pretrained", start_at=20))
         assert not masks_of(module)
 
+    def test_a_further_fit_by_another_trainer_comes_to_it(self, tmp_path):
+        """As the warning advises; the steps of all fits count, and a checkpoint between them keeps the count."""
+        callback, module, record = pruning("pretrained", start_at=18), FourTasks(), Sparsities()
+        with warned(UserWarning, match="found 18 with 8 optimizer steps: .* or go on with another fit"):
+            fit(tmp_path, module, callback)
+        with warned(UserWarning, match="found 18 with 16 optimizer steps: .* or go on with another fit"):
+            fit(tmp_path, module, callback).save_checkpoint(tmp_path / "second.ckpt")
+        fit(tmp_path, module, callback, logger=record, log_every_n_steps=1)
+        assert record.values == [0] + [sparsity(module)] * (2 * BATCHES - 1)
+        resumed, record = FourTasks(seed=1), Sparsities()
+        again = {"ckpt_path": tmp_path / "second.ckpt", "max_epochs": 4, "logger": record, "log_every_n_steps": 1}
+        fit(tmp_path, resumed, pruning("pretrained", start_at=18), **again)
+        assert record.values == [0] + [sparsity(module)] * (2 * BATCHES - 1)
+        assert alive_count(resumed) == half(resumed)[1]
+
     def test_accumulation_that_changes_is_counted(self, tmp_path):
         """Four steps in the first epoch and two in the second: the last stage is at four and a half, so at four."""
         record, module = Sparsities(), FourTasks()

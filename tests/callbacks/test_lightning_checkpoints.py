@@ -165,6 +165,17 @@ class TestStateDicts:
         fit(tmp_path, module, ckpt_path=tmp_path / "torch.ckpt", max_epochs=3)
         assert equal(dict(module.state_dict()), dict(resumed.state_dict()))
 
+    def test_a_checkpoint_that_does_not_tell_the_steps_loads(self, tmp_path):
+        """Those of before the steps of several fits were counted."""
+        whole, resumed, path = FourTasks(), FourTasks(seed=1), tmp_path / "epoch=0.ckpt"
+        late = {"start_at": 6, "num_batches": 1}
+        fit(tmp_path, whole, pruning("pretrained", **late), checkpoints(tmp_path), enable_checkpointing=True)
+        older = torch.load(path, weights_only=True)
+        del older["callbacks"]["DiSparsePruning"]["pruning"]["steps"]
+        torch.save(older, path)
+        fit(tmp_path, resumed, pruning("pretrained", **late), ckpt_path=path)
+        assert equal(whole.state_dict(), resumed.state_dict())
+
     def test_a_dense_checkpoint_is_pruned(self, tmp_path):
         dense, module = FourTasks(), FourTasks(seed=1)
         fit(tmp_path, dense).save_checkpoint(tmp_path / "dense.ckpt")
