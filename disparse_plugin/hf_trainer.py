@@ -47,9 +47,10 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
 
     The modes are those of :class:`disparse_plugin.lightning.DiSparsePruning`: ``"static"``, ``"pretrained"``,
     ``"gradual"`` and ``"dynamic"``. Every checkpoint has the masks, as ``weight_orig`` and ``weight_mask``, and
-    ``train(resume_from_checkpoint=...)`` has them before the weights are loaded; so has ``load_best_model_at_end``. A
-    further ``train()`` goes on where the last one stopped. The share of the listed weights that is masked is in the
-    logs as ``sparsity``; integrations such as TensorBoard, which the Trainer calls first, do not see it.
+    ``train(resume_from_checkpoint=...)`` has them before the weights are loaded; so has ``load_best_model_at_end``,
+    which warns of a best model from before the pruning ended (``eval_delay`` leaves those out). A further ``train()``
+    goes on where the last one stopped. The share of the listed weights that is masked is in the logs as ``sparsity``;
+    integrations such as TensorBoard, which the Trainer calls first, do not see it.
 
     Scores are those of random batches of the training data, collated as for training, not of the batch of the step,
     which the Trainer keeps to itself. They depend on ``args.seed``, the step and the rank only, so that a run that goes
@@ -93,7 +94,8 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             losses: ``losses(model, batch)`` runs the model once and returns one scalar loss per task. ``model`` is the
                 one given to the Trainer, ``batch`` what its collator makes, on the model's device.
             mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
-            amount: How much of the weights is pruned: a fraction (float), or a count (int).
+            amount: How much of the weights is pruned in the end, those masked before included: a fraction (float),
+                or a count (int).
             criterion: As in :class:`disparse_plugin.lightning.DiSparsePruning`.
             arbiter: As there.
             pattern: As there.
@@ -138,6 +140,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             )
         )
         self._batches: _RandomBatches | None = None
+        self._of_class = 1  # how many callbacks of this class the Trainer has
 
     def __repr__(self) -> str:
         """Show what was chosen."""
@@ -158,6 +161,8 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         """Let the model follow the masks of checkpoints, which are loaded before the training begins."""
         _check_arguments(args, self._one_shot)
         self._fits.follow(given["model"])
+        own = state.stateful_callbacks.get(type(self).__name__)
+        self._of_class = len(own) if isinstance(own, list) else 1
 
     def on_train_begin(
         self,
@@ -169,21 +174,17 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         """Start: weights, masks and optimizer states are loaded. Prune before the first step.
 
         Raises:
-            ValueError: If the run goes on from a checkpoint whose masks the callback has not seen.
+            ValueError: If the run goes on from a checkpoint whose masks the model has not got.
         """
         model: nn.Module = given["model"]
         resumed = state.global_step > 0
-        if resumed and not self._fits.follows(model):
-            raise ValueError(
-                "callbacks: must hold the callback when the Trainer is made, for a run that goes on from a "
-                "checkpoint, found that the weights were loaded without it; use Trainer(..., callbacks=[callback])"
-            )
+        if resumed:
+            self._check_followed(model)
         self._fits.follow(model)
         self._fits.expect(model)
-        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        saved = self._taken_from(state)
         if resumed and _STATE in saved:
             self._fits.load_state_dict(_decoded(saved[_STATE]))
-        state.stateful_callbacks.setdefault(type(self).__name__, {})  # absent in the checkpoint of a dense run
         self._batches = _RandomBatches(given["train_dataloader"], args, state)
         self._fits.begin(self._fit(model, state, given["optimizer"]))
         model.train()
@@ -220,6 +221,18 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
         if not {"loss", "train_loss"}.isdisjoint(given["logs"]):
             given["logs"]["sparsity"] = state.log_history[-1]["sparsity"] = self.sparsity
 
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **given: Any,
+    ) -> None:
+        """Let the next checkpoint begin an own list: of several callbacks, the Trainer appends states at every save."""
+        own = state.stateful_callbacks.get(type(self).__name__)
+        if isinstance(own, list):
+            own.clear()
+
     def on_train_end(
         self,
         args: TrainingArguments,
@@ -234,6 +247,36 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """Return what a later run goes on from, as text in ``trainer_state.json``: one bit per weight or less."""
         return {"args": {}, "attributes": {}, _STATE: _encoded(self._fits.state_dict())}
+
+    def _check_followed(self, model: nn.Module) -> None:
+        """Refuse weights that were loaded before the model had the masks of their checkpoint.
+
+        Raises:
+            ValueError: If they were.
+        """
+        if self._fits.follows(None):
+            raise ValueError(
+                "callbacks: must hold the callback when the Trainer is made, for a run that goes on from a "
+                "checkpoint, found that the weights were loaded without it; use Trainer(..., callbacks=[callback])"
+            )
+        if not self._fits.follows(model):
+            raise ValueError(
+                "model_init: must be left out for a run that goes on from a checkpoint, found that the weights were "
+                "loaded into another model than the callback has seen when the Trainer was made; use "
+                "Trainer(model=model_init(), ..., callbacks=[callback])"
+            )
+
+    def _taken_from(self, state: TrainerState) -> Mapping[str, Any]:
+        """Take out what the checkpoint holds of this callback: the Trainer keeps a list where a class has several.
+
+        They take turns from the front. What is left is an empty list, to which the next checkpoint's are appended.
+        """
+        # It is absent in the checkpoint of a dense run.
+        own: dict[str, Any] | list[dict[str, Any]] = state.stateful_callbacks.setdefault(type(self).__name__, {})
+        if isinstance(own, dict):
+            return own
+        del own[: -self._of_class]  # older checkpoints hold those of earlier ones too
+        return own.pop(0) if own else {}
 
     def _after_batch(self, state: TrainerState) -> None:
         self._fits.after_batch(self._batches, state.global_step)

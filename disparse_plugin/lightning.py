@@ -94,8 +94,8 @@ class DiSparsePruning(Callback):
 
         Args:
             mode: ``"static"``, ``"pretrained"``, ``"gradual"`` or ``"dynamic"``.
-            amount: How much of the weights is pruned: a fraction (float), or a count (int). Left out with an ``n:m``
-                pattern.
+            amount: How much of the weights is pruned in the end, those masked before included: a fraction (float),
+                or a count (int). Left out with an ``n:m`` pattern. (The one-shot functions count what is still alive.)
             criterion: A name, also ``"layer_adaptive(NAME)"``, or what the core takes; by default ``"snip"`` at the
                 start, ``"layer_adaptive(damped(taylor, 0.25))"`` for ``"pretrained"`` and ``"gradual"``, and
                 ``"gradient"`` for ``"dynamic"``, which also takes ``"random"``.
@@ -110,9 +110,9 @@ class DiSparsePruning(Callback):
                 (float), as in :meth:`~disparse_plugin.TaskScores.masks`.
             num_batches: One-shot modes: how many training batches of each rank to score on (16); the data is read again
                 from the start if it has fewer.
-            start_at: ``"pretrained"``: prune after this optimizer step of the trainer (int), or after this fraction of
-                the training (float: 0.25 is one cut after a quarter of it), on the last ``num_batches`` batches.
-                ``"gradual"``: the first stage, likewise.
+            start_at: ``"pretrained"``: prune after this optimizer step (int; those of earlier fits count), or
+                after this fraction of the training (float: 0.25 is one cut after a quarter of it), on the last
+                ``num_batches`` batches. ``"gradual"``: the first stage, likewise.
             update_every: ``"gradual"``, ``"dynamic"``: optimizer steps between changes (100).
             stop_at: ``"gradual"``, ``"dynamic"``: the step (int) or fraction of the training (float) of the last stage,
                 or from which on nothing changes; by default a half, and three quarters, of the first ``fit``.
@@ -212,7 +212,7 @@ class DiSparsePruning(Callback):
         """Leave the model as an ordinary one."""
         self._fits.follow(None)
         if stage != "fit":  # a checkpoint with masks may have been loaded
-            self._fits.make_permanent(pl_module)
+            self._fits.end_evaluation(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later run goes on from; the masks themselves are in the model's state, unless folded."""

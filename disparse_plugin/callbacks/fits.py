@@ -5,7 +5,7 @@ Nothing here imports a trainer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,8 +52,8 @@ class PrunedFits:
         self._handles = [] if model is None else follow_masks(model)
         self._followed = model
 
-    def follows(self, model: nn.Module) -> bool:
-        """Tell whether :meth:`follow` was called for this model last."""
+    def follows(self, model: nn.Module | None) -> bool:
+        """Tell whether :meth:`follow` was called for this model last; None: for no model."""
         return self._followed is model
 
     def expect(self, model: nn.Module) -> None:
@@ -85,12 +85,24 @@ class PrunedFits:
         """End a fit, and make the masks permanent if asked.
 
         Warns:
-            UserWarning: If the fit ended before the pruning did.
+            UserWarning: If the fit ended before the pruning did, or the model is one of before.
         """
-        unfinished = self._pruning.unfinished(step)
+        reached, unfinished = self.sparsity, self._pruning.unfinished(step)
+        self._count()  # a trainer may have loaded its best model since the last change
         self._pruning.end()
         if unfinished is not None:
             warn_user(unfinished)
+        if self.sparsity < reached:
+            warn_user(
+                f"model: must be as pruned at the end of the fit as it was in it, found {self.sparsity:.1%} of the "
+                f"weights masked, of {reached:.1%}: weights of before the pruning ended were loaded, as those of the "
+                "best model; choose the best only after the last stage (the Trainer of transformers: eval_delay=...)"
+            )
+        self.make_permanent(model)
+
+    def end_evaluation(self, model: nn.Module) -> None:
+        """Count what is masked, for a checkpoint may have been loaded, and make the masks permanent if asked."""
+        self.sparsity = _share_masked(list((masks_of(model) or self._folded or {}).values()))
         self.make_permanent(model)
 
     def make_permanent(self, model: nn.Module) -> None:
@@ -110,6 +122,9 @@ class PrunedFits:
             self._pruning.load_state_dict(state_dict["pruning"])
 
     def _count(self) -> None:
-        masks = [present_mask(key) for key in self._pruning.keys]
-        total = sum(mask.numel() for mask in masks)
-        self.sparsity = 1 - sum(int(mask.sum()) for mask in masks) / total if total else 0.0
+        self.sparsity = _share_masked([present_mask(key) for key in self._pruning.keys])
+
+
+def _share_masked(masks: Sequence[Tensor]) -> float:
+    total = sum(mask.numel() for mask in masks)
+    return 1 - sum(int(mask.sum()) for mask in masks) / total if total else 0.0

@@ -6,8 +6,12 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from .._support.distributed import check_same_tensors
-from ..agreement.patterns import Pattern
+from ..agreement.amounts import count_to_prune
+from ..agreement.budgets import Budget
+from ..agreement.patterns import NofM, Pattern
 from ..arbiters import Arbiter
 from ..criteria import Criterion
 from ..maskable import select
@@ -15,6 +19,7 @@ from ..masks.in_place import attach_in_place
 from ..parameters import Exclude, ParameterKey, is_masked
 from ..scoring.losses import Batch
 from ..scoring.score import score_tasks
+from ..scoring.task_scores import TaskScores
 from ..sparse_training.schedules import step_of
 from .base import Fit, PruningInFit
 
@@ -38,6 +43,8 @@ class OneShot(PruningInFit):
         self._pattern = pattern
         self._count, self._when, self._start = num_batches, start_at, 0
         self._done = False
+        self._steps: int | None = None  # those of earlier fits included; a trainer may count each by itself
+        self._earlier = 0  # how many more these are than the trainer says
         self._fit: Fit | None = None
         self._keys: Sequence[ParameterKey] = ()
         self._exclude: Exclude = ()
@@ -64,16 +71,19 @@ class OneShot(PruningInFit):
 
     def before_training(self, batches: Iterable[Batch], step: int) -> bool:
         """Prune, if it is time already."""
-        return not self._done and step >= self._start and self._prune(batches)
+        self._earlier = 0 if self._steps is None else self._steps - step
+        self._steps = step + self._earlier
+        return not self._done and self._steps >= self._start and self._prune(batches)
 
     def after_batch(self, batch: Batch, step: int) -> bool:
         """Prune, if it is time."""
         # A second pass over the data would disturb the loader that is being read, so the last batches are kept.
+        self._steps = step + self._earlier
         if self._done:
             return False
-        if step + self._count >= self._start:
+        if self._steps + self._count >= self._start:
             self._recent.append(batch)
-        return step >= self._start and self._prune(list(self._recent))
+        return self._steps >= self._start and self._prune(list(self._recent))
 
     def _prune(self, batches: Iterable[Batch]) -> bool:
         assert self._fit is not None
@@ -86,21 +96,38 @@ class OneShot(PruningInFit):
             num_batches=self._count,
             cycle=True,
         )
-        masks = scores.masks(self._amount, self._arbiter, min_keep=self._min_keep, pattern=self._pattern)
-        check_same_tensors("masks", list(masks.values()), "keep the weights of all ranks equal")
-        attach_in_place(self._fit.model, masks)
+        if masks := self._masks(scores):
+            check_same_tensors("masks", list(masks.values()), "keep the weights of all ranks equal")
+            attach_in_place(self._fit.model, masks)
         self._keys, self._skipped = scores.parameters, list(scores.skipped)
         self._done = True
         self._recent.clear()
         return True
 
+    def _masks(self, scores: TaskScores) -> dict[ParameterKey, Tensor]:
+        """Choose what goes besides what is masked already; nothing if that is as much as was asked for, or more.
+
+        The amount of a callback is one of all weights, that of a one-shot call is one of those alive.
+        """
+        places, form = scores.places(), self._pattern
+        # n:m says by itself what goes, and takes nothing from a block that has no more than n.
+        if isinstance(form, NofM) or all(place.alive is None for place in places):
+            return scores.masks(self._amount, self._arbiter, min_keep=self._min_keep, pattern=form)
+        assert self._amount is not None  # the pattern has seen to it
+        total, alive = sum(map(form.sizes, places)), sum(scores.candidates(form, places).sizes)
+        missing = count_to_prune(self._amount, total) - (total - alive)
+        if missing <= 0:
+            return {}
+        return scores.masks(Budget(missing, self._min_keep), self._arbiter, pattern=form)
+
     def unfinished(self, step: int) -> str | None:
         """Say that the time to prune has not come."""
         if self._done:
             return None
+        steps = step + self._earlier
         return (
-            f"start_at: must be a step of the training, found {self._start} with {step} optimizer steps: nothing was "
-            f"pruned; pass a start_at below {step}, or go on with another fit"
+            f"start_at: must be a step of the training, found {self._start} with {steps} optimizer steps: nothing was "
+            f"pruned; pass a start_at below {steps}, or go on with another fit"
         )
 
     def end(self) -> None:
@@ -109,9 +136,10 @@ class OneShot(PruningInFit):
         self._recent.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return whether the model has been pruned, and what of it could not be."""
-        return {"done": self._done, "skipped": self._skipped}
+        """Return whether the model has been pruned, what of it could not be, and how many steps it was trained."""
+        return {"done": self._done, "skipped": self._skipped, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over whether the model has been pruned."""
-        self._done, self._skipped = bool(state["done"]), list(state.get("skipped", ()))  # older states have none
+        """Take over whether the model has been pruned, and the steps."""
+        self._done = bool(state["done"])
+        self._skipped, self._steps = list(state.get("skipped", ())), state.get("steps")  # older states have none

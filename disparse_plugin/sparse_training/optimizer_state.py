@@ -98,9 +98,10 @@ def check_optimizer(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> N
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, parameter in parameters.items() if id(parameter) not in trained]
     if missing:
+        frozen = f", or leave frozen layers out with exclude={missing}" if len(missing) < len(parameters) else ""
         raise ValueError(
             f"optimizer: must train every pruned parameter, found {len(missing)} of {len(parameters)} missing (first: "
-            f"{missing[0]}); build it from the same model object, or leave frozen layers out with parameters=..."
+            f"{missing[0]}); build it from the same model object{frozen}"
         )
     for name, parameter in parameters.items():
         for state, value in optimizer.state.get(parameter, {}).items():

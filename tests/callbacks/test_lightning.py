@@ -1,5 +1,6 @@
 """The Lightning callback: every mode against the core, loaders, refusals, YAML, two processes."""
 
+import ast
 import importlib
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
 
+from callback_modes import EXCLUDED
 from disparse_plugin import DiSparseStatic, at_least, score_tasks
 from disparse_plugin.lightning import DiSparsePruning
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
@@ -129,6 +131,25 @@ class TestModes:
         assert set(channels.tolist()) == {0.0, 1.0}
         assert int(channels.sum()) == 5
 
+    @pytest.mark.parametrize("mode", ["static", "pretrained", "gradual"])
+    def test_a_new_callback_prunes_only_what_is_missing(self, tmp_path, mode):
+        module, total = FourTasks(), half(FourTasks())[0]
+        fit(tmp_path, module, pruning("static"))
+        for amount, masked in [(0.5, 0.5), (0.3, 0.5), (0.8, 0.8), (total - 8, None)]:
+            callback = pruning(mode, amount=amount, **{**ended(mode), "min_keep": 1})
+            fit(tmp_path, module, callback)
+            gone = total - 8 if masked is None else round(masked * total)
+            assert alive_count(module) == total - gone
+            assert callback.sparsity == 1 - (total - gone) / total
+
+    @pytest.mark.parametrize("mode", ["static", "gradual"])
+    def test_a_new_callback_masks_only_the_channels_that_are_missing(self, tmp_path, mode):
+        module = ThreeTasks()
+        options = {**ended(mode), "exclude": ["net.unused", "net.heads", "net.d"], "pattern": "channels"}
+        for amount, channels in [(0.5, 5), (0.5, 5), (0.8, 2)]:
+            fit(tmp_path, module, DiSparsePruning(mode, amount, **options))
+            assert int(torch.cat([mask.mean(1) for mask in masks_of(module).values()]).sum()) == channels
+
     def test_exempt_layers_stay_dense(self, tmp_path):
         module = FourTasks()
         with warned(DeprecationWarning, match="exempt: is deprecated"):
@@ -221,6 +242,21 @@ class TestFitsThatEndEarly:
         with warned(UserWarning, match="start_at: .* found 20 with 8 optimizer steps: nothing was pruned"):
             fit(tmp_path, module, pruning("pretrained", start_at=20))
         assert not masks_of(module)
+
+    def test_a_further_fit_by_another_trainer_comes_to_it(self, tmp_path):
+        """As the warning advises; the steps of all fits count, and a checkpoint between them keeps the count."""
+        callback, module, record = pruning("pretrained", start_at=18), FourTasks(), Sparsities()
+        with warned(UserWarning, match="found 18 with 8 optimizer steps: .* or go on with another fit"):
+            fit(tmp_path, module, callback)
+        with warned(UserWarning, match="found 18 with 16 optimizer steps: .* or go on with another fit"):
+            fit(tmp_path, module, callback).save_checkpoint(tmp_path / "second.ckpt")
+        fit(tmp_path, module, callback, logger=record, log_every_n_steps=1)
+        assert record.values == [0] + [sparsity(module)] * (2 * BATCHES - 1)
+        resumed, record = FourTasks(seed=1), Sparsities()
+        again = {"ckpt_path": tmp_path / "second.ckpt", "max_epochs": 4, "logger": record, "log_every_n_steps": 1}
+        fit(tmp_path, resumed, pruning("pretrained", start_at=18), **again)
+        assert record.values == [0] + [sparsity(module)] * (2 * BATCHES - 1)
+        assert alive_count(resumed) == half(resumed)[1]
 
     def test_accumulation_that_changes_is_counted(self, tmp_path):
         """Four steps in the first epoch and two in the second: the last stage is at four and a half, so at four."""
@@ -343,6 +379,22 @@ class TestRefusals:
 
         with pytest.raises(ValueError, match="optimizers: gradual and dynamic pruning need exactly one, found 2"):
             fit(tmp_path, Two(), pruning("dynamic"))
+
+    @pytest.mark.parametrize("mode", ["gradual", "dynamic"])
+    def test_frozen_layers_that_the_optimizer_leaves_out(self, tmp_path, mode):
+        class Frozen(FourTasks):
+            def configure_optimizers(self):
+                for layer in (self.net.abc, self.net.ab):
+                    layer.requires_grad_(False)
+                return torch.optim.Adam([p for p in self.parameters() if p.requires_grad])
+
+        with pytest.raises(ValueError, match="optimizer: must train every pruned parameter, found 2 of 6") as refused:
+            fit(tmp_path, Frozen(), pruning(mode))
+        paste = str(refused.value).rpartition("exclude=")[2]
+        assert paste == "['net.abc.weight', 'net.ab.weight']"
+        module = Frozen()
+        fit(tmp_path, module, DiSparsePruning(mode, 0.5, exclude=[*EXCLUDED, *ast.literal_eval(paste)], **ended(mode)))
+        assert not any(prune.is_pruned(layer) for layer in (module.net.abc, module.net.ab))
 
     def test_a_training_without_end(self, tmp_path):
         with pytest.raises(ValueError, match=r"stop_at: must be a step .* when it is not known where"):

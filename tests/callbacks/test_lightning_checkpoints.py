@@ -101,9 +101,23 @@ class TestCheckpoints:
         trained.save_checkpoint(tmp_path / "last.ckpt")
         expected = trained.test(module, loader(), verbose=False)
         for fresh, folds in [(FourTasks(seed=1), False), (FourTasks(seed=1), True)]:
-            tested = trainer(tmp_path, pruning(mode, fold=folds))
+            callback = pruning(mode, fold=folds)
+            tested = trainer(tmp_path, callback)
             assert tested.test(fresh, loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False) == expected
+            assert callback.sparsity == 1 - alive_count(module) / half(module)[0]
             assert any(prune.is_pruned(inner) for inner in fresh.modules()) is not folds
+
+    def test_the_sparsity_is_that_of_what_was_evaluated_last(self, tmp_path, mode):
+        callback, module = pruning(mode, fold=True), FourTasks()
+        trained = fit(tmp_path, module, callback, checkpoints(tmp_path), max_epochs=3, enable_checkpointing=True)
+        reached = callback.sparsity
+        trained.test(module, loader(), verbose=False)  # folded: no mask is left to count
+        assert callback.sparsity == reached
+        path = tmp_path / "epoch=0.ckpt"
+        trained.test(module, loader(), ckpt_path=path, verbose=False)
+        saved = torch.load(path, weights_only=True)["state_dict"]
+        alive = sum(int(mask.sum()) for name, mask in saved.items() if name.endswith("weight_mask"))
+        assert callback.sparsity == 1 - alive / half(module)[0]
 
 
 class TestStateDicts:
@@ -150,6 +164,17 @@ class TestStateDicts:
         fit(tmp_path, resumed, pruning("static"), ckpt_path=tmp_path / "torch.ckpt", max_epochs=3)
         fit(tmp_path, module, ckpt_path=tmp_path / "torch.ckpt", max_epochs=3)
         assert equal(dict(module.state_dict()), dict(resumed.state_dict()))
+
+    def test_a_checkpoint_that_does_not_tell_the_steps_loads(self, tmp_path):
+        """Those of before the steps of several fits were counted."""
+        whole, resumed, path = FourTasks(), FourTasks(seed=1), tmp_path / "epoch=0.ckpt"
+        late = {"start_at": 6, "num_batches": 1}
+        fit(tmp_path, whole, pruning("pretrained", **late), checkpoints(tmp_path), enable_checkpointing=True)
+        older = torch.load(path, weights_only=True)
+        del older["callbacks"]["DiSparsePruning"]["pruning"]["steps"]
+        torch.save(older, path)
+        fit(tmp_path, resumed, pruning("pretrained", **late), ckpt_path=path)
+        assert equal(whole.state_dict(), resumed.state_dict())
 
     def test_a_dense_checkpoint_is_pruned(self, tmp_path):
         dense, module = FourTasks(), FourTasks(seed=1)

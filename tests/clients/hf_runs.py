@@ -77,7 +77,7 @@ def callback(mode, amount=0.5, losses=None, **options):
     )
 
 
-def trainer(folder, model, *callbacks, **options):
+def trainer(folder, model, *callbacks, model_init=None, **options):
     transformers = client("transformers")
     quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
     plain = {"lr_scheduler_type": "constant", "learning_rate": 0.01, "max_grad_norm": 0, "remove_unused_columns": False}
@@ -85,7 +85,12 @@ def trainer(folder, model, *callbacks, **options):
     arguments = transformers.TrainingArguments(output_dir=str(folder), **options)
     data = [{"x": row} for row in torch.cat(vectors(EXAMPLES // 4))]
     return transformers.Trainer(
-        model, arguments, train_dataset=data, eval_dataset=data[:SIZE], callbacks=list(callbacks)
+        model,
+        arguments,
+        train_dataset=data,
+        eval_dataset=data[:SIZE],
+        model_init=model_init,
+        callbacks=list(callbacks),
     )
 
 

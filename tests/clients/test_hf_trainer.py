@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import json
 
 import pytest
 import torch
@@ -50,6 +51,17 @@ def test_it_is_optional():
 
 def test_its_doctest():
     assert doctest.testmod(our_callback()).failed == 0
+
+
+# The losses get less, so that the first model that is evaluated has the highest.
+BEST = {
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,
+    "save_strategy": "epoch",
+    "eval_strategy": "epoch",
+    "label_names": ["x"],
+}
 
 
 class Streamed(IterableDataset):
@@ -157,6 +169,32 @@ class TestResuming:
         train(tmp_path / "resumed", model, callback("static"), resume=path, save_strategy="epoch")
         assert alive_count(model) == half(model)[1]
 
+    @pytest.mark.parametrize("epoch", [1, 2])
+    def test_two_callbacks_find_their_own_states(self, tmp_path, epoch):
+        def both():
+            heads = callback("gradual", 0.3, exclude=["net.unused", "net.abc", "net.ab", "net.d"])
+            return callback("gradual", 0.6, exclude=["net.unused", "net.heads"]), heads
+
+        whole, resumed, twice = FourTasks(), FourTasks(seed=1), FourTasks(seed=2)
+        train(tmp_path, whole, *both(), save_strategy="epoch")
+        callbacks = both()
+        path = tmp_path / f"checkpoint-{epoch * STEPS}"
+        train(tmp_path / "resumed", resumed, *callbacks, resume=path, save_strategy="epoch")
+        assert same(whole.state_dict(), resumed.state_dict())
+        assert [round(own.sparsity, 1) for own in callbacks] == [0.6, 0.3]
+        path = tmp_path / "resumed" / f"checkpoint-{3 * STEPS}"
+        train(tmp_path / "twice", twice, *both(), resume=path, num_train_epochs=4)
+        assert {name: int(mask.sum()) for name, mask in masks_of(twice).items()} == {
+            name: int(mask.sum()) for name, mask in masks_of(whole).items()
+        }
+
+    def test_checkpoints_of_two_callbacks_do_not_grow(self, tmp_path):
+        two = [callback("static", exclude=["net.unused", layer]) for layer in ("net.abc", "net.ab")]
+        train(tmp_path, FourTasks(), *two, save_strategy="epoch")
+        for epoch in (1, 2, 3):
+            state = json.loads((tmp_path / f"checkpoint-{epoch * STEPS}" / "trainer_state.json").read_text())
+            assert len(state["stateful_callbacks"]["DiSparseTrainerCallback"]) == 2
+
     def test_another_mode_takes_over_the_masks_only(self, tmp_path):
         train(tmp_path, FourTasks(), callback("static"), save_strategy="epoch")
         model = FourTasks(seed=1)
@@ -169,12 +207,26 @@ class TestResuming:
 
     def test_the_best_model_comes_back_with_its_masks(self, tmp_path):
         model = FourTasks()
-        best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
-        each = {"save_strategy": "epoch", "eval_strategy": "epoch", "label_names": ["x"]}
-        trained = train(tmp_path, model, callback("gradual"), **best, **each)
+        with warned(UserWarning, "model: must be as pruned"):
+            trained = train(tmp_path, model, callback("gradual"), **BEST)
         assert trained.state.best_global_step < 3 * STEPS
         saved = load_file(f"{trained.state.best_model_checkpoint}/model.safetensors")
         assert same(model.state_dict(), saved)
+
+    @pytest.mark.parametrize(("mode", "start", "told"), [("pretrained", STEPS + 1, "0.0%"), ("gradual", 2, "28.7%")])
+    def test_a_best_model_of_before_the_pruning_ended_is_told(self, tmp_path, mode, start, told):
+        model, pruning = FourTasks(), callback(mode, start_at=start)
+        with warned(UserWarning, rf"found {told} of the weights masked, of 49\.5%: .* eval_delay"):
+            trained = train(tmp_path, model, pruning, **BEST)
+        assert trained.state.best_global_step == STEPS
+        masked = sum(int((layer.weight == 0).sum()) for layer, _ in keys(model))
+        assert pruning.sparsity == pytest.approx(masked / half(model)[0])
+
+    def test_the_best_of_those_after_the_pruning_is_fully_pruned(self, tmp_path):
+        model, pruning = FourTasks(), callback("pretrained")
+        train(tmp_path, model, pruning, eval_delay=1, **BEST)
+        assert alive_count(model) == half(model)[1]
+        assert pruning.sparsity == 1 - half(model)[1] / half(model)[0]
 
     def test_other_options_than_the_checkpoint(self, tmp_path):
         train(tmp_path, FourTasks(), callback("gradual"), save_strategy="epoch")
@@ -245,6 +297,17 @@ class TestRefusals:
         late.add_callback(callback("static"))
         with pytest.raises(ValueError, match="callbacks: must hold the callback when the Trainer is made"):
             late.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS}"))
+
+    def test_a_model_that_the_trainer_makes_anew(self, tmp_path):
+        train(tmp_path, None, callback("static"), model_init=pretrained_model, save_strategy="epoch")
+        path = tmp_path / f"checkpoint-{STEPS}"
+        with pytest.raises(
+            ValueError, match=r"model_init: must be left out for a run .* use Trainer\(model=model_init\(\), "
+        ):
+            train(tmp_path / "refused", None, callback("static"), model_init=pretrained_model, resume=path)
+        model = pretrained_model()
+        train(tmp_path / "resumed", model, callback("static"), resume=path)  # as it says
+        assert same(model.state_dict(), load_file(tmp_path / f"checkpoint-{3 * STEPS}" / "model.safetensors"))
 
     def test_callback_states_that_the_trainer_restores(self, tmp_path):
         with pytest.raises(ValueError, match="restore_callback_states_from_checkpoint must be False"):
