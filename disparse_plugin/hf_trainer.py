@@ -292,6 +292,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             optimizers=[getattr(optimizer, "optimizer", optimizer)],  # accelerate's wrapper has no state of its own
             grad_scaler=getattr(optimizer, "scaler", None),
             resumed=state.global_step > 0,
+            draws=True,
             total_steps=state.max_steps,
         )
 

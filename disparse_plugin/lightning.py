@@ -112,7 +112,8 @@ class DiSparsePruning(Callback):
                 from the start if it has fewer.
             start_at: ``"pretrained"``: prune after this optimizer step (int; those of earlier fits count), or
                 after this fraction of the training (float: 0.25 is one cut after a quarter of it), on the last
-                ``num_batches`` batches. ``"gradual"``: the first stage, likewise.
+                ``num_batches`` batches, or as many as there are; no checkpoint holds them, so a fit that begins or
+                resumes less than that before scores on fewer, and warns. ``"gradual"``: the first stage, likewise.
             update_every: ``"gradual"``, ``"dynamic"``: optimizer steps between changes (100).
             stop_at: ``"gradual"``, ``"dynamic"``: the step (int) or fraction of the training (float) of the last stage,
                 or from which on nothing changes; by default a half, and three quarters, of the first ``fit``.
@@ -184,6 +185,7 @@ class DiSparsePruning(Callback):
             optimizers=trainer.optimizers,
             grad_scaler=getattr(trainer.precision_plugin, "scaler", None),
             resumed=trainer.ckpt_path is not None,
+            draws=False,
             total_steps=_total_steps(trainer),
         )
         self._fits.begin(fit)

@@ -32,6 +32,7 @@ class Fit:
         optimizers: The optimizers of torch; their states may be loaded later.
         grad_scaler: What scales the losses, or None.
         resumed: Whether the training goes on from a checkpoint.
+        draws: Whether a batch that the mode is given stands for as many, drawn at random, as are scored on.
         total_steps: At how many optimizer steps it ends, those before a checkpoint included; None where that is not
             known.
     """
@@ -41,6 +42,7 @@ class Fit:
     optimizers: Sequence[Optimizer]
     grad_scaler: GradScaler | None
     resumed: bool
+    draws: bool
     total_steps: int | None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .._support.distributed import check_same_tensors
+from .._support.user_warning import warn_user
 from ..agreement.amounts import count_to_prune
 from ..agreement.budgets import Budget
 from ..agreement.patterns import NofM, Pattern
@@ -44,6 +45,7 @@ class OneShot(PruningInFit):
         self._count, self._when, self._start = num_batches, start_at, 0
         self._done = False
         self._steps: int | None = None  # those of earlier fits included; a trainer may count each by itself
+        self._begun = 0  # of these, those before this fit
         self._earlier = 0  # how many more these are than the trainer says
         self._fit: Fit | None = None
         self._keys: Sequence[ParameterKey] = ()
@@ -72,20 +74,35 @@ class OneShot(PruningInFit):
     def before_training(self, batches: Iterable[Batch], step: int) -> bool:
         """Prune, if it is time already."""
         self._earlier = 0 if self._steps is None else self._steps - step
-        self._steps = step + self._earlier
+        self._steps = self._begun = step + self._earlier
         return not self._done and self._steps >= self._start and self._prune(batches)
 
     def after_batch(self, batch: Batch, step: int) -> bool:
         """Prune, if it is time."""
-        # A second pass over the data would disturb the loader that is being read, so the last batches are kept.
+        assert self._fit is not None
         self._steps = step + self._earlier
         if self._done:
             return False
+        if self._fit.draws:
+            return self._steps >= self._start and self._prune([batch])
+        # A second pass over the data would disturb the loader that is being read, so the last batches are kept.
         if self._steps + self._count >= self._start:
             self._recent.append(batch)
-        return self._steps >= self._start and self._prune(list(self._recent))
+        return self._steps >= self._start and self._prune_on_recent()
 
-    def _prune(self, batches: Iterable[Batch]) -> bool:
+    def _prune_on_recent(self) -> bool:
+        """Prune on the last batches, and say if there are fewer than in a fit that had begun earlier."""
+        found = len(self._recent)
+        if found < self._count and self._begun > 0:
+            last = max(0, self._start - self._count)
+            warn_user(
+                f"num_batches: must have passed in this fit when start_at comes, found {found} of {self._count}: it "
+                f"began at step {self._begun} of {self._start}, and no checkpoint holds batches; the masks are of "
+                f"these {found}, not those of one long fit, for which resume from step {last} at the latest"
+            )
+        return self._prune(list(self._recent), found)
+
+    def _prune(self, batches: Iterable[Batch], count: int | None = None) -> bool:
         assert self._fit is not None
         scores = score_tasks(
             self._fit.model,
@@ -93,7 +110,7 @@ class OneShot(PruningInFit):
             batches,
             criterion=self._criterion,
             exclude=self._exclude,
-            num_batches=self._count,
+            num_batches=self._count if count is None else count,
             cycle=True,
         )
         if masks := self._masks(scores):

@@ -53,6 +53,12 @@ class TestModes:
         assert record.values == [0, 0] + [sparsity(module)] * (2 * BATCHES - 2)
         assert alive_count(module) == half(module)[1]
 
+    def test_pretrained_before_so_many_batches_have_passed_takes_those_that_have(self, tmp_path):
+        module, twin = FourTasks(), FourTasks()
+        fit(tmp_path, module, pruning("pretrained", start_at=2, num_batches=3))
+        fit(tmp_path, twin, pruning("pretrained", start_at=2, num_batches=2))
+        assert equal(module.state_dict(), twin.state_dict())
+
     def test_pretrained_at_once_reads_short_data_again(self, tmp_path):
         module = FourTasks()
         fit(tmp_path, module, pruning("pretrained", start_at=None, num_batches=BATCHES + 1))

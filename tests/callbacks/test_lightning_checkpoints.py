@@ -165,6 +165,23 @@ class TestStateDicts:
         fit(tmp_path, module, ckpt_path=tmp_path / "torch.ckpt", max_epochs=3)
         assert equal(dict(module.state_dict()), dict(resumed.state_dict()))
 
+    @pytest.mark.parametrize("further", [False, True])
+    def test_batches_of_before_a_checkpoint_are_missed_with_a_warning(self, tmp_path, further):
+        """Two of four have passed since; the masks are those of two, and not of two that count twice."""
+        late = {"start_at": 6, "num_batches": 4}
+        two, module, path = FourTasks(momentum=False), FourTasks(momentum=False), tmp_path / "epoch=0.ckpt"
+        fit(tmp_path, two, pruning("pretrained", start_at=6, num_batches=2))
+        callback, first = pruning("pretrained", **late), FourTasks(momentum=False)
+        with warned(UserWarning, "or go on with another fit"):
+            again = {"enable_checkpointing": True, "max_epochs": 1}
+            fit(tmp_path, module if further else first, callback, checkpoints(tmp_path), **again)
+        with warned(UserWarning, r"num_batches: .* found 2 of 4: it began at step 4 of 6, .* from step 2 at"):
+            if further:
+                fit(tmp_path, module, callback, max_epochs=1)
+            else:
+                fit(tmp_path, module, pruning("pretrained", **late), ckpt_path=path)
+        assert equal(two.state_dict(), module.state_dict())
+
     def test_a_checkpoint_that_does_not_tell_the_steps_loads(self, tmp_path):
         """Those of before the steps of several fits were counted."""
         whole, resumed, path = FourTasks(), FourTasks(seed=1), tmp_path / "epoch=0.ckpt"
