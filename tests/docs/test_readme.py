@@ -67,7 +67,7 @@ def test_the_commands_are_two():
     commands = re.findall(r"^```sh\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     assert [command.rstrip().rsplit("&& ", 1)[1] for command in commands] == [
         "python examples/quickstart.py",
-        "python -m pytest",
+        "python -m pytest -n 2 --dist worksteal",
     ]
 
 

@@ -11,7 +11,7 @@ ROOT = HELPERS.parents[1]
 FILES = HELPERS.parent / "files"  # written by released versions, read by every later one
 
 
-def python(*arguments, timeout=180, **environment):
+def python(*arguments, timeout=600, **environment):
     """Run Python on one thread, with the package, the helpers and the clients at hand; a hang fails the test."""
     path = os.pathsep.join(map(str, (HELPERS, CLIENTS, ROOT)))
     return subprocess.run(
