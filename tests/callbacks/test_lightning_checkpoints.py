@@ -167,20 +167,20 @@ class TestStateDicts:
 
     @pytest.mark.parametrize("further", [False, True])
     def test_batches_of_before_a_checkpoint_are_missed_with_a_warning(self, tmp_path, further):
-        """Two of four have passed since; the masks are those of two, and not of two that count twice."""
-        late = {"start_at": 6, "num_batches": 4}
-        two, module, path = FourTasks(momentum=False), FourTasks(momentum=False), tmp_path / "epoch=0.ckpt"
-        fit(tmp_path, two, pruning("pretrained", start_at=6, num_batches=2))
+        """Three of four have passed since; the masks are those of three, and not of one that counts twice."""
+        late = {"start_at": 7, "num_batches": 4}
+        three, module, path = FourTasks(momentum=False), FourTasks(momentum=False), tmp_path / "epoch=0.ckpt"
+        fit(tmp_path, three, pruning("pretrained", start_at=7, num_batches=3))
         callback, first = pruning("pretrained", **late), FourTasks(momentum=False)
         with warned(UserWarning, "or go on with another fit"):
             again = {"enable_checkpointing": True, "max_epochs": 1}
             fit(tmp_path, module if further else first, callback, checkpoints(tmp_path), **again)
-        with warned(UserWarning, r"num_batches: .* found 2 of 4: it began at step 4 of 6, .* from step 2 at"):
+        with warned(UserWarning, r"num_batches: .* found 3 of 4: it began at step 4 of 7, .* from step 3 at"):
             if further:
                 fit(tmp_path, module, callback, max_epochs=1)
             else:
                 fit(tmp_path, module, pruning("pretrained", **late), ckpt_path=path)
-        assert equal(two.state_dict(), module.state_dict())
+        assert equal(three.state_dict(), module.state_dict())
 
     def test_a_checkpoint_that_does_not_tell_the_steps_loads(self, tmp_path):
         """Those of before the steps of several fits were counted."""
