@@ -214,7 +214,7 @@ def choose(
     of: Quantity,
     amount: float,
     round_to: Sequence[int],
-    why: str,
+    why: Callable[[], str],
     what: str = "amount",
     total: float | None = None,
     whole: float | None = None,
@@ -229,7 +229,7 @@ def choose(
         of: What is counted.
         amount: A fraction (float) or a number (int) of it to remove.
         round_to: As in :func:`chosen`.
-        why: What keeps the removal from going further, for messages.
+        why: Says what keeps the removal from going further; asked only for a message.
         what: What messages call the amount.
         total: How much there was, where some is gone by other means; None: what is left if nothing is chosen.
         whole: The amount of all steps, of which this is the first; it must be within reach. None: this is all.
@@ -256,7 +256,7 @@ def choose(
     if most < in_total(asked):
         raise ValueError(
             f"{what}: at most {most:.6g} of {total:.6g} {of} ({most / max(total, 1e-12):.1%}) can be removed, found "
-            f"{asked} asked; lower it. What holds the rest: {why}"
+            f"{asked} asked; lower it. What holds the rest: {why()}"
         )
     while low < high:
         middle = (low + high) // 2

@@ -179,7 +179,7 @@ def chosen_units(contest: Contest, measure: Callable[[RemovalPlan], float] | Non
 
     return choose(
         groups, order, keep, left=left, of=options.of, amount=options.amount, round_to=round_to,
-        why=_what_holds(contest), whole=_of_all_steps(contest),
+        why=lambda: _what_holds(contest), whole=_of_all_steps(contest),
     )  # fmt: skip
 
 
@@ -246,8 +246,8 @@ def _chosen_by_part(
 
         found = choose(
             own, places, [keep[n] for n in members], left=left, of=options.of, amount=amounts[part],
-            round_to=[round_to[n] for n in members], why=_what_holds(contest), what=f"amount[{part!r}]", total=full,
-            whole=_of_all_steps(contest, part),
+            round_to=[round_to[n] for n in members], why=lambda: _what_holds(contest), what=f"amount[{part!r}]",
+            total=full, whole=_of_all_steps(contest, part),
         )  # fmt: skip
         for number, gone in zip(members, found, strict=True):
             choice[number] = gone
