@@ -125,10 +125,16 @@ class DiSparseDynamic(prune.BasePruningMethod):
         It is a leaf, so that ``copy.deepcopy`` (an EMA) works until the next forward, and it asks for a gradient, which
         it only ever gets from a parent that reads it without running the module; see :meth:`is_bypassed`.
         """
-        effective: Tensor = self.apply_mask(module)  # type: ignore[no-untyped-call]
-        original = module._parameters[f"{self._tensor_name}_orig"]
+        name: str = self._tensor_name
+        original, held = module._parameters[f"{name}_orig"], module.__dict__.get(name)
         assert original is not None
-        setattr(module, self._tensor_name, effective.detach().requires_grad_(original.requires_grad))
+        with torch.no_grad():
+            effective: Tensor = self.apply_mask(module)  # type: ignore[no-untyped-call]
+            if not (isinstance(held, Tensor) and held.is_leaf and _is_like(held, effective)):
+                setattr(module, name, effective.requires_grad_(original.requires_grad))
+            else:  # whoever waits for a gradient of the leaf still finds it
+                held.copy_(effective)
+                held.requires_grad_(original.requires_grad)
 
     def is_bypassed(self, module: nn.Module) -> bool:
         """Tell, after a backward, whether a parent reads ``module.weight`` directly: a gradient went to the copy."""
@@ -187,6 +193,10 @@ def attach_rewritable(masks: Mapping[ParameterKey, Tensor]) -> None:
     with all_or_nothing(masks):
         for (module, name), mask in masks.items():
             DiSparseDynamic.apply(module, name, mask)
+
+
+def _is_like(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
 
 
 def _check_mask(mask: Tensor, shape: torch.Size) -> None:

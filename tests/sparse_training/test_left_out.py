@@ -7,7 +7,13 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from disparse_plugin import prunable_parameters
-from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, load_checkpoint, save_checkpoint
+from disparse_plugin.sparse_training import (
+    DiSparseScheduler,
+    GradualPruning,
+    RewindPoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from networks import square_losses, vectors
 
 SCHEDULERS = [DiSparseScheduler, GradualPruning]
@@ -96,6 +102,16 @@ def test_a_checkpoint_of_before_the_first_step_does_not_hide_it(scheduler, optio
     expected = model.state_dict()
     assert other.state_dict().keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_rewind_before_the_first_step_does_not_hide_it(scheduler):
+    model = Misread()
+    optimizer, pruning = begun(scheduler, model)
+    RewindPoint(model, optimizer).rewind()
+    with pytest.warns(UserWarning, match=r"2 of 5 cannot be masked .*never\.weight .*early\.weight"):
+        step(model, optimizer, pruning, vectors(1)[0])
+    assert pruning.masks.names == ("trunk.weight", "a.weight", "b.weight")
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
