@@ -130,11 +130,9 @@ class DiSparseDynamic(prune.BasePruningMethod):
         assert original is not None
         with torch.no_grad():
             effective: Tensor = self.apply_mask(module)  # type: ignore[no-untyped-call]
-            if not (isinstance(held, Tensor) and held.is_leaf and _is_like(held, effective)):
-                setattr(module, name, effective.requires_grad_(original.requires_grad))
-            else:  # whoever waits for a gradient of the leaf still finds it
-                held.copy_(effective)
-                held.requires_grad_(original.requires_grad)
+            if isinstance(held, Tensor) and _can_take(held, effective):
+                effective = held.copy_(effective)  # whoever waits for a gradient of the leaf still finds it
+            setattr(module, name, effective.requires_grad_(original.requires_grad))
 
     def is_bypassed(self, module: nn.Module) -> bool:
         """Tell, after a backward, whether a parent reads ``module.weight`` directly: a gradient went to the copy."""
@@ -195,8 +193,10 @@ def attach_rewritable(masks: Mapping[ParameterKey, Tensor]) -> None:
             DiSparseDynamic.apply(module, name, mask)
 
 
-def _is_like(one: Tensor, other: Tensor) -> bool:
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+def _can_take(held: Tensor, values: Tensor) -> bool:
+    """Tell whether a tensor may be written to, no matter who has seen it, and stays what it is."""
+    alike = (held.shape, held.dtype, held.device) == (values.shape, values.dtype, values.device)
+    return alike and held.is_leaf and not held.is_inference()
 
 
 def _check_mask(mask: Tensor, shape: torch.Size) -> None:

@@ -49,7 +49,7 @@ def has_own_inputs(layer: nn.Module) -> bool:
 def _resize_convolution(layer: _ConvNd, left: Mapping[Side, int]) -> None:
     if is_depthwise(layer) or has_multiplier(layer):
         each = layer.out_channels // layer.in_channels
-        layer.in_channels = layer.groups = left["in"] if "in" in left else left["out"] // each
+        layer.in_channels = layer.groups = left["out"] // each
         layer.out_channels = layer.in_channels * each
         return
     layer.in_channels, layer.out_channels = left.get("in", layer.in_channels), left.get("out", layer.out_channels)

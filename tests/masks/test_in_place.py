@@ -50,6 +50,22 @@ def test_parameters_keep_their_identity_and_order():
     assert [id(p) for p in model.parameters()] == [id(p) for p in before]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_mask_can_be_rewritten_after_a_forward_of_any_mode(mode):
+    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    hook = DiSparseDynamic.apply(layer, "weight", half(layer))
+    with mode():
+        seen = layer(x)
+    before = seen.clone()
+    hook.rewrite(layer, ~half(layer))
+    assert torch.equal(seen, before)
+    assert not layer.weight.any()  # what grows starts at 0
+    assert layer.weight.is_leaf
+    assert layer.weight.requires_grad
+    layer(x).sum().backward()
+    assert torch.equal(layer.weight_orig.grad != 0, ~half(layer))
+
+
 def test_masks_of_torch_are_taken_over_with_one_hook():
     layer = nn.Linear(8, 4)
     prune.l1_unstructured(layer, "weight", 0.25)
