@@ -46,6 +46,7 @@ class MaskInWeight(prune.BasePruningMethod):
     def __init__(self) -> None:
         """Start without a tensor."""
         self._handle: torch.utils.hooks.RemovableHandle | None = None
+        self._loading: torch.utils.hooks.RemovableHandle | None = None
         self._watching = False  # beside the handle, which a compiled forward cannot look at
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:  # noqa: ARG002
@@ -86,6 +87,7 @@ class MaskInWeight(prune.BasePruningMethod):
         everything = torch.ones_like(local(parameter), dtype=torch.bool)
         module.register_buffer(f"{name}_mask", beside(everything, parameter))
         module.register_forward_pre_hook(hook)
+        hook._loading = module.register_load_state_dict_post_hook(hook._after_load)
         hook.rewrite(module, mask)
         return hook
 
@@ -130,8 +132,12 @@ class MaskInWeight(prune.BasePruningMethod):
         """Make the pruning permanent, for ``prune.remove``: the zeros stay, and may be trained."""
         self.refresh(module)
         del module._buffers[f"{self._tensor_name}_mask"]
-        if self._handle is not None:
-            self._handle.remove()
+        for handle in (self._handle, self._loading):
+            if handle is not None:
+                handle.remove()
+
+    def _after_load(self, module: nn.Module, _: object) -> None:
+        self.refresh(module)
 
     def _buffer(self, module: nn.Module) -> Tensor:
         return local(self._mask(module))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..parameters import ParameterKey
+from ..parameters import ParameterKey, qualified_names, stored
 from .shards import is_sharded
 
 
@@ -37,6 +39,35 @@ def sharing_memory(model: nn.Module) -> dict[ParameterKey, tuple[ParameterKey, P
                 found.setdefault(key, pair)
         if longest is None or span[0] != longest[0] or span[2] > longest[2]:
             longest = span
+    return found
+
+
+def kept_aside(model: nn.Module, parameters: Sequence[ParameterKey]) -> dict[str, str]:
+    """Find the parameters that other modules than their own keep in plain attributes, lists, tuples or dicts.
+
+    Args:
+        model: The model.
+        parameters: The ``(module, name)`` pairs to look for.
+
+    Returns:
+        Where each is kept, as an attribute of the model, and its own qualified name.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Identity())
+        >>> net[1].tied = [net[0].weight]
+        >>> kept_aside(net, [(net[0], "weight")])
+        {'1.tied': '0.weight'}
+    """
+    names = dict(zip(parameters, qualified_names(model, parameters), strict=True))
+    own = {id(stored(*key)): (key[0], name) for key, name in names.items()}
+    found: dict[str, str] = {}
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            kept = value.values() if type(value) is dict else value if isinstance(value, list | tuple) else [value]
+            for entry in kept:
+                owner, name = own.get(id(entry), (module, ""))
+                if owner is not module:
+                    found.setdefault(f"{path}.{attribute}".lstrip("."), name)
     return found
 
 

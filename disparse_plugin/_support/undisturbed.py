@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 
 from ..parameters import ParameterKey, stored
+from .kept_graphs import no_graph_kept
 from .user_warning import warn_user
 
 # Of a tensor: memory, place in it, shape, strides.
@@ -31,7 +32,8 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
     out, also after an exception or an interrupt: ``requires_grad``, train/eval mode, buffers (which there are, their
     identity, shape and contents; BatchNorm statistics), the effective weights of pruned modules, and the random states
     of torch, numpy and Python are as before. So are parameters that the forward replaces, and embeddings that it
-    rescales (``max_norm``); to one that it overwrites in another way the user is pointed. ``.grad`` is not touched.
+    rescales (``max_norm``); to one that it overwrites in another way the user is pointed. Modules keep nothing of a
+    graph (:func:`.no_graph_kept`). ``.grad`` is not touched.
 
     Args:
         model: The model, as the caller has it.
@@ -42,6 +44,7 @@ def undisturbed(model: nn.Module, parameters: Iterable[ParameterKey]) -> Iterato
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(same_random_states(model))
+        stack.enter_context(no_graph_kept(model))
         stack.enter_context(_modes_and_buffers(model))
         stack.enter_context(_values(model))
         stack.enter_context(_differentiable(model, parameters))

@@ -12,6 +12,7 @@ from .selection import (
     check_tensor,
     checked_pairs,
     select,
+    warn_of_kept_aside,
     warn_of_skipped,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "read_by_parent",
     "refusal",
     "select",
+    "warn_of_kept_aside",
     "warn_of_skipped",
 ]

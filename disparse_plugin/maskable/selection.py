@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from .._support.shared_memory import kept_aside
 from .._support.user_warning import warn_user
 from ..kinds import check_kind
 from ..parameters import Exclude, ParameterKey, left_in, prunable_parameters, qualified_names
@@ -148,6 +149,17 @@ def warn_of_skipped(skipped: Mapping[str, str], left: int) -> None:
             f"parameters: {len(skipped)} of {len(skipped) + left} cannot be masked and are left out of scoring and "
             f"pruning: {with_reasons(skipped)}; leave them out yourself, without this warning, with "
             f"exclude={list(skipped)}"
+        )
+
+
+def warn_of_kept_aside(model: nn.Module, keys: Sequence[ParameterKey]) -> None:
+    """Warn of weights that another module keeps in a plain list: what it multiplies with them there has no mask."""
+    if kept := kept_aside(model, keys):
+        where = ", ".join(f"{name} in {attribute}" for attribute, name in kept.items())
+        warn_user(
+            f"parameters: every weight must be read from its own layer if it is multiplied with, found {where}, where "
+            f"no mask reaches; let the parent read layer.weight after the layer has run, or leave out "
+            f"exclude={sorted(set(kept.values()))}"
         )
 
 

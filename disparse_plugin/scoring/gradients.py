@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..maskable import Obstacle, read_by_parent
-from ..parameters import ParameterKey, is_masked, stored
+from ..parameters import ParameterKey, is_masked, is_masked_in_place, stored
 from .hidden import hiding_function, refuse_hidden
-from .uses import FirstUses
+from .uses import FirstUses, NotCopied
 
 
 @dataclasses.dataclass
@@ -64,6 +64,8 @@ class UsedWeights:
         self._to_mask = to_mask
         self._uses = FirstUses(parameters)
         self._weights = [_Weight() for _ in parameters]
+        # Where torch's hook does not make what the module computes with.
+        self._own = [None if is_masked(*key) and not is_masked_in_place(*key) else stored(*key) for key in parameters]
         self.unfit: dict[int, Obstacle] = {}
 
     @contextlib.contextmanager
@@ -72,7 +74,7 @@ class UsedWeights:
         with contextlib.ExitStack() as stack:
             stack.callback(self._unmark)
             for module in self._by_module:
-                stack.callback(module.register_forward_pre_hook(self._record).remove)
+                stack.callback(module.register_forward_pre_hook(NotCopied(self._record)).remove)
             if self._to_mask:
                 stack.callback(self._uses.stop)
                 self._uses.start()
@@ -84,15 +86,18 @@ class UsedWeights:
         self._weights = [_Weight() for _ in self._parameters]
         self.unfit = {}
         for weight, (module, name) in zip(self._weights, self._parameters, strict=True):
-            if self._to_mask and isinstance(present := getattr(module, name, None), Tensor):
-                weight.marker = present.detach().requires_grad_()
+            if self._to_mask and not is_masked_in_place(module, name):  # which counts wherever it is read
+                weight.marker = _leaf_like(getattr(module, name, None))
+            if weight.marker is not None:
                 module.__dict__[name] = weight.marker
 
     def _record(self, module: nn.Module, _: Any) -> None:
         for index in self._by_module[module]:
             weight, name = self._weights[index], self._parameters[index][1]
             self._take_mark(weight, module, name)
-            tensor = getattr(module, name)
+            own = self._own[index]
+            # What functional_call puts in the place of a Parameter (a step of MAML) is made from it, or has no score.
+            tensor = getattr(module, name) if own is None else own
             weight.ran = True
             if not torch.is_grad_enabled():
                 weight.hidden_in = weight.hidden_in or hiding_function()
@@ -165,3 +170,12 @@ class UsedWeights:
     def _misread(self, index: int) -> Obstacle:
         key = self._parameters[index]
         return read_by_parent(key[0], ran=self._weights[index].ran, stale=is_masked(*key))
+
+
+def _leaf_like(weight: object) -> Tensor | None:
+    """Return a leaf with the values of a weight; None of what is no tensor."""
+    if not isinstance(weight, Tensor):
+        return None
+    values = weight.detach()
+    # Evaluation in inference mode leaves a product of a pruning hook that asks for no gradients.
+    return (values.clone() if values.is_inference() else values).requires_grad_()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .._support.distributed import check_same, check_same_values, failing_together
 from .._support.shards import is_sharded, reshard
 from ..criteria import Criterion, ScoreFunction, resolve
-from ..maskable import Selection, select
+from ..in_weight import masks_in_weights
+from ..maskable import Selection, select, warn_of_kept_aside
 from ..parameters import Exclude, ParameterKey, stored, unwrap
 from .batches import Data
 from .losses import Batch, TaskLosses, check_callable_losses
@@ -173,6 +174,8 @@ def _score(
                 "model: must hold whole weights where channels are removed, found sharded ones; remove channels before "
                 "fully_shard"
             )
+        if to_mask and not masks_in_weights(root):
+            warn_of_kept_aside(root, selection.keys)
         turn = TasksInTurn(storage.tasks_at_once)
 
         def sums_without(skipped: Mapping[str, str]) -> ScoreSums:

@@ -58,7 +58,8 @@ class SharedOutScores:
             for row, place in zip(rows, self._places, strict=True)
         ]
         weights = [
-            unit.units(local(parameter), place) for parameter, place in zip(self._parameters, self._places, strict=True)
+            unit.units(local(parameter.detach()), place)
+            for parameter, place in zip(self._parameters, self._places, strict=True)
         ]
         return SharedOut(scores, weights, shares, where, [owns(weight, this_rank()) for weight in self._parameters])
 

@@ -26,8 +26,11 @@ from .losses import Batch, TaskLosses
 # What a kernel is given to: one operand times another, and summed.
 _MULTIPLIES = frozenset(
     {"linear", "bilinear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+    | {"convolution", "_convolution", "conv_tbc"}
     | {"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "dot", "addmm", "addmv", "addbmm", "baddbmm"}
-    | {"einsum", "tensordot", "multi_dot", "embedding", "multi_head_attention_forward"}
+    | {"inner", "outer", "ger", "vdot", "vecdot", "kron", "addr", "chain_matmul", "multi_dot", "sspaddmm", "_sparse_mm"}
+    | {"einsum", "tensordot", "embedding", "embedding_bag", "multi_head_attention_forward"}
+    | {"scaled_dot_product_attention"}
     | {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 )
 # What keeps the entries, elsewhere: views, copies, types, parts.
@@ -36,14 +39,16 @@ _SAME = frozenset(
     | {"reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "contiguous", "clone"}
     | {"detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda", "requires_grad"}
     | {"chunk", "split", "narrow", "select", "unbind", "__getitem__", "index_select", "repeat", "repeat_interleave"}
-    | {"flip", "roll", "pad", "cat", "stack", "fused_moving_avg_obs_fake_quant"}
+    | {"slice", "alias", "flip", "roll", "pad", "cat", "stack", "fused_moving_avg_obs_fake_quant"}
     | {"fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"}
 )
 # What scales or selects entry by entry, if by something that does not depend on the weight.
 _SCALES = frozenset(
-    {"mul", "__mul__", "__rmul__", "multiply", "div", "__truediv__", "divide", "true_divide", "where", "masked_fill"}
-    | {"tril", "triu", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"}
+    {"mul", "__mul__", "__rmul__", "multiply", "where", "masked_fill"}
+    | {"tril", "triu", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
 )
+# What scales its first operand by its second; one over a weight is another weight.
+_DIVIDES = frozenset({"div", "__truediv__", "divide", "true_divide"})
 
 
 class Uses(TorchFunctionMode):
@@ -91,14 +96,16 @@ class Uses(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call the function, and follow the weights through it."""
-        given = list(_tensors((*args, *(kwargs or {}).values())))
+        everything = (*args, *(kwargs or {}).values())
+        given = list(_tensors(everything))
         result = func(*args, **(kwargs or {}))
         name = _name(func)
-        if name in _MULTIPLIES:
+        if name.removeprefix("linalg_") in _MULTIPLIES:
             for tensor in given:
                 self._multiply(tensor)
         elif any(id(tensor) in self._same or id(tensor) in self._computed for tensor in given):
-            self._follow(name, given, list(_tensors([result])))
+            scales = name in _SCALES or (name in _DIVIDES and id(everything[0]) in self._same)
+            self._follow(name, given, list(_tensors([result])), scales=scales)
         return result
 
     def _multiply(self, tensor: Tensor) -> None:
@@ -108,10 +115,10 @@ class Uses(TorchFunctionMode):
             _, index, name = self._computed[id(tensor)]
             self._instead.setdefault(index, name)
 
-    def _follow(self, name: str, given: Sequence[Tensor], made: Sequence[Tensor]) -> None:
+    def _follow(self, name: str, given: Sequence[Tensor], made: Sequence[Tensor], *, scales: bool) -> None:
         computed = next((self._computed[id(tensor)] for tensor in given if id(tensor) in self._computed), None)
         entries = [self._same[id(tensor)][1] for tensor in given if id(tensor) in self._same]
-        if computed is None and (name in _SAME or (name in _SCALES and len(entries) == 1)):
+        if computed is None and (name in _SAME or (scales and len(entries) == 1)):
             self._same.update({id(tensor): (tensor, entries[0]) for tensor in made if id(tensor) not in self._same})
             return
         index, first = (entries[0], name) if computed is None else computed[1:]
@@ -119,6 +126,32 @@ class Uses(TorchFunctionMode):
             if all(tensor is not weight for weight in self._weights):
                 self._same.pop(id(tensor), None)  # a copy that is changed in place is a copy no more
                 self._computed[id(tensor)] = (tensor, index, first)
+
+
+class NotCopied:
+    """A hook that is on a model while it is scored, and in no copy of it.
+
+    Example:
+        >>> import copy
+        >>> copy.deepcopy(NotCopied(print))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        TypeError: losses: must not copy or save the model while it is scored, found a deepcopy ...
+    """
+
+    def __init__(self, hook: Callable[..., None]) -> None:
+        """Take what is called."""
+        self._hook = hook
+
+    def __call__(self, *args: Any) -> None:
+        """Call it."""
+        self._hook(*args)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        """Refuse, in place of an error about what the hook holds."""
+        raise TypeError(
+            "losses: must not copy or save the model while it is scored, found a deepcopy or pickle of it; make the "
+            "copy (a teacher, an average) before"
+        )
 
 
 class _Running(threading.local):
@@ -165,8 +198,8 @@ class FirstUses:
     def start(self) -> None:
         """Put hooks on the modules that have not been watched yet; each module's go when it has run once."""
         for module in self._watched:
-            before = module.register_forward_pre_hook(self._before)
-            after = module.register_forward_hook(self._after, always_call=True)
+            before = module.register_forward_pre_hook(NotCopied(self._before))
+            after = module.register_forward_hook(NotCopied(self._after), always_call=True)
             self._handles[module] = [before, after]
 
     def stop(self) -> None:
@@ -243,8 +276,8 @@ def computed_instead(
 
 
 def _name(func: Callable[..., Any]) -> str:
-    """Return what a function does: ``mul`` for ``mul_`` too, and of an attribute such as ``Tensor.T`` its name."""
-    name: str = getattr(func, "__name__", "")
+    """Return what a function does: ``mul`` for ``mul_`` and ``mul.Tensor``, and of ``Tensor.T`` the attribute."""
+    name: str = getattr(func, "__name__", "").partition(".")[0]
     if name == "__get__":
         name = getattr(getattr(func, "__self__", None), "__name__", name)
     return name if name.endswith("__") else name.removesuffix("_")

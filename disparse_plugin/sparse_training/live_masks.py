@@ -16,7 +16,7 @@ from .._support.shards import beside, block, is_sharded, local, owns, part_here
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.tallies import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
-from ..maskable import Obstacle, read_by_parent
+from ..maskable import Obstacle, read_by_parent, warn_of_kept_aside
 from ..masks.attach import check_keeps_or_not
 from ..masks.in_place import DiSparseDynamic, attach_rewritable
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
@@ -67,6 +67,7 @@ class LiveMasks:
         if self._in_weights:
             attach_in_weights(masks)
         else:
+            warn_of_kept_aside(model, self.keys)
             attach_rewritable(masks)
         self.rewrite(list(masks.values()))
         self.kept = counts_true(self._read())

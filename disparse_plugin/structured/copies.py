@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .._support.kept_graphs import of_graph
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -18,7 +20,7 @@ def copied(model: nn.Module) -> nn.Module:
         ValueError: If something in it cannot be copied.
     """
     try:
-        memo = {id(t): t.detach().clone() for module in model.modules() for t in _of_graph(list(vars(module).values()))}
+        memo = {id(t): t.detach().clone() for module in model.modules() for t in of_graph(list(vars(module).values()))}
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
@@ -26,17 +28,6 @@ def copied(model: nn.Module) -> nn.Module:
             f"{type(error).__name__}: {' '.join(str(error).split())[:120]}; keep locks, files and the like out of the "
             "modules, or set them to None meanwhile"
         ) from error
-
-
-def _of_graph(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors that are no leaves among values, and in lists, tuples and dicts of them."""
-    for value in values:
-        if isinstance(value, Tensor) and not value.is_leaf:
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _of_graph(value)
-        elif type(value) is dict:
-            yield from _of_graph(value.values())
 
 
 def doubled(value: Any) -> Any:

@@ -45,6 +45,23 @@ ANOTHER = {
     "binary": (Sign.apply, "ge"),
     "signs of itself": (lambda w: w * w.sign(), "sign"),
     "times its transpose": (lambda w: w * w.t(), "mul"),
+    "dropped with a shift": (lambda w: F.alpha_dropout(w, 0.2, training=True), "alpha_dropout"),
+}
+# Torch's products with the transpose of a kernel of shape (5, 5), by functions other than F.linear.
+PRODUCTS = {
+    "linalg.matmul": lambda x, w: torch.linalg.matmul(x, w.t()),
+    "linalg.multi_dot": lambda x, w: torch.linalg.multi_dot([x, w.t()]),
+    "linalg.vecdot": lambda x, w: torch.linalg.vecdot(x[:, None], w[None]),
+    "inner": torch.inner,
+    "outer": lambda x, w: torch.stack([torch.outer(row, one).sum(0) for row, one in zip(x, w, strict=False)]),
+    "chain_matmul": lambda x, w: torch.chain_matmul(x, w.t()),
+    "convolution": lambda x, w: torch.convolution(
+        x[..., None], w[..., None], None, [1], [0], [1], False, [0], 1
+    ).squeeze(-1),
+    "conv_tbc": lambda x, w: torch.conv_tbc(x[None], w.t()[None], torch.zeros(5)).squeeze(0),
+    "sparse.mm": lambda x, w: torch.sparse.mm(x, w.t()),
+    "attention": lambda x, w: F.scaled_dot_product_attention(x[None], w[None], w[None]).squeeze(0),
+    "an operator": lambda x, w: torch.ops.aten.mm.default(x, torch.ops.aten.t.default(w)),
 }
 ITSELF = {
     "plain": lambda w: w,
@@ -97,6 +114,46 @@ def test_a_layer_that_multiplies_with_its_weight_in_another_form(kernel):
     assert "first.weight" in scores.names
     used = kernel(model.first.weight)
     assert bool((used[model.first.weight_mask == 0] == 0).all())
+
+
+def test_what_is_divided_by_a_weight_is_another():
+    model = Around(computing(lambda w: torch.div(1.0, w))(5, 5))
+    with pytest.warns(UserWarning, match=r"first\.weight \(Computing multiplies with something .*\(div\)"):
+        score_tasks(model, square_losses, vectors())
+
+
+@pytest.mark.filterwarnings("ignore:torch.chain_matmul is deprecated", "ignore:parameters. 1 of 3 cannot be masked")
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
+def test_all_products_of_torch_are_seen(product):
+    class Product(nn.Linear):
+        def forward(self, x):
+            return product(x, self.kernel(self.weight)) @ torch.eye(5)
+
+    layer = Product(5, 5)
+    for layer.kernel, skipped in ((lambda w: w - w.mean(1, keepdim=True), ["first.weight"]), (lambda w: w, [])):
+        assert list(score_tasks(Around(layer), square_losses, [vectors(1)[0][:5]]).skipped) == skipped
+
+
+def test_a_weight_kept_in_a_list_is_warned_of():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Linear(5, 5, bias=False)
+            self.tied = [self.encoder.weight]
+
+        def forward(self, x):
+            return F.linear(self.encoder(x).tanh(), self.tied[0].t())
+
+    for call in (
+        lambda model: score_tasks(model, square_losses, vectors()),
+        lambda model: disparse_pretrained(model, square_losses, vectors(), 0.5),
+        lambda model: GradualPruning(
+            model, torch.optim.SGD(model.parameters(), 0.1), square_losses, amount=0.5, stop_at=9
+        ),
+    ):
+        with pytest.warns(UserWarning, match=r"found first\.encoder\.weight in first\.tied, where no mask") as seen:
+            call(Around(Tied()))
+        assert len(seen) == 1
 
 
 def test_a_penalty_on_a_weight_is_no_use_of_it():
