@@ -1,5 +1,7 @@
 """What score_tasks computes, and that it leaves the model alone."""
 
+import copy
+import io
 import itertools
 import random
 
@@ -8,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from disparse_plugin import TaskScores, layer_adaptive, prunable_parameters, score_tasks
-from networks import PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
+from networks import Around, PartlyShared, Snapshot, TwoHeads, digit_batches, digit_losses, square_losses, vectors
 from oracles.agreement import lamp
 
 DEFINITIONS = {
@@ -135,6 +138,78 @@ def test_works_where_the_caller_has_gradients_off():
         for key in expected.parameters:
             for task in expected.tasks_reaching(*key):
                 assert torch.equal(found[task][key], expected[task][key])
+
+
+def test_works_after_an_evaluation_in_any_mode():
+    """Which leaves the product of the pruning hook in the module, of whatever kind it is."""
+    model, batches = TwoHeads().eval(), digit_batches()
+    key = (model.trunk[3], "weight")
+    prune.random_unstructured(*key, 0.5)
+    found = []
+    for context in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+        with context:
+            model(batches[0][0])
+        found.append(score_tasks(model, digit_losses, batches)["a"][key])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_an_inner_step_is_differentiated_through():
+    """As a step of MAML: scores are ``|w dL/dw|`` of the module's own weights, from which the others are made."""
+    model, batch = Around(nn.Linear(5, 5)), vectors(1)[0]
+
+    def losses(model, batch):
+        weights = dict(model.named_parameters())
+        inner = sum(square_losses(model, batch).values())
+        slopes = torch.autograd.grad(inner, list(weights.values()), create_graph=True, allow_unused=True)
+        fast = {name: w if g is None else w - 0.5 * g for (name, w), g in zip(weights.items(), slopes, strict=True)}
+        outputs = torch.func.functional_call(model, fast, (batch,))
+        return {task: output.square().mean() for task, output in outputs.items()}
+
+    scores = score_tasks(model, losses, [batch], criterion="snip")
+    for task, loss in losses(model, batch).items():
+        keys = list(scores[task])
+        grads = torch.autograd.grad(loss, [getattr(*key) for key in keys], retain_graph=True)
+        for key, grad in zip(keys, grads, strict=True):
+            torch.testing.assert_close(scores[task][key], (grad * getattr(*key)).abs())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, AveragedModel, lambda model: torch.save(model, io.BytesIO())])
+def test_losses_that_copy_the_model_are_told_to_do_it_before(copied):
+    model = TwoHeads()
+    before = Snapshot(model)
+
+    def losses(model, batch):
+        copied(model)
+        return digit_losses(model, batch)
+
+    with pytest.raises(TypeError, match=r"losses: must not copy or save the model while it .* before"):
+        score_tasks(model, losses, digit_batches(1))
+    before.check()
+
+
+class Keeps(nn.Linear):
+    """Keeps what it computes, as an attention keeps its biases in evaluation, and others their activations."""
+
+    def __init__(self):
+        super().__init__(5, 5)
+        self.last, self.cache, self.seen, self.calls = None, {}, [], 0
+
+    def forward(self, x):
+        self.calls += 1
+        scale = self.cache.setdefault("scale", self.weight.square().sum())
+        self.last = self.new = super().forward(x) / scale
+        self.seen.append(self.last)
+        return self.last
+
+
+def test_modules_keep_nothing_of_the_graph():
+    model = Around(Keeps())
+    score_tasks(model, square_losses, vectors(1))
+    kept = model.first
+    assert (kept.last, kept.cache, kept.seen, hasattr(kept, "new")) == (None, {}, [], False)
+    assert kept.calls == 1  # what is no tensor is the module's own business
+    copy.deepcopy(model)
 
 
 def test_scores_of_a_pruned_model_use_the_effective_weight():

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.pipelining import SplitPoint, pipeline
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
@@ -16,13 +17,13 @@ from disparse_plugin import attach_masks, clone_pruned, disparse_static, score_t
 from disparse_plugin._support.shards import whole
 from disparse_plugin.analysis import GradientConflict, own_masks, task_overlap
 from disparse_plugin.in_weight import MaskInWeight
-from disparse_plugin.masks import keep_tasks, load_masks
+from disparse_plugin.masks import fold, keep_tasks, load_masks
 from disparse_plugin.masks.attach import masks_of
 from disparse_plugin.masks.state_dicts import match_masks
 from disparse_plugin.scoring.score import score_for_removal
 from disparse_plugin.sparse_training import GradualPruning, RewindPoint, save_checkpoint
 from disparse_plugin.structured import remove_channels
-from networks import square_losses
+from networks import Around, square_losses
 from places import HELPERS, python
 from sharded_worker import (
     RECOMMENDED,
@@ -365,12 +366,61 @@ def test_a_mask_in_the_weight_holds_in_a_compiled_copy(fullgraph):
         assert model.weight.grad.tolist() == [[1, 0, 1]]
 
 
+def test_a_mask_in_a_weight_of_a_copy_outlasts_weights_that_are_loaded():
+    layer = nn.Linear(3, 1)
+    MaskInWeight.apply(layer, "weight", torch.tensor([[True, False, True]]))
+    for model in (layer, copy.deepcopy(layer)):
+        model.load_state_dict({"weight": torch.ones(1, 3)}, strict=False)
+        assert model.weight.tolist() == [[1, 0, 1]]
+        fold(model)
+        assert not model._load_state_dict_post_hooks
+
+
 def test_a_mask_in_a_frozen_weight_holds_once_that_is_trained():
     layer = nn.Linear(3, 1).requires_grad_(False)
     MaskInWeight.apply(layer, "weight", torch.tensor([[True, False, True]]))
     layer.requires_grad_(True)
     layer(torch.ones(3)).sum().backward()
     assert layer.weight.grad.tolist() == [[1, 0, 1]]
+
+
+def test_a_layer_with_a_mask_in_its_weight_is_scored_as_others_are():
+    """As a head beside a sharded trunk: it is not taken for one that a parent reads, and trains on."""
+    model, other = net(), net()
+    mask = torch.rand_like(model.own.weight) > 0.5
+    MaskInWeight.apply(model.own, "weight", mask)
+    with torch.no_grad():
+        other.own.weight.mul_(mask)
+    scores, expected = (score_tasks(each, square_losses, joined_batches(1)) for each in (model, other))
+    assert scores.names == expected.names
+    assert torch.equal(scores["a"][model.own, "weight"], expected["a"][other.own, "weight"])
+    sum(square_losses(model, joined_batches(1)[0]).values()).backward()
+    assert "weight" not in vars(model.own)
+    assert torch.equal(model.own.weight.grad != 0, mask)
+
+
+@pytest.mark.parametrize("size", [7, 64])
+@pytest.mark.usefixtures("one_rank")
+def test_whole_weights_beside_sharded_ones_of_any_size(size):
+    layers = nn.Sequential(nn.Linear(5, size), nn.Tanh(), nn.Linear(size, 5))
+    model, plain = Around(layers).double(), Around(copy.deepcopy(layers)).double()
+    plain.load_state_dict(model.state_dict())
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), ignored_params=set(model.first[2].parameters()))
+    for each in (model, plain):
+        disparse_static(each, square_losses, joined_batches(1), 0.5)
+    for name, mask in masks_of(plain).items():
+        assert torch.equal(whole(masks_of(model)[name]) != 0, mask != 0)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_mask_in_a_weight_outlasts_weights_that_are_loaded():
+    model, dense = sharded(1), net()
+    disparse_static(model, square_losses, joined_batches(1), 0.5)
+    masks = {name: whole(mask) for name, mask in masks_of(model).items()}
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    set_model_state_dict(model, dense.state_dict(), options=options)
+    for name, mask in masks.items():
+        assert torch.equal(whole(model.get_parameter(name).detach()), dense.get_parameter(name) * mask)
 
 
 @pytest.mark.usefixtures("one_rank")
