@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -63,6 +64,36 @@ def difference(first: Tensor, second: Tensor, *, floor: float) -> Difference:
     size, place = relative.flatten().max(0)
     index = tuple(int(i) for i in torch.unravel_index(place, relative.shape))
     return Difference(float(size), f"entry {list(index)} is {float(b[index]):.4g} instead of {float(a[index]):.4g}")
+
+
+def narrowed(full: Tensor, left: Tensor, kept: Iterable[tuple[int, Tensor]]) -> Tensor:
+    """Take out of a tensor what another has lost, in every dimension that is longer.
+
+    Args:
+        full: Any shape.
+        left: Of as many dimensions.
+        kept: The numbers of channels that there were, each with the positions that are left (int64). Of several that
+            fit a dimension, the one that brings the tensors closest is taken.
+
+    Returns:
+        ``full``, as short as ``left`` where something fits.
+
+    Example:
+        >>> full = torch.arange(6).reshape(2, 3)
+        >>> narrowed(full, torch.zeros(2, 2), [(3, torch.tensor([0, 2])), (3, torch.tensor([1]))])
+        tensor([[0, 2],
+                [3, 5]])
+    """
+    kept = list(kept)
+    for dim, (before, after) in enumerate(zip(full.shape, left.shape, strict=False)):
+        fitting = [places for count, places in kept if count == before != after == places.numel()]
+        tried = [full.index_select(dim, places.to(full.device)) for places in fitting]
+        full = min(tried, key=lambda one: _apart(one, left), default=full)
+    return full
+
+
+def _apart(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().nan_to_num().max()) if first.shape == second.shape else math.inf
 
 
 def _scale(a: Tensor, b: Tensor, finite: Tensor, floor: float) -> Tensor:

@@ -21,7 +21,7 @@ from ..scoring.losses import Batch, TaskLosses
 from .adapter.graph import TRACE_ERRORS
 from .adapter.observation import named_tensors
 from .applying import Pruners
-from .comparison import difference
+from .comparison import difference, narrowed
 from .copies import copied, doubled, in_double
 from .hooks import before_forward
 from .layers import makes_channels, rule_of
@@ -241,13 +241,15 @@ def verdict(trial: Trial, plan: RemovalPlan) -> Verdict:
         removed.append(result)
     del smaller
     masked = mask(_fresh(trial).eval(), list(plan.cuts), trial.customized_pruners)
-    kept = {cut.target: kept_of(cut.count, cut.positions) for cut in plan.cuts if cut.side == "in"}
+    kept: dict[tuple[str, str], tuple[int, Tensor]] = {
+        (cut.target, cut.side): (cut.count, kept_of(cut.count, cut.positions)) for cut in plan.cuts
+    }
     largest = 0.0
     for entry, result in zip(trial.runs, removed, strict=True):
         expected = _outcome(entry, masked, watched=watched)
         if isinstance(expected, str):
             return Verdict(f"with masked channels, {expected}")
-        failure, size = _compared(trial, entry, _narrowed(masked, expected, kept), result)
+        failure, size = _compared(trial, entry, _narrowed(masked, expected, result, kept), result)
         largest = max(largest, size)
         if failure is not None:
             return Verdict(failure, largest)
@@ -269,18 +271,26 @@ def _fresh(trial: Trial) -> nn.Module:
     return in_double(copied(trial.model)) if trial.double else copied(trial.model)
 
 
-def _narrowed(masked: nn.Module, found: _Found, kept: Mapping[str, Tensor]) -> _Found:
-    """Take the channels that are left out of what enters the watched layers of the masked copy."""
+def _narrowed(
+    masked: nn.Module, found: _Found, removed: _Found, kept: Mapping[tuple[str, str], tuple[int, Tensor]]
+) -> _Found:
+    """Take the channels that are left out of what enters the watched layers of the masked copy.
+
+    Those that a layer loses are its own. Others may be gone beside them: a layer over tokens is given channels, too.
+    """
     modules = {name: module for module, name in module_names(masked).items()}
     narrow = []
-    for what, tensor in found:
+    for (what, tensor), (_, left) in zip(found, removed, strict=False):
         name = what.removeprefix(_ENTERS)
-        if name != what and name in kept:
+        if name != what and (name, "in") in kept:
             rule = rule_of(modules[name])
             assert rule is not None
-            tensor = tensor.index_select(rule.channel_dim(modules[name], tensor), kept[name].to(tensor.device))
+            _, places = kept[name, "in"]
+            tensor = tensor.index_select(rule.channel_dim(modules[name], tensor), places.to(tensor.device))
+        if name != what:
+            tensor = narrowed(tensor, left, kept.values())
         narrow.append((what, tensor))
-    return narrow
+    return [*narrow, *found[len(narrow) :]]
 
 
 def _compared(trial: Trial, entry: Run, expected: _Found, found: _Found) -> tuple[str | None, float]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from disparse_plugin.structured.comparison import difference
+from disparse_plugin.structured.comparison import difference, narrowed
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (0,), (2, 0, 3), (2, 3), (2, 3, 4, 5)], ids=str)
@@ -68,3 +68,11 @@ def test_rounding_of_a_channel_that_is_nearly_zero_is_no_difference() -> None:
     other = x.clone()
     other[:, 3] *= -1
     assert difference(x, other, floor=1e-3).size < 1e-9
+
+
+def test_what_fits_best_is_taken_out_and_nothing_else() -> None:
+    x = torch.rand(3, 4, 5)
+    first, second = torch.tensor([0, 1]), torch.tensor([1, 3])
+    assert torch.equal(narrowed(x, x[:, second], [(4, first), (4, second)]), x[:, second])
+    assert narrowed(x, x[:, :2, :4], [(4, first)]).shape == (3, 2, 5)
+    assert narrowed(x, x[:, :3], [(4, first), (5, second)]) is x

@@ -570,3 +570,32 @@ def test_numbers_that_equal_a_width_by_chance_stay(kind: Any, changed: str, kept
     x = torch.randn(1, *larger)
     for masked, removed in zip(masked_copy(full, report.plan.cuts)(x), model(x), strict=True):
         torch.testing.assert_close(removed, masked)
+
+
+class Mixer(nn.Module):
+    """An MLP over tokens, between channels that go: before it other entries are gone than those that it loses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 12, 4, 4)
+        self.over_tokens = nn.Sequential(nn.Linear(9, 14), nn.GELU(), nn.Linear(14, 9))
+        self.norm, self.over_channels = nn.LayerNorm(12), nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
+        self.heads = nn.ModuleDict({"a": nn.Linear(12, 2), "b": nn.Linear(12, 3)})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.patches(x).flatten(2)
+        x = (x + self.over_tokens(x)).transpose(1, 2)
+        x = (x + self.over_channels(self.norm(x))).mean(1)
+        return {task: head(x) for task, head in self.heads.items()}
+
+
+def test_a_layer_over_tokens_loses_channels_beside_those_of_its_input() -> None:
+    model, x = Mixer(), torch.randn(4, 3, 12, 12)
+    report = remove_channels(
+        model, lambda model, x: {task: y.square().mean() for task, y in model(x).items()}, [x], x, 0.5
+    )
+    assert set(report.skipped) == {"heads.a", "heads.b", "over_tokens.2"}  # that gives one output for each token
+    assert report.deviation < 1e-9
+    widths = (model.patches.out_channels, model.over_tokens[0].out_features, model.over_channels[0].out_features)
+    assert all(left < full for left, full in zip(widths, (12, 14, 20), strict=True))
+    assert model.over_tokens[2].out_features == 9
