@@ -172,6 +172,7 @@ def fold(model: _Model) -> _Model:
         >>> sorted(fold(net).state_dict()), int((net.weight == 0).sum())
         (['bias', 'weight'], 3)
     """
+    reshard(model)
     for key in keys_by_name(model).values():
         if alive_mask(*key) is not None:
             prune.remove(*key)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .. import arbiters, damped_shares
 from .._support.distributed import check_same, failing_together
-from .._support.shards import local
+from .._support.shards import local, reshard
 from ..agreement import patterns
 from ..agreement.amounts import count_to_prune, refuse_percentage
 from ..agreement.budgets import Budget
@@ -145,6 +145,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         """
         arguments = given(locals())
         root, exclude = unwrap(model), tuple(exclude) if isinstance(exclude, Iterator) else exclude
+        reshard(root)
         with failing_together():
             self._every = check_steps("update_every", update_every)
             self._start = step_of("start_at", start_at, total_steps, least=0)

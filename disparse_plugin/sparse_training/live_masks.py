@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .._support.distributed import check_same_copies, check_same_tensors, failing_together, this_rank, total_counts
 from .._support.files import packed_bits, unpacked_bits
-from .._support.shards import beside, block, is_sharded, local, owns, part_here
+from .._support.shards import beside, block, is_sharded, local, owns, part_here, reshard
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.tallies import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
@@ -55,7 +55,7 @@ class LiveMasks:
             ValueError: If the optimizer does not train a parameter, or the masks differ between ranks.
         """
         self.keys: Sequence[ParameterKey] = tuple(masks)
-        self._optimizer = optimizer
+        self._root, self._optimizer = model, optimizer
         with failing_together():
             self.names = qualified_names(model, self.keys)
             check_keeps_or_not(model, self.keys)
@@ -96,7 +96,8 @@ class LiveMasks:
         return counts_of(self.parameters(), masks)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the trained parameters behind the masks."""
+        """Return the trained parameters behind the masks, not what ``fully_shard`` has gathered in their place."""
+        reshard(self._root)
         return [stored(*key) for key in self.keys]
 
     def current(self) -> list[Tensor]:

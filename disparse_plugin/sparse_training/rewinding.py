@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .._support.shards import local
+from .._support.shards import local, reshard
 from ..masks.in_place import DiSparseDynamic
 from ..parameters import alive_mask, is_masked, keys_by_name, stored, unwrap
 from .optimizer_state import forget, fresh_values
@@ -43,6 +43,7 @@ class RewindPoint:
         """
         fresh_values(optimizer)
         self._root = unwrap(model)
+        reshard(self._root)
         self._optimizer = optimizer
         self._values = [(p, p.detach().clone()) for p in self._root.parameters()]
         # By name: a forward, or a move of the model, may put other tensors there.
@@ -54,6 +55,7 @@ class RewindPoint:
 
     def rewind(self) -> None:
         """Go back; masked weights are 0, and so are their moments."""
+        reshard(self._root)
         self._optimizer.load_state_dict(copy.deepcopy(self._state))
         with torch.no_grad():
             for parameter, value in self._values:

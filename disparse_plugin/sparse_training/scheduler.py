@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .. import arbiters
 from .._support.distributed import check_same, failing_together
+from .._support.shards import reshard
 from .._support.user_warning import warn_user
 from ..agreement import patterns
 from ..agreement.patterns import NofM, Pattern
@@ -169,6 +170,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         """
         arguments = given(locals())
         root, exclude = unwrap(model), tuple(exclude) if isinstance(exclude, Iterator) else exclude
+        reshard(root)
         with failing_together():
             if dense := listed("exempt", exempt):
                 warn_user(EXEMPT_IS_DEPRECATED, DeprecationWarning)
