@@ -77,8 +77,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
 
     The gradients are those of the sparse network that is trained, on the batch of the step, from one forward and one
     backward per task; the percentiles of a task are among the layer's masked weights. Weights that are dropped in an
-    update cannot grow in it. The number of alive weights of each layer never changes. (Sun et al., CVPR 2022, dynamic
-    setting; Evci et al., ICML 2020, for one task.)
+    update cannot grow in it. The number of alive weights of each layer never changes. A layer whose weight is frozen
+    exchanges none until it is trained. (Sun et al., CVPR 2022, dynamic setting; Evci et al., ICML 2020, for one task.)
 
     Masks, weights and optimizer moments change in place: modules, Parameters, the optimizer, wrappers and compiled
     graphs stay. Masked weights are exactly 0 and stay so; regrown ones start at 0 with fresh moments.
@@ -202,7 +202,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         settings: dict[str, Any] = {"alive": alive, **options}
         check_same("settings", settings, "give all ranks the same options")
         warn_of_skipped(selection.skipped, len(keys))
-        _warn_of_frozen(keys, names)
+        self._told = set[str]()  # of which weights it was said that they are frozen
+        self._frozen([stored(*key) for key in keys], names)
         revocable = not selection.listed
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()}, revocable=revocable)
 
@@ -231,11 +232,25 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             chosen = self._exchanged(batches, alive, fraction)
             if chosen is None:
                 return None
-            new = chosen
+            frozen = self._frozen(self.masks.parameters(), self.masks.names)
+            choices = zip(frozen, alive, chosen, strict=True)
+            new = [before if stays else after for stays, before, after in choices]
             self.masks.check_alike(new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
         exchanged = self.masks.counts([after & ~before for before, after in zip(alive, new, strict=True)])
         return MaskUpdate(self.completed, fraction, dict(zip(self.masks.names, exchanged, strict=True)))
+
+    def _frozen(self, parameters: Sequence[nn.Parameter], names: Sequence[str]) -> list[bool]:
+        """Tell which weights are not trained: what would grow there stays 0, so none drops. Of each it is said once."""
+        frozen = [not parameter.requires_grad for parameter in parameters]
+        found = [name for name, is_frozen in zip(names, frozen, strict=True) if is_frozen]
+        if not self._told.issuperset(found):
+            self._told.update(found)
+            warn_user(
+                f"parameters: {len(found)} of {len(names)} are frozen (first: {found[0]}): their masks stay as they "
+                f"are until they are trained; to keep them whole, leave them out with exclude={found}"
+            )
+        return frozen
 
     def _exchanged(self, batches: Sequence[Batch], alive: Sequence[Tensor], fraction: float) -> list[Tensor] | None:
         tasks: tuple[str, ...]
@@ -290,12 +305,3 @@ def _without(
     known = keys_by_name(root)
     gone = {*names, *(known[name] for name in names)}
     return {key: density for key, density in distribution.items() if key not in gone}
-
-
-def _warn_of_frozen(keys: Sequence[ParameterKey], names: Sequence[str]) -> None:
-    frozen = [name for key, name in zip(keys, names, strict=True) if not stored(*key).requires_grad]
-    if frozen:
-        warn_user(
-            f"parameters: {len(frozen)} of {len(keys)} are frozen (first: {frozen[0]}): what grows back there stays 0 "
-            f"until they are trained; leave them out with exclude={frozen}"
-        )
