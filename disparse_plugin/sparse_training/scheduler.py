@@ -222,6 +222,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
 
     def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:
+        if self.completed >= self._stop:  # it was put off, or step() is not called after every step
+            self._next = None
+            return None
         with failing_together():
             fraction = checked(self._fraction, self.completed, "drop_fraction")
             alive = self.masks.current()
