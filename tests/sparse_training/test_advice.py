@@ -1,0 +1,43 @@
+"""What an error advises works when it is followed, and what cannot work is refused before the training."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from disparse_plugin.sparse_training import DiSparseScheduler, layer_counts
+
+SIDES = st.integers(1, 3000)
+
+
+@given(st.lists(st.tuples(SIDES, SIDES), min_size=1, max_size=4), st.data())
+def test_the_advised_amount_fits(shapes, data):
+    dense = data.draw(st.sets(st.integers(0, len(shapes) - 1)))
+    densities = data.draw(st.dictionaries(st.integers(0, len(shapes) - 1), st.floats(1e-6, 1.0)))
+    for amount in (0.01, 0.5, 0.9, 1.0):
+        for options in ({"dense": dense}, {"distribution": densities}, {"distribution": "uniform"}):
+            try:
+                layer_counts(shapes, amount, **options)
+            except ValueError as error:
+                count, total = map(int, re.search(r"amount=(\d+) / (\d+) would fit", str(error)).groups())
+                assert sum(layer_counts(shapes, count / total, **options)) == total - count
+                assert layer_counts(shapes, count, **options) == layer_counts(shapes, count / total, **options)
+
+
+def pair():
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    return model, torch.optim.SGD(model.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("densities", "kept"),
+    [((0.5, 0.98), [64, 15]), ((0.5, 0.02), [64, 1]), ((1.0, 0.5), [128, 8]), ((0.999, 1), [127, 16])],
+)
+def test_densities_for_every_layer_need_no_amount(densities, kept):
+    model, optimizer = pair()
+    distribution = dict(zip(("0.weight", "2.weight"), densities, strict=True))
+    DiSparseScheduler(model, optimizer, lambda model, x: {"a": model(x).mean()}, distribution=distribution, stop_at=9)
+    assert [int(model[index].weight_mask.sum()) for index in (0, 2)] == kept
