@@ -251,10 +251,12 @@ class GradualPruning(MaskScheduler[PruningStage]):
         if self._next is None or masked >= final:
             return None
         units = "channels" if isinstance(self._pattern, Channels) else "weights"
+        stop = max(1, 3 * self.completed // 4)
+        start = f"start_at={stop // 2}, " if self._start > stop else ""
         return (
             f"stop_at: must come before the training ends, found stop_at={self._stop} with {self.completed} optimizer "
             f"steps: {masked / self._total:.1%} of the {units} are masked, of {final / self._total:.1%}; pass e.g. "
-            f"stop_at={max(1, 3 * self.completed // 4)}, or train on"
+            f"{start}stop_at={stop}, or train on"
         )
 
     def _schedule(self, amount: float | Schedule | None) -> Schedule:

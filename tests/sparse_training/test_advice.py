@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from disparse_plugin.sparse_training import DiSparseScheduler, layer_counts
+from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, layer_counts
+from runs import Run
 
 SIDES = st.integers(1, 3000)
 
@@ -41,3 +42,17 @@ def test_densities_for_every_layer_need_no_amount(densities, kept):
     distribution = dict(zip(("0.weight", "2.weight"), densities, strict=True))
     DiSparseScheduler(model, optimizer, lambda model, x: {"a": model(x).mean()}, distribution=distribution, stop_at=9)
     assert [int(model[index].weight_mask.sum()) for index in (0, 2)] == kept
+
+
+class GradualRun(Run):
+    scheduler_class = GradualPruning
+
+
+@pytest.mark.parametrize("times", [{"start_at": 10, "stop_at": 20}, {"start_at": 15, "stop_at": 20}, {"stop_at": 20}])
+def test_the_advised_times_fit_a_training_that_was_too_short(times):
+    run = GradualRun(**times)
+    run.train(12)
+    advised = dict(re.findall(r"(start_at|stop_at)=(\d+)", run.scheduler.unfinished().split("pass e.g. ")[1]))
+    other = GradualRun(**{**times, **{name: int(step) for name, step in advised.items()}})
+    assert len(other.train(12)) > 1
+    assert other.scheduler.unfinished() is None
