@@ -16,18 +16,18 @@ from .._support.distributed import check_same, failing_together
 from .._support.shards import local, reshard
 from ..agreement import patterns
 from ..agreement.amounts import count_to_prune, refuse_percentage
-from ..agreement.budgets import Budget
+from ..agreement.budgets import Budget, check_room
 from ..agreement.patterns import Channels, NofM, Pattern, Place
 from ..agreement.tallies import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select, warn_of_skipped
-from ..parameters import Exclude, ParameterKey, present_mask, unwrap
+from ..parameters import Exclude, ParameterKey, present_mask, stored, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..scoring.task_scores import TaskScores
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
-from .live_masks import LiveMasks, check_goes_with_shards
+from .live_masks import LiveMasks, check_goes_with_shards, counts_of
 from .mask_scheduler import MaskScheduler, given
 from .schedules import (
     PRUNED_AFTER,
@@ -173,6 +173,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 **given_since(min_keep=min_keep, pattern=self._pattern),
             }
         check_same("settings", settings, "give all ranks the same options")
+        self._check_room([stored(*key) for key in first], list(first.values()))
         warn_of_skipped(selection.skipped, len(first))
         masks = LiveMasks(root, optimizer, first, revocable=not selection.listed)
 
@@ -191,6 +192,16 @@ class GradualPruning(MaskScheduler[PruningStage]):
         self._pattern.check(places)
         bare = [dataclasses.replace(place, alive=None) for place in places]
         return bare, sum(self._pattern.sizes(place) for place in places)
+
+    def _check_room(self, parameters: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        """Check that ``min_keep`` leaves enough for the last stage, which would else be the first to find out."""
+        if not self._min_keep:
+            return
+        budget, units = Budget(0, self._min_keep), self._units_alive(parameters, masks)
+        pairs = zip(self._places, units, strict=True)
+        protected = sum(budget.kept_of(self._pattern.sizes(place), alive) for place, alive in pairs)
+        masked = self._total - sum(units)
+        check_room(count_at(self._amount, self._stop, self._total) - masked, sum(units), protected)
 
     def prune_to(self, amount: float, *batches: Batch) -> PruningStage | None:
         """Mask now, whatever the schedule says, until a total of ``amount`` is masked.
@@ -290,13 +301,17 @@ class GradualPruning(MaskScheduler[PruningStage]):
 
     def _alive(self, masks: Sequence[Tensor]) -> int:
         """Count the units alive."""
+        return sum(self._units_alive(self.masks.parameters(), masks))
+
+    def _units_alive(self, parameters: Sequence[Tensor], masks: Sequence[Tensor]) -> list[int]:
+        """Count the units alive of each parameter."""
         if isinstance(self._pattern, Channels):
             channels = [
                 self._pattern.alive(dataclasses.replace(place, alive=mask))
                 for place, mask in zip(self._places, masks, strict=True)
             ]
-            return sum(count_true(alive) for alive in channels if alive is not None)
-        return sum(self.masks.counts(masks))
+            return [count_true(alive) for alive in channels if alive is not None]
+        return counts_of(parameters, masks)
 
     def _change(self, batches: Sequence[Batch]) -> PruningStage | None:
         with failing_together():
