@@ -184,11 +184,12 @@ class LiveMasks:
         }
 
     def unpacked(self, packed: Mapping[str, Tensor]) -> list[Tensor]:
-        """Turn what :meth:`packed` returned into bool masks of the parameters' shapes.
+        """Turn what :meth:`packed` returned into bool masks of the parameters' shapes, which :meth:`restore` will take.
 
         Raises:
-            ValueError: If the names or sizes do not fit.
+            ValueError: If the names or sizes do not fit, or a parameter lost its hook.
         """
+        self._hooks()
         if tuple(packed) != self.names:
             raise ValueError(
                 f"state_dict: must have masks for {', '.join(self.names)}, found {', '.join(packed)}; build the "
@@ -220,8 +221,13 @@ class LiveMasks:
 
     @staticmethod
     def _buffer(key: ParameterKey) -> Tensor:
-        mask = key[0]._buffers[f"{key[1]}_mask"]
-        assert mask is not None
+        module, name = key
+        mask = module._buffers.get(f"{name}_mask")
+        if mask is None:
+            raise ValueError(
+                f"masks: {type(module).__name__}.{name} must carry its mask, found it gone (folded or removed); write "
+                "the scheduler's state before fold(model)"
+            )
         return mask
 
 

@@ -294,9 +294,11 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         return {"generator": self._generator.get_state(), "scores": scores}
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        self._generator.set_state(state["generator"].cpu())
+        generator = torch.Generator("cpu")
+        generator.set_state(state["generator"].cpu())
         if self._scores is not None:
             self._scores.load_state_dict(state["scores"])
+        self._generator = generator
 
 
 def _without(
