@@ -20,7 +20,7 @@ from ..maskable import Obstacle, read_by_parent
 from ..masks.attach import check_keeps_or_not
 from ..masks.in_place import DiSparseDynamic, attach_rewritable
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
-from .optimizer_state import check_optimizer, forget
+from .optimizer_state import check_optimizer, forget, remembered, remind
 
 
 class LiveMasks:
@@ -47,7 +47,7 @@ class LiveMasks:
             optimizer: What trains it.
             masks: The first masks, bool; of a sharded parameter what of it lies on this rank.
             revocable: Whether :meth:`let_go` may be called before the first change: until then the weights are kept as
-                they were found.
+                they were found, and what the optimizer remembers of them.
 
         Raises:
             TypeError: If the optimizer is not known; see
@@ -61,7 +61,7 @@ class LiveMasks:
             check_keeps_or_not(model, self.keys)
             check_optimizer(optimizer, dict(zip(self.names, self.parameters(), strict=True)))
         self.check_alike(list(masks.values()), "give all ranks the same seed and the same model")
-        self._found = [local(parameter.detach()).clone() for parameter in self.parameters()] if revocable else None
+        self._found = [self._as_found(parameter) for parameter in self.parameters()] if revocable else None
         self._had = frozenset(name for name, key in zip(self.names, self.keys, strict=True) if is_masked(*key))
         self._in_weights = masks_in_weights(model)
         if self._in_weights:
@@ -136,18 +136,23 @@ class LiveMasks:
         self._copies, self._found = [], None
 
     def let_go(self) -> None:
-        """Take the masks off again; what was not masked before is as dense as it was, the rest stays as it is.
+        """Take the masks off again; what was not masked is as dense as it was, with its moments; the rest stays.
 
         Only before the first change, and only if made ``revocable``.
         """
         assert self._found is not None
-        for key, name, mask, dense in zip(self.keys, self.names, self._read(), self._found, strict=True):
+        for key, name, mask, (dense, states) in zip(self.keys, self.names, self._read(), self._found, strict=True):
             if name not in self._had:
                 prune.remove(*key)
-                here = local(stored(*key))
+                parameter = stored(*key)
                 with torch.no_grad():
-                    here.copy_(torch.where(mask, here, dense))
+                    local(parameter).copy_(torch.where(mask, local(parameter), dense))
+                remind(self._optimizer, parameter, states, ~mask)
         self.settle()
+
+    def _as_found(self, parameter: nn.Parameter) -> tuple[Tensor, dict[str, Tensor]]:
+        """Copy a weight, and what the optimizer remembers of its entries."""
+        return local(parameter.detach()).clone(), remembered(self._optimizer, parameter)
 
     def rewrite(self, masks: Sequence[Tensor]) -> None:
         """Write new masks in place.
