@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import distributed as dist
 
 # Tiny networks at high sparsity lose whole tensors all the time; the tests of these warnings say so themselves.
 IGNORED = (
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(config, items):
 def _quiet_and_seeded():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
 CUDA = pytest.param(

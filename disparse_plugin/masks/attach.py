@@ -7,7 +7,7 @@ Masks are bool, True = keep, keyed by ``(module, name)`` or by qualified name. E
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
 
 import torch
@@ -131,14 +131,18 @@ def attach_masks(model: nn.Module, masks: Masks) -> None:
 def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
     """Set to zero, once, what masks leave out: for a copy of the weights such as an EMA or SWA average.
 
+    An average that is made of masks too (timm's ``ModelEmaV3``, ``AveragedModel(use_buffers=True)``) carries means of
+    them, which would scale its weights: such a mean becomes a mask of 0 and 1 again, of what is alive in both.
+
     Args:
-        model: The model whose weights are changed in place; it gets no hooks and no masks. ``AveragedModel`` and other
-            wrappers are looked through.
+        model: The model whose weights are changed in place; it gets no hooks and no further masks. ``AveragedModel``
+            and other wrappers are looked through.
         masks: The masks, or the pruned model that carries them.
 
     Raises:
         TypeError: As :func:`attach_masks`. Nothing is changed.
-        ValueError: As :func:`attach_masks`, or if a mask of the pruned model scales weights. Nothing is changed.
+        ValueError: As :func:`attach_masks`, or if a mask of the pruned model scales weights, or one of ``model`` in
+            whose place none is given. Nothing is changed.
 
     Example:
         >>> average = nn.Sequential(nn.Linear(2, 1, bias=False))
@@ -149,13 +153,20 @@ def apply_masks(model: nn.Module, masks: Masks | nn.Module) -> None:
     if isinstance(masks, nn.Module):
         check_keeps_or_not(masks, keys_by_name(masks).values())
         masks = masks_of(masks)
-    for (module, name), mask in checked_masks(inside(model), masks).items():
-        parameter = stored(module, name)
+    root = inside(model)
+    checked, means = checked_masks(root, masks), _scaling(keys_by_name(root).values())
+    _refuse_scaling(root, [key for key in means if key not in checked])
+    for key, mask in checked.items():
+        parameter = stored(*key)
+        here = local(parameter)
+        gone = ~part_here(mask, parameter).to(here.device)
         with torch.no_grad():
-            here = local(parameter)
-            here.masked_fill_(~part_here(mask, parameter).to(here.device), 0)
-        if alive_mask(module, name) is not None:
-            _refresh(module, name)
+            here.masked_fill_(gone, 0)
+            if key in means:
+                buffer = local(means[key])
+                buffer.copy_((buffer != 0) & ~gone)
+        if is_masked(*key):
+            _refresh(*key)
 
 
 def fold(model: _Model) -> _Model:
@@ -172,6 +183,7 @@ def fold(model: _Model) -> _Model:
         >>> sorted(fold(net).state_dict()), int((net.weight == 0).sum())
         (['bias', 'weight'], 3)
     """
+    reshard(model)
     for key in keys_by_name(model).values():
         if alive_mask(*key) is not None:
             prune.remove(*key)
@@ -205,16 +217,25 @@ def check_keeps_or_not(model: nn.Module, parameters: Iterable[ParameterKey]) -> 
     Raises:
         ValueError: If one scales weights.
     """
+    _refuse_scaling(model, list(_scaling(parameters)))
+
+
+def _scaling(parameters: Iterable[ParameterKey]) -> dict[ParameterKey, Tensor]:
+    """Return the masks with other numbers than 0 and 1."""
     buffers = {key: key[0]._buffers[f"{key[1]}_mask"] for key in parameters if is_masked(*key)}
-    masks = {key: local(mask) for key, mask in buffers.items() if mask is not None and not mask.is_meta}
-    counts = counts_true([(mask != 0) & (mask != 1) for mask in masks.values()])
-    if soft := [key for key, count in zip(masks, counts, strict=True) if count]:
+    masks = {key: mask for key, mask in buffers.items() if mask is not None and not mask.is_meta}
+    counts = counts_true([(local(mask) != 0) & (local(mask) != 1) for mask in masks.values()])
+    return {key: masks[key] for key, count in zip(masks, counts, strict=True) if count}
+
+
+def _refuse_scaling(model: nn.Module, parameters: Sequence[ParameterKey]) -> None:
+    if parameters:
         cure = (
             "torch.nn.utils.prune.remove makes it permanent, attach_masks puts another in its place (save_pruned keeps "
             "it as it is)"
         )
         obstacle = Obstacle("carry a mask of zeros and ones, if any", "a mask with other numbers", cure)
-        raise refusal(dict.fromkeys(qualified_names(model, soft), obstacle), pasteable=False)
+        raise refusal(dict.fromkeys(qualified_names(model, parameters), obstacle), pasteable=False)
 
 
 def _unknown(given: object) -> Exception:

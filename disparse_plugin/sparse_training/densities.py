@@ -66,6 +66,16 @@ def layer_counts(
     return _whole_numbers(sizes, densities, target, exact=set(fixed))
 
 
+def count_of(density: float, size: int) -> int:
+    """Return how many entries a layer of a given density keeps: neither none nor, below 1, all.
+
+    Example:
+        >>> count_of(0.98, 16), count_of(0.02, 16), count_of(1.0, 16)
+        (15, 1, 16)
+    """
+    return size if density >= 1.0 else min(max(round(density * size), 1), max(size - 1, 1))
+
+
 def _check_layers(argument: str, layers: Collection[int], count: int) -> None:
     for index in layers:
         if not whole_number(argument, index, least=0) < count:
@@ -120,7 +130,9 @@ def _whole_numbers(sizes: Sequence[int], densities: Sequence[float], target: int
         low.append(size if density >= 1.0 else min(max(near, 1), max(size - 1, 1)))
         high.append(size if density >= 1.0 else max(min(far, size - 1), low[-1]))
     counts = [
-        min(max(round(want) if index in exact else math.floor(want), low[index]), high[index])
+        count_of(densities[index], sizes[index])
+        if index in exact
+        else min(max(math.floor(want), low[index]), high[index])
         for index, want in enumerate(wanted)
     ]
     free = [index for index in range(len(sizes)) if index not in exact]
@@ -130,7 +142,7 @@ def _whole_numbers(sizes: Sequence[int], densities: Sequence[float], target: int
         raise ValueError(
             f"amount: the layers must be able to keep {target} of {sum(sizes)} entries, found that they keep "
             f"{sum(counts)} (dense layers: {sum(density >= 1.0 for density in densities)}, and at least one entry in "
-            f"every layer); amount={1 - sum(counts) / sum(sizes):.6f} would fit"
+            f"every layer); amount={sum(sizes) - sum(counts)} / {sum(sizes)} would fit"
         )
     return counts
 

@@ -13,21 +13,21 @@ from torch.optim import Optimizer
 
 from .. import arbiters, damped_shares
 from .._support.distributed import check_same, failing_together
-from .._support.shards import local
+from .._support.shards import local, reshard
 from ..agreement import patterns
 from ..agreement.amounts import count_to_prune, refuse_percentage
-from ..agreement.budgets import Budget
+from ..agreement.budgets import Budget, check_room
 from ..agreement.patterns import Channels, NofM, Pattern, Place
 from ..agreement.tallies import count_true
 from ..arbiters import Arbiter
 from ..criteria import Criterion, ScoreFunction, resolve
 from ..maskable import select, warn_of_skipped
-from ..parameters import Exclude, ParameterKey, present_mask, unwrap
+from ..parameters import Exclude, ParameterKey, present_mask, stored, unwrap
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..scoring.task_scores import TaskScores
 from .blocks import OnTheWay, above, check_amount_of
 from .initial_masks import places_of
-from .live_masks import LiveMasks, check_goes_with_shards
+from .live_masks import LiveMasks, check_goes_with_shards, counts_of
 from .mask_scheduler import MaskScheduler, given
 from .schedules import (
     PRUNED_AFTER,
@@ -145,6 +145,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
         """
         arguments = given(locals())
         root, exclude = unwrap(model), tuple(exclude) if isinstance(exclude, Iterator) else exclude
+        reshard(root)
         with failing_together():
             self._every = check_steps("update_every", update_every)
             self._start = step_of("start_at", start_at, total_steps, least=0)
@@ -172,6 +173,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
                 **given_since(min_keep=min_keep, pattern=self._pattern),
             }
         check_same("settings", settings, "give all ranks the same options")
+        self._check_room([stored(*key) for key in first], list(first.values()))
         warn_of_skipped(selection.skipped, len(first))
         masks = LiveMasks(root, optimizer, first, revocable=not selection.listed)
 
@@ -190,6 +192,16 @@ class GradualPruning(MaskScheduler[PruningStage]):
         self._pattern.check(places)
         bare = [dataclasses.replace(place, alive=None) for place in places]
         return bare, sum(self._pattern.sizes(place) for place in places)
+
+    def _check_room(self, parameters: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        """Check that ``min_keep`` leaves enough for the last stage, which would else be the first to find out."""
+        if not self._min_keep:
+            return
+        budget, units = Budget(0, self._min_keep), self._units_alive(parameters, masks)
+        pairs = zip(self._places, units, strict=True)
+        protected = sum(budget.kept_of(self._pattern.sizes(place), alive) for place, alive in pairs)
+        masked = self._total - sum(units)
+        check_room(count_at(self._amount, self._stop, self._total) - masked, sum(units), protected)
 
     def prune_to(self, amount: float, *batches: Batch) -> PruningStage | None:
         """Mask now, whatever the schedule says, until a total of ``amount`` is masked.
@@ -250,10 +262,12 @@ class GradualPruning(MaskScheduler[PruningStage]):
         if self._next is None or masked >= final:
             return None
         units = "channels" if isinstance(self._pattern, Channels) else "weights"
+        stop = max(1, 3 * self.completed // 4)
+        start = f"start_at={stop // 2}, " if self._start > stop else ""
         return (
             f"stop_at: must come before the training ends, found stop_at={self._stop} with {self.completed} optimizer "
             f"steps: {masked / self._total:.1%} of the {units} are masked, of {final / self._total:.1%}; pass e.g. "
-            f"stop_at={max(1, 3 * self.completed // 4)}, or train on"
+            f"{start}stop_at={stop}, or train on"
         )
 
     def _schedule(self, amount: float | Schedule | None) -> Schedule:
@@ -287,13 +301,17 @@ class GradualPruning(MaskScheduler[PruningStage]):
 
     def _alive(self, masks: Sequence[Tensor]) -> int:
         """Count the units alive."""
+        return sum(self._units_alive(self.masks.parameters(), masks))
+
+    def _units_alive(self, parameters: Sequence[Tensor], masks: Sequence[Tensor]) -> list[int]:
+        """Count the units alive of each parameter."""
         if isinstance(self._pattern, Channels):
             channels = [
                 self._pattern.alive(dataclasses.replace(place, alive=mask))
                 for place, mask in zip(self._places, masks, strict=True)
             ]
-            return sum(count_true(alive) for alive in channels if alive is not None)
-        return sum(self.masks.counts(masks))
+            return [count_true(alive) for alive in channels if alive is not None]
+        return counts_of(parameters, masks)
 
     def _change(self, batches: Sequence[Batch]) -> PruningStage | None:
         with failing_together():

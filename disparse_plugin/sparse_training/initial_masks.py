@@ -13,7 +13,7 @@ from ..agreement.patterns import WEIGHTS, NofM, Pattern, Place
 from ..errors import wrong
 from ..parameters import ParameterKey, alive_mask, inputs_first, is_masked, present_mask, stored
 from .blocks import blocks_with_other_counts, check_amount_of, random_blocks
-from .densities import layer_counts
+from .densities import count_of, layer_counts
 from .exchange import random_mask
 from .schedules import checked_count
 
@@ -189,7 +189,7 @@ def _total_amount(
         )
     sizes = [torch.Size(shape).numel() for shape in shapes]
     return sum(sizes) - sum(
-        size if index in dense else round(distribution[index] * size) for index, size in enumerate(sizes)
+        size if index in dense else count_of(distribution[index], size) for index, size in enumerate(sizes)
     )
 
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .._support.distributed import check_same_copies, check_same_tensors, failing_together, this_rank, total_counts
 from .._support.files import packed_bits, unpacked_bits
-from .._support.shards import beside, block, is_sharded, local, owns, part_here
+from .._support.shards import beside, block, is_sharded, local, owns, part_here, reshard
 from ..agreement.patterns import WEIGHTS, Pattern
 from ..agreement.tallies import counts_true
 from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
@@ -20,7 +20,7 @@ from ..maskable import Obstacle, read_by_parent, warn_of_kept_aside
 from ..masks.attach import check_keeps_or_not
 from ..masks.in_place import DiSparseDynamic, attach_rewritable
 from ..parameters import ParameterKey, is_masked, qualified_names, stored
-from .optimizer_state import check_optimizer, forget
+from .optimizer_state import check_optimizer, forget, remembered, remind
 
 
 class LiveMasks:
@@ -47,7 +47,7 @@ class LiveMasks:
             optimizer: What trains it.
             masks: The first masks, bool; of a sharded parameter what of it lies on this rank.
             revocable: Whether :meth:`let_go` may be called before the first change: until then the weights are kept as
-                they were found.
+                they were found, and what the optimizer remembers of them.
 
         Raises:
             TypeError: If the optimizer is not known; see
@@ -55,13 +55,13 @@ class LiveMasks:
             ValueError: If the optimizer does not train a parameter, or the masks differ between ranks.
         """
         self.keys: Sequence[ParameterKey] = tuple(masks)
-        self._optimizer = optimizer
+        self._root, self._optimizer = model, optimizer
         with failing_together():
             self.names = qualified_names(model, self.keys)
             check_keeps_or_not(model, self.keys)
             check_optimizer(optimizer, dict(zip(self.names, self.parameters(), strict=True)))
         self.check_alike(list(masks.values()), "give all ranks the same seed and the same model")
-        self._found = [local(parameter.detach()).clone() for parameter in self.parameters()] if revocable else None
+        self._found = [self._as_found(parameter) for parameter in self.parameters()] if revocable else None
         self._had = frozenset(name for name, key in zip(self.names, self.keys, strict=True) if is_masked(*key))
         self._in_weights = masks_in_weights(model)
         if self._in_weights:
@@ -97,7 +97,8 @@ class LiveMasks:
         return counts_of(self.parameters(), masks)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the trained parameters behind the masks."""
+        """Return the trained parameters behind the masks, not what ``fully_shard`` has gathered in their place."""
+        reshard(self._root)
         return [stored(*key) for key in self.keys]
 
     def current(self) -> list[Tensor]:
@@ -136,18 +137,23 @@ class LiveMasks:
         self._copies, self._found = [], None
 
     def let_go(self) -> None:
-        """Take the masks off again; what was not masked before is as dense as it was, the rest stays as it is.
+        """Take the masks off again; what was not masked is as dense as it was, with its moments; the rest stays.
 
         Only before the first change, and only if made ``revocable``.
         """
         assert self._found is not None
-        for key, name, mask, dense in zip(self.keys, self.names, self._read(), self._found, strict=True):
+        for key, name, mask, (dense, states) in zip(self.keys, self.names, self._read(), self._found, strict=True):
             if name not in self._had:
                 prune.remove(*key)
-                here = local(stored(*key))
+                parameter = stored(*key)
                 with torch.no_grad():
-                    here.copy_(torch.where(mask, here, dense))
+                    local(parameter).copy_(torch.where(mask, local(parameter), dense))
+                remind(self._optimizer, parameter, states, ~mask)
         self.settle()
+
+    def _as_found(self, parameter: nn.Parameter) -> tuple[Tensor, dict[str, Tensor]]:
+        """Copy a weight, and what the optimizer remembers of its entries."""
+        return local(parameter.detach()).clone(), remembered(self._optimizer, parameter)
 
     def rewrite(self, masks: Sequence[Tensor]) -> None:
         """Write new masks in place.
@@ -184,11 +190,12 @@ class LiveMasks:
         }
 
     def unpacked(self, packed: Mapping[str, Tensor]) -> list[Tensor]:
-        """Turn what :meth:`packed` returned into bool masks of the parameters' shapes.
+        """Turn what :meth:`packed` returned into bool masks of the parameters' shapes, which :meth:`restore` will take.
 
         Raises:
-            ValueError: If the names or sizes do not fit.
+            ValueError: If the names or sizes do not fit, or a parameter lost its hook.
         """
+        self._hooks()
         if tuple(packed) != self.names:
             raise ValueError(
                 f"state_dict: must have masks for {', '.join(self.names)}, found {', '.join(packed)}; build the "
@@ -220,8 +227,13 @@ class LiveMasks:
 
     @staticmethod
     def _buffer(key: ParameterKey) -> Tensor:
-        mask = key[0]._buffers[f"{key[1]}_mask"]
-        assert mask is not None
+        module, name = key
+        mask = module._buffers.get(f"{name}_mask")
+        if mask is None:
+            raise ValueError(
+                f"masks: {type(module).__name__}.{name} must carry its mask, found it gone (folded or removed); write "
+                "the scheduler's state before fold(model)"
+            )
         return mask
 
 

@@ -199,6 +199,9 @@ class MaskScheduler(ABC, Generic[_Report]):
 
         Returns:
             A dict of tensors and plain values that ``torch.load(weights_only=True)`` reads.
+
+        Raises:
+            ValueError: If the masks are gone, as after :func:`~disparse_plugin.fold`.
         """
         return {
             "completed": self.completed,
@@ -221,23 +224,26 @@ class MaskScheduler(ABC, Generic[_Report]):
 
         Raises:
             TypeError: If it is no mapping.
-            KeyError: If it is not a state of this class.
-            ValueError: If the options or the model differ. Nothing is changed.
+            KeyError: If something is missing, as in what is no state of this class. Nothing is changed.
+            ValueError: If the options or the model differ, or the masks are gone. Nothing is changed.
         """
+        check_kind("state", state, Mapping, "what state_dict() of a scheduler returned")
+        _check_has(state, dict.fromkeys(("completed", "waiting", "next", "masks", "settings", "own")))
+        completed, waiting = int(state["completed"]), int(state["waiting"])
+        following = None if state["next"] is None else int(state["next"])
         before = self._left_out
         masks = self._masks_of(state)
         try:
+            _check_has(state["own"], self._own_state(), "own.")
             self._load_own_state(state["own"])
         except Exception:
             self._leave_out_as(before)
             raise
         self.masks.restore(masks)
-        self.completed, self._next = int(state["completed"]), state["next"]
-        self._steps.waiting = int(state["waiting"])
+        self.completed, self._next, self._steps.waiting = completed, following, waiting
 
     def _masks_of(self, state: Mapping[str, Any]) -> list[Tensor]:
         """Check a state, leave out what its run has left out, and return its masks."""
-        check_kind("state", state, Mapping, "what state_dict() of a scheduler returned")
         self._check_settings(state["settings"], besides=("alive",))
         before = self._left_out
         self._leave_out_as(state.get("left_out", before))  # older states do not say
@@ -300,4 +306,27 @@ class MaskScheduler(ABC, Generic[_Report]):
     def _own_state(self) -> dict[str, Any]: ...
 
     @abstractmethod
-    def _load_own_state(self, state: Mapping[str, Any]) -> None: ...
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`_own_state` returned, or raise and take over nothing."""
+
+
+def _check_has(state: object, wanted: Mapping[str, Any], inside: str = "") -> None:
+    """Check that a state has the names that another has.
+
+    Args:
+        state: The state.
+        wanted: The other.
+        inside: Where in the whole it stands.
+
+    Raises:
+        KeyError: If one is missing.
+    """
+    found = state if isinstance(state, Mapping) else {}
+    if missing := [inside + name for name in wanted if name not in found]:
+        raise KeyError(
+            f"state_dict: must be all that state_dict() of such a scheduler returned, found no {', '.join(missing)}; "
+            "load another checkpoint, or begin anew"
+        )
+    for name, value in wanted.items():
+        if isinstance(value, Mapping):
+            _check_has(found[name], value, f"{inside}{name}.")

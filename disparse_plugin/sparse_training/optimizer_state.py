@@ -136,5 +136,41 @@ def forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
                 local(value).masked_fill_(where, fresh(group) if callable(fresh) else fresh)
 
 
+def remembered(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """Copy what an optimizer remembers of single entries of one parameter, by the name of the state.
+
+    Args:
+        optimizer: An optimizer that :func:`check_optimizer` has accepted.
+        parameter: One of its parameters. Of a sharded one it is what of it lies on this rank.
+    """
+    known = fresh_values(optimizer)
+    states = optimizer.state.get(parameter, {}).items()
+    return {name: local(value).clone() for name, value in states if name in known and isinstance(value, Tensor)}
+
+
+def remind(optimizer: Optimizer, parameter: Tensor, states: Mapping[str, Tensor], where: Tensor) -> None:
+    """Give an optimizer back what it remembered of some entries of one parameter.
+
+    Args:
+        optimizer: The optimizer.
+        parameter: The parameter.
+        states: What :func:`remembered` returned.
+        where: bool, of the parameter's shape; the entries that :func:`forget` has cleared since.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> sgd = SGD([weight], lr=0.1, momentum=0.9)
+        >>> weight.sum().backward(); sgd.step()
+        >>> states, where = remembered(sgd, weight), torch.tensor([True, False])
+        >>> forget(sgd, weight, where)
+        >>> remind(sgd, weight, states, where)
+        >>> sgd.state[weight]["momentum_buffer"]
+        tensor([1., 1.])
+    """
+    for name, value in optimizer.state.get(parameter, {}).items():
+        if name in states:
+            local(value).copy_(torch.where(where, states[name], local(value)))
+
+
 def _group_of(groups: Iterable[Mapping[str, Any]], parameter: Tensor) -> Mapping[str, Any]:
     return next(group for group in groups if any(member is parameter for member in group["params"]))

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .. import arbiters
 from .._support.distributed import check_same, failing_together
+from .._support.shards import reshard
 from .._support.user_warning import warn_user
 from ..agreement import patterns
 from ..agreement.patterns import NofM, Pattern
@@ -76,8 +77,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
 
     The gradients are those of the sparse network that is trained, on the batch of the step, from one forward and one
     backward per task; the percentiles of a task are among the layer's masked weights. Weights that are dropped in an
-    update cannot grow in it. The number of alive weights of each layer never changes. (Sun et al., CVPR 2022, dynamic
-    setting; Evci et al., ICML 2020, for one task.)
+    update cannot grow in it. The number of alive weights of each layer never changes. A layer whose weight is frozen
+    exchanges none until it is trained. (Sun et al., CVPR 2022, dynamic setting; Evci et al., ICML 2020, for one task.)
 
     Masks, weights and optimizer moments change in place: modules, Parameters, the optimizer, wrappers and compiled
     graphs stay. Masked weights are exactly 0 and stay so; regrown ones start at 0 with fresh moments.
@@ -169,6 +170,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         """
         arguments = given(locals())
         root, exclude = unwrap(model), tuple(exclude) if isinstance(exclude, Iterator) else exclude
+        reshard(root)
         with failing_together():
             if dense := listed("exempt", exempt):
                 warn_user(EXEMPT_IS_DEPRECATED, DeprecationWarning)
@@ -200,7 +202,8 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         settings: dict[str, Any] = {"alive": alive, **options}
         check_same("settings", settings, "give all ranks the same options")
         warn_of_skipped(selection.skipped, len(keys))
-        _warn_of_frozen(keys, names)
+        self._told = set[str]()  # of which weights it was said that they are frozen
+        self._frozen([stored(*key) for key in keys], names)
         revocable = not selection.listed
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()}, revocable=revocable)
 
@@ -219,6 +222,9 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
 
     def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:
+        if self.completed >= self._stop:  # it was put off, or step() is not called after every step
+            self._next = None
+            return None
         with failing_together():
             fraction = checked(self._fraction, self.completed, "drop_fraction")
             alive = self.masks.current()
@@ -229,11 +235,25 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             chosen = self._exchanged(batches, alive, fraction)
             if chosen is None:
                 return None
-            new = chosen
+            frozen = self._frozen(self.masks.parameters(), self.masks.names)
+            choices = zip(frozen, alive, chosen, strict=True)
+            new = [before if stays else after for stays, before, after in choices]
             self.masks.check_alike(new, "keep the weights of all ranks equal (DistributedDataParallel does)")
             self.masks.rewrite(new)
         exchanged = self.masks.counts([after & ~before for before, after in zip(alive, new, strict=True)])
         return MaskUpdate(self.completed, fraction, dict(zip(self.masks.names, exchanged, strict=True)))
+
+    def _frozen(self, parameters: Sequence[nn.Parameter], names: Sequence[str]) -> list[bool]:
+        """Tell which weights are not trained: what would grow there stays 0, so none drops. Of each it is said once."""
+        frozen = [not parameter.requires_grad for parameter in parameters]
+        found = [name for name, is_frozen in zip(names, frozen, strict=True) if is_frozen]
+        if not self._told.issuperset(found):
+            self._told.update(found)
+            warn_user(
+                f"parameters: {len(found)} of {len(names)} are frozen (first: {found[0]}): their masks stay as they "
+                f"are until they are trained; to keep them whole, leave them out with exclude={found}"
+            )
+        return frozen
 
     def _exchanged(self, batches: Sequence[Batch], alive: Sequence[Tensor], fraction: float) -> list[Tensor] | None:
         tasks: tuple[str, ...]
@@ -274,9 +294,11 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         return {"generator": self._generator.get_state(), "scores": scores}
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        self._generator.set_state(state["generator"].cpu())
+        generator = torch.Generator("cpu")
+        generator.set_state(state["generator"].cpu())
         if self._scores is not None:
             self._scores.load_state_dict(state["scores"])
+        self._generator = generator
 
 
 def _without(
@@ -288,12 +310,3 @@ def _without(
     known = keys_by_name(root)
     gone = {*names, *(known[name] for name in names)}
     return {key: density for key, density in distribution.items() if key not in gone}
-
-
-def _warn_of_frozen(keys: Sequence[ParameterKey], names: Sequence[str]) -> None:
-    frozen = [name for key, name in zip(keys, names, strict=True) if not stored(*key).requires_grad]
-    if frozen:
-        warn_user(
-            f"parameters: {len(frozen)} of {len(keys)} are frozen (first: {frozen[0]}): what grows back there stays 0 "
-            f"until they are trained; leave them out with exclude={frozen}"
-        )

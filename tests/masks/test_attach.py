@@ -173,3 +173,36 @@ def test_masks_are_applied_inside_an_average(pruned):
         average.module.trunk[0].weight_orig.fill_(1.0)
     apply_masks(average, pruned)
     assert torch.equal(average.module.trunk[0].weight_orig != 0, pruned.trunk[0].weight_mask != 0)
+
+
+def averaged(model):
+    """An average, of buffers too, of two models; the masks of the first layer have nothing in common."""
+    average = AveragedModel(clone_pruned(model), use_buffers=True)
+    average.update_parameters(model)
+    with torch.no_grad():
+        model.trunk[0].weight_mask.mul_(-1).add_(1)
+        model.trunk[0].weight_orig.fill_(1.0)
+    average.update_parameters(model)
+    assert average.module.trunk[0].weight_mask.unique().tolist() == [0.5]
+    return average
+
+
+def test_the_mean_of_masks_in_an_average_becomes_the_mask_of_the_model(pruned):
+    average = averaged(pruned)
+    stored, others = average.module.trunk[0].weight_orig.clone(), masks_of(average.module)
+    apply_masks(average, pruned)
+    layer, mask = average.module.trunk[0], pruned.trunk[0].weight_mask
+    assert torch.equal(layer.weight_mask, mask)
+    assert torch.equal(layer.weight_orig, stored * mask)
+    assert torch.equal(layer.weight, stored * mask)
+    now = masks_of(average.module)
+    assert all(torch.equal(now[name], other) for name, other in others.items() if name != "trunk.0.weight")
+
+
+def test_a_mean_of_masks_that_stays_is_refused(pruned):
+    average = averaged(pruned)
+    before = Snapshot(average)
+    masks = {name: mask for name, mask in masks_of(pruned).items() if name != "trunk.0.weight"}
+    with pytest.raises(ValueError, match=r"trunk\.0\.weight must carry a mask of zeros and ones.*attach_masks puts"):
+        apply_masks(average, masks)
+    before.check()

@@ -5,7 +5,6 @@ import io
 
 import pytest
 import torch
-from torch import distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -219,13 +218,6 @@ def test_a_failure_is_an_error_on_all_ranks(results, scenario, failing, own):
     for rank, of_rank in enumerate(results[0]):
         expected = own if failing in (None, rank) else "RuntimeError: distributed: all ranks must succeed, found that"
         assert str(of_rank[scenario]).startswith(expected)
-
-
-@pytest.fixture
-def one_rank():
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_rank")

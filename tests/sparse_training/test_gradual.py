@@ -194,10 +194,11 @@ def test_a_state_with_another_floor_is_refused():
     with_floor.scheduler.load_state_dict(with_floor.scheduler.state_dict())
 
 
-def test_a_floor_that_leaves_too_little_to_prune_is_refused_at_the_stage():
-    run = GradualRun(min_keep=0.3)
+def test_a_floor_that_leaves_too_little_to_prune_is_refused():
     with pytest.raises(ValueError, match="min_keep: must leave enough to prune"):
-        run.train(10)
+        GradualRun(min_keep=0.3)
+    with pytest.raises(ValueError, match="min_keep: must leave enough to prune"):
+        GradualRun(min_keep=0.3, amount=0.5).scheduler.prune_to(0.9, digit_batches(1)[0])
     with pytest.raises(ValueError, match="min_keep: an int must be a count"):
         GradualRun(min_keep=-1)
 

@@ -155,3 +155,44 @@ def test_a_density_of_its_own_does_not_keep_a_layer_in():
     with pytest.warns(UserWarning, match="2 of 5 cannot be masked"):
         step(model, optimizer, pruning, vectors(1)[0])
     assert pruning.masks.names == ("trunk.weight", "a.weight", "b.weight")
+
+
+@pytest.mark.parametrize("make", [torch.optim.Adam, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)])
+def test_the_optimizer_remembers_what_is_not_masked_after_the_first_step(make):
+    """Of a layer that is left out all, and of the others what the second masks keep, also if the first did not."""
+    model = Misread()
+    optimizer = make(model.parameters())
+    for batch in vectors(3):
+        optimizer.zero_grad()
+        sum(square_losses(model, batch).values()).backward()
+        optimizer.step()
+    before = moments(model, optimizer)
+    scheduler = DiSparseScheduler(model, optimizer, square_losses, amount=0.8, update_every=5, stop_at=10)
+    masked = {name: mask == 0 for name, mask in scheduler_masks(scheduler)}
+    with pytest.warns(UserWarning, match="2 of 5"):
+        step(model, optimizer, scheduler, vectors(4)[3])
+    after, masks = moments(model, optimizer), dict(scheduler_masks(scheduler))
+    assert set(masked) - set(masks) == {"never.weight", "early.weight"}
+    for name, gone in masked.items():
+        alive = masks.get(name, torch.ones_like(gone)) != 0
+        assert bool((gone & alive).any())
+        for one, other in zip(after[name], before[name], strict=True):
+            assert bool((one[alive & ~gone] != 0).all())
+            steady = other[gone & alive]  # its gradient in the first step was that of a masked weight: none
+            torch.testing.assert_close(one[gone & alive], steady)
+            assert not one[~alive].any()
+
+
+def scheduler_masks(scheduler):
+    return zip(scheduler.masks.names, scheduler.masks.current(), strict=True)
+
+
+def moments(model, optimizer):
+    """What the optimizer remembers of each weight, by name."""
+    found = {}
+    for module, name in prunable_parameters(model):
+        weight = module._parameters.get("weight_orig", module._parameters.get(name))
+        states = optimizer.state[weight].values()
+        path = next(path for path, inner in model.named_modules() if inner is module)
+        found[f"{path}.weight"] = [state.clone() for state in states if state.shape == weight.shape]
+    return found
