@@ -19,7 +19,7 @@ from ..in_weight import MaskInWeight, attach_in_weights, masks_in_weights
 from ..maskable import Obstacle, read_by_parent, warn_of_kept_aside
 from ..masks.attach import check_keeps_or_not
 from ..masks.in_place import DiSparseDynamic, attach_rewritable
-from ..parameters import ParameterKey, is_masked, qualified_names, stored
+from ..parameters import ParameterKey, is_masked, is_masked_in_place, qualified_names, stored
 from .optimizer_state import check_optimizer, forget, remembered, remind
 
 
@@ -168,6 +168,18 @@ class LiveMasks:
             forget(self._optimizer, stored(*key), ~(old & new))
             hook.rewrite(key[0], new)
         self.kept = counts_true(masks)
+
+    def hold(self) -> None:
+        """Write the zeros of masks that are kept in weights again, after a step of the optimizer.
+
+        A gradient that no backward has put there (one that is combined of the tasks' own ones) has not been masked.
+        """
+        if not self._in_weights:
+            return
+        reshard(self._root)
+        for module, name in self.keys:
+            if is_masked_in_place(module, name):  # not folded meanwhile
+                MaskInWeight.find(module, name).refresh(module)
 
     def restore(self, masks: Sequence[Tensor]) -> None:
         """Write masks of an earlier run in place; weights and moments that are alive in them are not touched.

@@ -92,6 +92,8 @@ class MaskScheduler(ABC, Generic[_Report]):
         """
         done = self._newly_completed(batches)
         self.completed += done
+        if done:
+            self.masks.hold()
         if not done or self._next is None or self.completed < self._next:
             return None
         report = self._change(batches)

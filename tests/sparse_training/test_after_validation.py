@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from disparse_plugin._support.shards import is_sharded, whole
+from disparse_plugin.masks import fold
+from disparse_plugin.masks.attach import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, RewindPoint
 from networks import square_losses
 from sharded_worker import joined_batches, sharded, state_of
@@ -76,3 +78,23 @@ def test_a_rewind_goes_back():
     validate(model)
     point.rewind()
     assert all(torch.equal(value, before[name]) for name, value in state_of(model).items())
+
+
+@KINDS
+def test_gradients_that_no_backward_has_written_move_no_masked_weight(kind):
+    model = sharded(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = scheduler_of(kind, model, optimizer)
+    for batch in BATCHES:
+        optimizer.zero_grad()
+        sum(square_losses(model, batch).values()).backward()
+        for parameter in model.parameters():
+            parameter.grad.add_(1)  # as methods do that combine the tasks' own gradients
+        optimizer.step()
+        validate(model)
+        scheduler.step(batch)
+        for name, mask in masks_of(model).items():
+            assert not whole(model.get_parameter(name).detach())[~whole(mask)].any(), name
+    fold(model)
+    optimizer.step()
+    assert scheduler.step(BATCHES[0]) is None
