@@ -260,7 +260,8 @@ def damped(criterion: str | Criterion | ScoreFunction = "taylor", exponent: floa
             "layer_adaptive(damped(...))"
         )
     step = _Damping(float(exponent))
-    return dataclasses.replace(base, name=f"damped({base.name}, {step.exponent:g})", finish=step)
+    shown = repr(step.exponent).removesuffix(".0")  # all digits: by its name it is found again
+    return dataclasses.replace(base, name=f"damped({base.name}, {shown})", finish=step)
 
 
 @dataclasses.dataclass(frozen=True)

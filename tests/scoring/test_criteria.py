@@ -107,6 +107,9 @@ def test_the_scale_of_a_loss_changes_no_damped_share(scale):
         "snip",
         "damped(taylor, 0.5)",
         "layer_adaptive(damped(snip, 0.25))",
+        "damped(taylor, 0.12345678)",
+        f"layer_adaptive(damped(taylor, {1 / 3!r}))",
+        "damped(taylor, 1e-05)",
         "layer_adaptive(taylor)",
         "layer_adaptive( fisher )",
         "lamp",
@@ -114,6 +117,7 @@ def test_the_scale_of_a_loss_changes_no_damped_share(scale):
 )
 def test_what_reports_print_is_accepted(name):
     rule = criteria.resolve(name)
+    assert rule.name == name.replace("( ", "(").replace(" )", ")")
     assert criteria.resolve(rule.name) == rule
     scores = score_tasks(TwoHeads().eval(), digit_losses, digit_batches(), criterion=name)
     assert scores.criterion == rule.name
