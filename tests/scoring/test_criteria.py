@@ -28,6 +28,13 @@ def test_lamp_of_nothing_and_of_zeros():
     assert torch.equal(criteria.lamp_scores(torch.zeros(3)), torch.zeros(3))
 
 
+def test_shares_that_are_too_small_for_the_type_are_zero_and_in_order_otherwise():
+    values = [1e-30, 1e-24, 1e-21, 1.0]
+    assert criteria.lamp_scores(torch.tensor(values)).sign().tolist() == [0, 0, 1, 1]
+    found = criteria.lamp_scores(torch.tensor(values, dtype=torch.float64))
+    np.testing.assert_allclose(found, [1e-60, 1e-48, 1e-42, 1.0], rtol=1e-12)
+
+
 def test_one_task_with_snip_is_plain_snip():
     model = TwoHeads(tasks=["only"]).eval()
     scores = score_tasks(model, digit_losses, digit_batches(), criterion="snip")
