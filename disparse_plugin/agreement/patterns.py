@@ -204,7 +204,7 @@ class NofM(Weights):
 
     def _wrong_amount(self, found: object) -> ValueError:
         fraction = 1 - self.n / self.m
-        return ValueError(f"amount: must be left out with pattern={self.name!r} or be {fraction:g}, found {found}")
+        return ValueError(f"amount: must be left out with pattern={self.name!r} or be {fraction:.12g}, found {found}")
 
     def _fits(self, place: Place) -> bool:
         sizes = place.shape[:2]

@@ -66,7 +66,7 @@ def _without_empty(
     scores = [candidates.scores[index] for index in places]
     inner = dataclasses.replace(candidates, scores=scores, magnitudes=candidates.magnitudes_of(places))
     cut = [places[index] for index in within if index in places]
-    marks = iter(lowest_by_agreement(inner, tasks, arbiter, count, cut) if places else ())
+    marks = iter(lowest_by_agreement(inner, tasks, arbiter, count, cut) if cut else ())
     none = [torch.zeros(0, dtype=torch.bool, device=first_of(rows).device) for rows in candidates.scores]
     return [next(marks) if index in places else none[index] for index in within]
 

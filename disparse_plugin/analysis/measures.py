@@ -290,7 +290,7 @@ def _average_ranks(values: Tensor) -> Tensor:
     ordered[place] = values
     _, group, counts = ordered.unique_consecutive(return_inverse=True, return_counts=True)
     last = counts.cumsum(0) - 1
-    means: Tensor = (last - (counts - 1) / 2).double()
+    means: Tensor = last.double() - (counts - 1).double() / 2  # whole numbers divide to torch's default type
     return means[group][place]
 
 

@@ -18,7 +18,7 @@ from ..criteria import Criterion, ScoreFunction, resolve
 from ..errors import wrong
 from ..kinds import whole_number
 from ..maskable import checked_pairs
-from ..parameters import ParameterKey, unwrap
+from ..parameters import ParameterKey, prunable_parameters, qualified_names, unwrap
 from ..scoring.batches import check_source, checked_count, length
 from ..scoring.losses import Batch, TaskLosses, check_callable_losses
 from ..scoring.score import score_tasks
@@ -67,7 +67,8 @@ def overlap_with_controls(
         seed: Of the permutations and resamples.
 
     Returns:
-        The overlap, with ``controls``.
+        The overlap, with ``controls``. A layer that one half has not run (experts, stochastic depth) is not compared
+        between halves: NaN.
 
     Raises:
         TypeError: As :func:`~disparse_plugin.score_tasks`, or if ``permute`` cannot handle the batches.
@@ -123,7 +124,9 @@ def overlap_with_controls(
         Controls((), *analysis.between_halves(first, second, overlap.names)).relative_agreement()
         for first, second in _resampled(real[::2], real[1::2], resamples, seed)
     )
-    controls = Controls(below.layers, across, ceiling, profiles)
+    without = {layer.name: layer for layer in below.layers}
+    permuted_layers = tuple(without.get(name, Overlap(name, ())) for name in overlap.names)
+    controls = Controls(permuted_layers, across, ceiling, profiles)
     return dataclasses.replace(overlap, controls=controls, criterion=rule.name, num_batches=count)
 
 
@@ -190,7 +193,7 @@ class _Analysis:
         one, other = (dict(zip(half.rows, self.masks(half)[0], strict=True)) for half in sums)
         across, ceiling = [], []
         for name in names:
-            a, b = one[name], other[name]
+            a, b = one.get(name, {}), other.get(name, {})  # where a half has not run a layer, it is not compared
             between = [count_stratum({s: a[s], t: b[t]}) for s, t in itertools.permutations(a, 2) if t in b]
             across.append(Overlap(name, tuple(between)))
             ceiling.append(Overlap(name, tuple(count_stratum({t: a[t], f"{t} again": b[t]}) for t in a if t in b)))
@@ -214,11 +217,13 @@ class _ScoreTables:
         tasks: Task names.
         rows: For each parameter, by its qualified name, the scores of each task that reaches it, flat.
         weights: For each parameter, its alive weights, flat.
+        order: All names in the order of the parameters; the batches of one group need not reach every one.
     """
 
     tasks: tuple[str, ...]
     rows: dict[str, dict[str, Tensor]]
     weights: dict[str, Tensor]
+    order: tuple[str, ...]
 
     @classmethod
     def of(
@@ -234,7 +239,9 @@ class _ScoreTables:
         scores = score_tasks(model, losses, batches, criterion=plain, parameters=keys)
         candidates = scores.candidates()
         rows = dict(zip(scores.names, map(dict, candidates.scores), strict=True))
-        return cls(scores.tasks, rows, dict(zip(scores.names, candidates.magnitudes or (), strict=True)))
+        weights = dict(zip(scores.names, candidates.magnitudes or (), strict=True))
+        order = qualified_names(model, prunable_parameters(model) if keys is None else keys)
+        return cls(scores.tasks, rows, weights, tuple(order))
 
     @classmethod
     def sum(cls, tables: Sequence[_ScoreTables]) -> _ScoreTables:
@@ -250,7 +257,8 @@ class _ScoreTables:
                 total = rows.setdefault(name, {})
                 for task, score in row.items():
                     total[task] = total[task] + score if task in total else score
-        return cls(tables[0].tasks, rows, weights)
+        first = tables[0]
+        return cls(first.tasks, {name: rows[name] for name in first.order if name in rows}, weights, first.order)
 
 
 def _chunks(data: Iterable[Batch], num_batches: int | None, groups: int) -> Iterator[list[Batch]]:

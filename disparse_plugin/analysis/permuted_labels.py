@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections import UserDict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -25,7 +27,7 @@ def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
         generator: Where the order is drawn from.
 
     Returns:
-        A batch of the same structure.
+        A batch of the same structure and of the same types (``OrderedDict``, ``BatchEncoding``, named tuples).
 
     Raises:
         TypeError: If ``generator`` is no generator, the batch neither a tuple, a list nor a mapping, or an entry holds
@@ -43,7 +45,7 @@ def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
         _check_entries(len(entries))
         size = _size(entries[0][1])
         changed = {key: _permuted(value, generator, repr(key), size) for key, value in entries[1:]}
-        return {entries[0][0]: entries[0][1], **changed}
+        return _with_entries(batch, changed)
     if not isinstance(batch, tuple | list):
         raise TypeError(
             f"batch: must be a tuple or list (inputs, labels, ...) or a mapping, found {type(batch).__name__}; pass "
@@ -52,7 +54,29 @@ def permute_labels(batch: Batch, generator: torch.Generator) -> Batch:
     _check_entries(len(batch))
     size = _size(batch[0])
     parts = [batch[0], *(_permuted(part, generator, str(place), size) for place, part in enumerate(batch[1:], start=1))]
-    return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return _of_parts(batch, parts)
+
+
+def _with_entries(mapping: Mapping[Any, Any], changed: Mapping[Any, Any]) -> Any:
+    """Return a mapping of the same kind with some entries changed: losses may read ``batch.labels``, too."""
+    if isinstance(mapping, dict | UserDict):  # of which copies have entries of their own
+        copied = copy.copy(mapping)
+        for key, value in changed.items():
+            copied[key] = value
+        return copied
+    kind: Any = type(mapping)
+    try:
+        return kind({**mapping, **changed})
+    except TypeError as error:
+        raise TypeError(
+            f"batch: a mapping must be a dict, a UserDict, or made from one, found {kind.__name__}; pass "
+            "permute=your_function"
+        ) from error
+
+
+def _of_parts(like: Any, parts: Iterable[Any]) -> Any:
+    """Return a list, tuple or named tuple of the same kind with other parts."""
+    return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
 
 
 def _check_entries(count: int) -> None:
@@ -69,7 +93,8 @@ def _size(inputs: Any) -> int | None:
 
 def _permuted(entry: Any, generator: torch.Generator, where: str, size: int | None) -> Any:
     if isinstance(entry, Mapping):
-        return {key: _permuted(value, generator, f"{where}[{key!r}]", size) for key, value in entry.items()}
+        inner = {key: _permuted(value, generator, f"{where}[{key!r}]", size) for key, value in entry.items()}
+        return _with_entries(entry, inner)
     if _one_per_sample(entry, size):
         source = _ring(len(entry), generator)
         return type(entry)(entry[place] for place in source.tolist())
@@ -108,4 +133,4 @@ def _tensors(entry: Any) -> list[Tensor]:
 def _reordered(entry: Any, source: Tensor) -> Any:
     if isinstance(entry, Tensor):
         return entry[source.to(entry.device)] if entry.dim() else entry
-    return type(entry)(_reordered(part, source) for part in entry)
+    return _of_parts(entry, [_reordered(part, source) for part in entry])

@@ -220,10 +220,12 @@ def random_scores(layers: Sequence[Tensor], generator: torch.Generator) -> list[
     Returns:
         One task, ``"random"``, for each layer; values in (0, 1].
     """
-    return [
-        {"random": part_here(1 - torch.rand(layer.shape, generator=generator, device="cpu"), layer).to(layer.device)}
-        for layer in layers
-    ]
+
+    def drawn(layer: Tensor) -> Tensor:
+        values = 1 - torch.rand(layer.shape, generator=generator, dtype=torch.float32, device="cpu")
+        return part_here(values, layer).to(layer.device)
+
+    return [{"random": drawn(layer)} for layer in layers]
 
 
 def random_mask(like: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -293,7 +293,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             final = count_at(self._amount, self._stop, self._total)
             if target > final:
                 raise ValueError(
-                    f"amount: must be at most {1 - form.n / form.m:g} with pattern={form.name!r}, found more"
+                    f"amount: must be at most {1 - form.n / form.m:.12g} with pattern={form.name!r}, found more"
                 )
             if target == final:  # also where a block had fewer than n at first
                 return sum(above(mask, form.n, form.m) for mask in alive)

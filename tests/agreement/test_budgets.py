@@ -270,3 +270,19 @@ def test_a_task_of_which_nothing_is_alive_has_no_say(arbiter, size):
     lowest = own[big, "weight"].flatten().argsort()[: size * size // 2]
     assert torch.equal((~masks[big, "weight"]).flatten().nonzero().flatten(), lowest.sort().values)
     assert masks[small, "weight"].numel() == 100
+
+
+@pytest.mark.parametrize("arbiter", [*sorted(ARBITERS), "sum", lambda percentiles: percentiles.nan_to_num(0.0).amax(0)])
+@pytest.mark.parametrize("min_keep", [0, 1])
+def test_a_part_of_which_nothing_is_alive_takes_nothing_from_the_others(arbiter, min_keep):
+    trunk, head = nn.Linear(5, 4, bias=False), nn.Linear(4, 2, bias=False)
+    generator = torch.Generator().manual_seed(0)
+    shared = {task: {(trunk, "weight"): torch.rand(4, 5, generator=generator)} for task in "ab"}
+    both = {**shared, "a": {**shared["a"], (head, "weight"): torch.rand(2, 4, generator=generator)}}
+    net = nn.Sequential(trunk, head)
+    prune.custom_from_mask(head, "weight", torch.zeros(2, 4))
+    found = TaskScores(net, both).masks({"shared": 0.35, "a": 0.5}, rule(arbiter), min_keep=min_keep)
+    expected = TaskScores(net, shared).masks(0.35, rule(arbiter), min_keep=min_keep)
+    assert torch.equal(found[trunk, "weight"], expected[trunk, "weight"])
+    assert int(found[trunk, "weight"].sum()) == 13
+    assert not found[head, "weight"].any()

@@ -225,6 +225,15 @@ def test_an_amount_that_is_what_the_pattern_makes_is_accepted(amount):
     assert int(scores.masks(amount, pattern="2:4")[layer, "weight"].sum()) == 6
 
 
+def test_the_amount_that_a_message_advises_is_accepted():
+    layer = nn.Linear(3, 700_000)
+    scores = TaskScores(layer, {"a": {(layer, "weight"): torch.rand(700_000, 3)}})
+    with pytest.raises(ValueError, match="amount: must be left out with pattern='2:3' or be") as raised:
+        scores.masks(0.5, pattern="2:3")
+    advised = float(re.search("or be ([^,]*),", str(raised.value))[1])
+    assert int(scores.masks(advised, pattern="2:3")[layer, "weight"].sum()) == 1_400_000
+
+
 def test_a_pattern_may_be_the_object_itself():
     layer = nn.Linear(8, 3)
     scores = TaskScores(layer, {"a": {(layer, "weight"): torch.rand(3, 8)}})

@@ -1,5 +1,6 @@
 """The null models, the ceiling, and the watershed that is judged against them."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -18,7 +19,6 @@ from disparse_plugin.analysis import (
     TaskOverlap,
     overlap_with_controls,
     own_masks,
-    permute_labels,
     task_overlap,
 )
 from disparse_plugin.analysis.change_point import find_drop
@@ -150,41 +150,23 @@ def test_bad_calls(data, options, message):
     before.check()
 
 
-def test_permuted_labels_keep_inputs_and_distributions():
-    x, y, z = torch.randn(7, 2), torch.arange(7), torch.arange(70, 140, 10)
-    generator = torch.Generator().manual_seed(0)
-    for batch in ((x, {"y": y, "pair": (z, y)}), [x, {"y": y, "pair": (z, y)}]):
-        found = permute_labels(batch, generator)
-        assert type(found) is type(batch)
-        assert found[0] is x
-        labels = found[1]
-        assert sorted(labels["y"].tolist()) == y.tolist()
-        assert not (labels["y"] == y).any()
-        assert torch.equal(labels["pair"][0], 70 + 10 * labels["pair"][1]), "tensors of one entry move together"
-        assert not torch.equal(labels["pair"][1], labels["y"]), "entries come apart"
+class Fields(collections.UserDict):
+    """A batch whose entries are attributes too, as those of Hugging Face's tokenizers."""
+
+    def __getattr__(self, key):
+        return self.__dict__["data"][key]
 
 
-def test_permuted_labels_of_a_mapping_come_apart_whatever_comes_first():
-    batch = {"label": torch.arange(9), "image": torch.arange(9)}
-    found = permute_labels(batch, torch.Generator())
-    assert list(found) == ["label", "image"]
-    assert not (found["label"] == found["image"]).any()
+def test_losses_may_read_entries_of_a_batch_as_attributes():
+    batches = [Fields({"x": x, "a": a, "b": b}) for x, a, b in labelled()]
+    model = Tower(["a", "b"])
 
+    def losses(model, batch):
+        features = model.trunk(batch.x)
+        return {task: F.cross_entropy(model.heads[task](features), getattr(batch, task)) for task in "ab"}
 
-@pytest.mark.parametrize(
-    ("batch", "error"),
-    [
-        (torch.zeros(3), TypeError),
-        ((torch.zeros(3), "label"), TypeError),
-        ((torch.zeros(3),), ValueError),
-        ({"x": torch.zeros(3)}, ValueError),
-        ((torch.zeros(1), torch.zeros(1)), ValueError),
-        ((torch.zeros(3), (torch.zeros(3), torch.zeros(4))), ValueError),
-    ],
-)
-def test_batches_that_cannot_be_permuted(batch, error):
-    with pytest.raises(error, match=r"batch: .*permute="):
-        permute_labels(batch, torch.Generator())
+    found = overlap_with_controls(model, losses, batches, 0.8)
+    assert kappas(found) == kappas(overlap_with_controls(model, tower_losses({"a": 1, "b": 2}), labelled(), 0.8))
 
 
 # The change-point rule
@@ -411,18 +393,6 @@ def test_data_without_a_length_are_read_first():
     found = overlap_with_controls(model, losses, loader, 0.8)
     assert kappas(found) == kappas(overlap_with_controls(model, losses, labelled(6), 0.8))
     assert found.num_batches == 6
-
-
-def test_a_list_of_one_thing_per_sample_is_permuted_as_a_list():
-    images, boxes = torch.arange(4.0)[:, None], [torch.arange(4) + 10 * sample for sample in range(4)]
-    targets = [{"boxes": box, "label": torch.tensor(number)} for number, box in enumerate(boxes)]
-    _, moved, found = permute_labels((images, [box[:3] for box in boxes], targets), torch.Generator())
-    assert sorted(int(box[0]) for box in moved) == [0, 10, 20, 30]
-    assert all(int(box[0]) != 10 * place for place, box in enumerate(moved))
-    assert all(torch.equal(box, int(box[0]) + torch.arange(3)) for box in moved)
-    assert sorted(int(target["label"]) for target in found) == [0, 1, 2, 3]
-    assert all(int(target["label"]) != place for place, target in enumerate(found))
-    assert all(torch.equal(target["boxes"], boxes[int(target["label"])]) for target in found)
 
 
 def test_a_count_that_looks_like_a_percentage_is_told():

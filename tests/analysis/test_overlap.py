@@ -47,6 +47,28 @@ def test_own_masks_are_the_tasks_top_sets(layout, amount):
         assert {entry for entry in kept_entries_of(masks, scores) if entry[0] in tables[task]} == expected
 
 
+@pytest.fixture(params=[torch.bfloat16, torch.float16, torch.float64], ids=str)
+def default_type(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(before)
+
+
+def test_a_rank_correlation_does_not_depend_on_the_default_type(default_type):
+    rng = np.random.default_rng(0)
+    a = rng.permutation(70_000)  # more ranks than either half precision can tell apart, and sum
+    b = a + rng.integers(20_000, size=a.size)
+    layer = nn.Linear(a.size, 1, bias=False)
+    tables = {
+        task: {(layer, "weight"): torch.tensor(values[None], dtype=torch.float32)}
+        for task, values in (("a", a), ("b", b))
+    }
+    positions = [np.searchsorted(np.sort(v), v) + np.searchsorted(np.sort(v), v, side="right") for v in (a, b)]
+    expected = np.corrcoef(*positions)[0, 1]
+    assert task_overlap(TaskScores(layer, tables), 0.5).trunk.rank_correlation == pytest.approx(expected, abs=1e-9)
+
+
 def kept_entries_of(masks, scores):
     return kept_entries({key: masks.get(key, torch.zeros(1)) for key in scores.parameters}, scores.parameters)
 

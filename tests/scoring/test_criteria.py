@@ -28,6 +28,13 @@ def test_lamp_of_nothing_and_of_zeros():
     assert torch.equal(criteria.lamp_scores(torch.zeros(3)), torch.zeros(3))
 
 
+def test_shares_that_are_too_small_for_the_type_are_zero_and_in_order_otherwise():
+    values = [1e-30, 1e-24, 1e-21, 1.0]
+    assert criteria.lamp_scores(torch.tensor(values)).sign().tolist() == [0, 0, 1, 1]
+    found = criteria.lamp_scores(torch.tensor(values, dtype=torch.float64))
+    np.testing.assert_allclose(found, [1e-60, 1e-48, 1e-42, 1.0], rtol=1e-12)
+
+
 def test_one_task_with_snip_is_plain_snip():
     model = TwoHeads(tasks=["only"]).eval()
     scores = score_tasks(model, digit_losses, digit_batches(), criterion="snip")
@@ -107,6 +114,9 @@ def test_the_scale_of_a_loss_changes_no_damped_share(scale):
         "snip",
         "damped(taylor, 0.5)",
         "layer_adaptive(damped(snip, 0.25))",
+        "damped(taylor, 0.12345678)",
+        f"layer_adaptive(damped(taylor, {1 / 3!r}))",
+        "damped(taylor, 1e-05)",
         "layer_adaptive(taylor)",
         "layer_adaptive( fisher )",
         "lamp",
@@ -114,6 +124,7 @@ def test_the_scale_of_a_loss_changes_no_damped_share(scale):
 )
 def test_what_reports_print_is_accepted(name):
     rule = criteria.resolve(name)
+    assert rule.name == name.replace("( ", "(").replace(" )", ")")
     assert criteria.resolve(rule.name) == rule
     scores = score_tasks(TwoHeads().eval(), digit_losses, digit_batches(), criterion=name)
     assert scores.criterion == rule.name

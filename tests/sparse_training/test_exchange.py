@@ -115,6 +115,17 @@ def test_weights_that_differ_in_double_precision_only():
     assert smallest(weights, torch.tensor([True, True, False]), 1).tolist() == [False, True, False]
 
 
+def test_random_scores_do_not_depend_on_the_default_type():
+    drawn = []
+    before = torch.get_default_dtype()
+    for dtype in (torch.float32, torch.float16, torch.float64):
+        torch.set_default_dtype(dtype)
+        (rows,) = random_scores([torch.ones(9)], torch.Generator().manual_seed(0))
+        drawn.append(rows["random"].tolist())
+        torch.set_default_dtype(before)
+    assert drawn[0] == drawn[1] == drawn[2]
+
+
 def test_no_random_score_is_zero(monkeypatch):
     """A task whose scores are all zero asks for nothing."""
     monkeypatch.setattr(torch, "rand", lambda shape, **_: torch.zeros(shape))
