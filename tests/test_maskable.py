@@ -40,7 +40,7 @@ def test_by_default_it_is_left_out_with_the_reason():
         "3.weight": r"2\.weight and 3\.weight tied",
         "4.weight": r"torch\.complex64",
         "5.weight": r"shape \(4, 0\)",
-        "6.weight": "Tensor",
+        "6.weight": "what torch.nn.utils.weight_norm makes anew at every forward",
         "attention.out_proj.weight": "a parent reads it directly",
     }
     assert list(selection.skipped) == list(expected)
@@ -66,6 +66,19 @@ def test_listed_it_is_refused_and_what_to_paste_works():
     assert selection.names == ("0.weight", "7.weight")
     assert selection.skipped == {}
     assert selection.listed
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_an_old_norm_goes_as_the_message_says(norm):
+    layer = nn.Linear(4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are deprecated
+        getattr(nn.utils, norm)(layer)
+    with pytest.raises(ValueError, match="parameters: weight must be a plain parameter") as caught:
+        check_parameters(layer, prunable_parameters(layer))
+    advised = re.search(r"call torch\.nn\.utils\.(\w+) first", str(caught.value))[1]
+    getattr(nn.utils, advised)(layer)
+    assert check_parameters(layer, None) == ((layer, "weight"),)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,12 @@ def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
             "one computed by a parametrization (weight_norm, spectral_norm, ...)",
             "torch's pruning hook cannot mask it; call torch.nn.utils.parametrize.remove_parametrizations first",
         )
+    if (norm := _old_norm(module, name)) is not None:
+        return Obstacle(
+            "be a plain parameter",
+            f"what torch.nn.utils.{norm} makes anew at every forward",
+            f"torch's pruning hook cannot mask it; call torch.nn.utils.remove_{norm} first",
+        )
     renamed = is_masked(module, name) and not is_masked_in_place(module, name)
     tensor = module._parameters.get(f"{name}_orig" if renamed else name)
     if tensor is None:
@@ -111,6 +117,13 @@ def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
     if is_sharded(tensor) and (obstacle := _of_layout(tensor, masked_before=renamed)) is not None:
         return obstacle
     return _of_values(tensor) or (None if is_masked(module, name) else _of_names(module, name))
+
+
+def _old_norm(module: nn.Module, name: str) -> str | None:
+    """Return which of torch's norms of old computes a tensor, which is no parametrization but a hook."""
+    if {f"{name}_g", f"{name}_v"} <= module._parameters.keys():
+        return "weight_norm"
+    return "spectral_norm" if f"{name}_orig" in module._parameters and f"{name}_u" in module._buffers else None
 
 
 def _of_values(tensor: Tensor) -> Obstacle | None:

@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 from .. import arbiters
 from ..agreement.amounts import check_amount, count_to_prune
 from ..agreement.candidates import Candidates
+from ..agreement.patterns import Place
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import lowest, ranks
 from ..arbiters import Arbiter
@@ -23,7 +24,8 @@ class DiSparseStructured(ScoredPruning):
     """Mask the whole channels of one tensor that all tasks rank low.
 
     A channel's score is the mean of the given scores over the channel; :func:`channel_importance` makes scores that
-    already agree per channel. Only channels with an entry alive count. Nothing gets smaller by a mask: to make the
+    already agree per channel. Pruned entries are in that mean with the scores given for them (which are 0 in
+    :meth:`TaskScores.importance`). Only channels with an entry alive count. Nothing gets smaller by a mask: to make the
     model smaller, see :func:`disparse_plugin.structured.remove_channels`.
 
     Example:
@@ -119,8 +121,8 @@ def channel_importance(
 ) -> dict[ParameterKey, Tensor]:
     """Let the tasks agree on whole channels: scores for :class:`DiSparseStructured`.
 
-    A task's score of a channel is the sum of its element scores; percentiles are over all channels that the task
-    reaches in ``scores.parameters``; the arbiter is applied per channel.
+    A task's score of a channel is the sum of its scores of the entries alive; percentiles are over all channels with an
+    entry alive that the task reaches in ``scores.parameters``; the arbiter is applied per channel.
 
     Args:
         scores: Element scores.
@@ -128,7 +130,8 @@ def channel_importance(
         arbiter: As in :meth:`TaskScores.importance`.
 
     Returns:
-        For each pair of ``scores.parameters`` a float64 tensor of the weight's shape, constant over each channel.
+        For each pair of ``scores.parameters`` a float64 tensor of the weight's shape, constant over each channel: in
+        [0, 1], and 0 for a channel of which nothing is alive.
 
     Raises:
         TypeError: If ``scores`` is not a :class:`TaskScores`, or ``dim`` no int.
@@ -145,15 +148,37 @@ def channel_importance(
         tensor([1., 1., 0., 0.])
     """
     check_scores(scores)
-    rows = [{task: _per_channel(score, dim) for task, score in row.items()} for row in scores.by_parameter()]
-    weights = [_per_channel(stored(*key).detach().abs(), dim) for key in scores.parameters]
-    values = agreement(Candidates(rows, weights), scores.tasks, arbiters.resolve(arbiter))
-    return {key: _over_channels(value, stored(*key), dim) for key, value in zip(scores.parameters, values, strict=True)}
+    rule, places = arbiters.resolve(arbiter), scores.places()
+    rows = [
+        {task: _alive_sums(score, place, dim) for task, score in row.items()}
+        for row, place in zip(scores.by_parameter(), places, strict=True)
+    ]
+    weights = [
+        _alive_sums(stored(*key).detach().abs().to(scores.device_of(key)), place, dim)
+        for key, place in zip(scores.parameters, places, strict=True)
+    ]
+    values = agreement(Candidates(rows, weights), scores.tasks, rule)
+    return {
+        key: _over_channels(value, place, dim).to(stored(*key).device)
+        for key, value, place in zip(scores.parameters, values, places, strict=True)
+    }
 
 
-def _over_channels(values: Tensor, like: Tensor, dim: int) -> Tensor:
-    place = _checked_dim(dim, like)
-    return values.view([-1 if d == place else 1 for d in range(like.dim())]).expand(like.shape).clone()
+def _alive_sums(values: Tensor, place: Place, dim: int) -> Tensor:
+    """Sum what is alive over each channel that has an entry alive."""
+    dim = _checked_dim(dim, values)
+    if place.alive is None:
+        return _per_channel(values, dim)
+    return _per_channel(values.masked_fill(~place.alive, 0), dim)[_alive_channels(place.alive, dim)]
+
+
+def _over_channels(values: Tensor, place: Place, dim: int) -> Tensor:
+    """Give every entry the value of its channel; 0 where nothing of the channel is alive."""
+    if place.alive is not None:
+        alive = _alive_channels(place.alive, dim)
+        values = values.new_zeros(alive.shape).masked_scatter_(alive, values)
+    shape = [-1 if d == dim % len(place.shape) else 1 for d in range(len(place.shape))]
+    return values.view(shape).expand(place.shape).clone()
 
 
 def _mean_of_channels(values: Tensor, dim: int) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from disparse_plugin import DiSparseSemiStructured, DiSparseStructured, channel_importance, score_tasks
+from disparse_plugin import DiSparseSemiStructured, DiSparseStructured, TaskScores, channel_importance, score_tasks
 
 
 def channel_mask(scores: np.ndarray, dim: int, count: int) -> np.ndarray:
@@ -115,6 +115,40 @@ def test_channel_importance_is_the_unanimous_rule_on_channels() -> None:
     expected = np.max(percentiles, axis=0) / 10
     found = torch.cat([importance[key][:, 0] for key in scores.parameters]).numpy()
     np.testing.assert_allclose(found, expected)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("seed", range(4))
+def test_channel_importance_is_about_the_entries_alive_now(dim: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    net = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4))
+    keys = [(layer, "weight") for layer in net]
+    tables = {t: {key: torch.tensor(rng.random(key[0].weight.shape)).float() for key in keys} for t in "ab"}
+    scores = TaskScores(net, tables)
+    alive = [rng.random(layer.weight.shape) < 0.4 for layer in net]
+    np.moveaxis(alive[0], dim, 0)[1] = False  # one channel has gone
+    for layer, mask in zip(net, alive, strict=True):
+        prune.custom_from_mask(layer, "weight", torch.tensor(mask))
+    channels = [(i, c) for i, mask in enumerate(alive) for c, row in enumerate(np.moveaxis(mask, dim, 0)) if row.any()]
+    expected = {}
+    for table in tables.values():
+        sums = {(i, c): np.moveaxis(table[keys[i]].double().numpy() * alive[i], dim, 0)[c].sum() for i, c in channels}
+        for place, channel in enumerate(sorted(channels, key=sums.__getitem__), start=1):
+            expected[channel] = max(expected.get(channel, 0), place / len(channels))
+    found = channel_importance(scores, dim)
+    for i, key in enumerate(keys):
+        for c, values in enumerate(np.moveaxis(found[key].numpy(), dim, 0)):
+            np.testing.assert_allclose(values, expected.get((i, c), 0.0))
+
+
+def test_structured_prunes_again_what_the_pattern_of_channels_does() -> None:
+    layer = nn.Linear(4, 3, bias=False)
+    table = torch.tensor([[9.0, 9.0, 9.0, 0.1], [1.0, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
+    scores = TaskScores(nn.Sequential(layer), {"a": {(layer, "weight"): table}})
+    prune.custom_from_mask(layer, "weight", torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1], [1, 1, 1, 1]]))
+    expected = scores.masks(1, pattern="channels")[layer, "weight"]
+    DiSparseStructured.apply(layer, "weight", 1, importance_scores=channel_importance(scores)[layer, "weight"])
+    assert layer.weight_mask.any(1).tolist() == expected.any(1).tolist() == [False, True, True]
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,11 @@ REFUSED = {
     "orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(5, 5)), "remove_parametrizations first"),
     "old weight_norm": (
         lambda: quietly(lambda: nn.utils.weight_norm(nn.Linear(5, 5))),
-        r"found Tensor; .*'weight_g', 'weight_v'",
+        "found what torch.nn.utils.weight_norm makes anew .* call torch.nn.utils.remove_weight_norm first",
     ),
     "old spectral_norm": (
         lambda: quietly(lambda: nn.utils.spectral_norm(nn.Linear(5, 5))),
-        "found Tensor; .*'weight_orig'",
+        "found what torch.nn.utils.spectral_norm makes anew .* call torch.nn.utils.remove_spectral_norm first",
     ),
     "lazy": (lazy, "weight must have a shape, found a lazy parameter; run one batch"),
     "meta": (lambda: nn.Linear(5, 5, device="meta"), "weight must hold values, found the meta device; materialise"),

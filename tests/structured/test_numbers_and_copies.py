@@ -177,10 +177,10 @@ class Keeping(nn.Module):
 def test_activations_that_a_model_keeps_are_no_obstacle():
     model = Keeping()
     model(ROWS)
-    model.kept = {"last": [model.features]}
+    model.kept = {"twice": [2 * model.features]}
     twin = copied(model)
     assert torch.equal(twin.features, model.features)
-    assert twin.kept["last"][0] is twin.features
+    assert torch.equal(twin.kept["twice"][0], 2 * model.features)
     assert not twin.features.requires_grad
     remove(model, ROWS)
     assert model.second.out_features < 16
