@@ -229,7 +229,8 @@ def _check_agreement_scores(t: Tensor, entries: Tensor, method: str) -> None:
         ValueError: If they ask for a gradient, or a value is outside [0, 1].
 
     Warns:
-        UserWarning: If several are exactly 0 or 1: of what importance() returns no two are equal.
+        UserWarning: If they are not float64, or several are exactly 0 or 1: what importance() returns is float64, and
+            no two are equal.
     """
     how = "pass importance_scores=scores.importance() for all of scores.parameters, with scores = score_tasks(...)"
     if t.requires_grad:
@@ -243,7 +244,12 @@ def _check_agreement_scores(t: Tensor, entries: Tensor, method: str) -> None:
             f"importance_scores: {method} needs agreement scores in [0, 1], found {worst} (weights or raw scores); "
             f"{how}"
         )
-    if t.dtype == torch.float64 and (repeated := max(counts_true([entries == 0, entries == 1]))) > 1:
+    if t.dtype != torch.float64:
+        warn_user(
+            f"importance_scores: {method} needs agreement scores, which are float64, found {t.dtype}: raw scores of a "
+            f"task in [0, 1], or rounded ones, of which many are equal; {how}"
+        )
+    elif (repeated := max(counts_true([entries == 0, entries == 1]))) > 1:
         warn_user(
             f"importance_scores: of agreement scores no two are equal, found {repeated} of exactly 0 or 1, as biases "
             f"and norms have that no scores were passed for; {how}, and for nothing else"

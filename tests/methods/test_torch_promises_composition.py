@@ -87,7 +87,7 @@ def test_of_a_tensor_pruned_before_the_lowest_alive_channels_go():
     assert layer.weight_mask.tolist() == [[0, 0], [1, 0], [0, 0], [1, 1]]
 
 
-BLOCK = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+BLOCK = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
 LOOSE = {
     "static": (DiSparseStatic(2), [1, 1, 0, 0], [0, 1, 0, 0]),
     "pretrained": (DiSparsePretrained(0.5), [1, 1, 0, 0], [0, 1, 0, 0]),
@@ -130,7 +130,7 @@ def keys():
 
 def scores_by_tensor(keys):
     """The first tensor has the lowest scores of all, the last the highest."""
-    return {key: (torch.rand(getattr(*key).shape) + place) / len(keys) for place, key in enumerate(keys)}
+    return {key: (torch.rand(getattr(*key).shape).double() + place) / len(keys) for place, key in enumerate(keys)}
 
 
 @pytest.mark.parametrize("method", [DiSparseStatic, DiSparsePretrained])

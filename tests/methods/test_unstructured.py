@@ -160,8 +160,16 @@ def test_apply_composes_with_other_methods(model, scores):
     assert not (after & ~before).any()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_raw_scores_in_the_range_of_agreement_scores_are_warned_of(model, scores, method):
+    task = scores.tasks[0]
+    raw = {key: scores[task][key] / max(map(float, map(torch.max, scores[task].values()))) for key in scores[task]}
+    with pytest.warns(UserWarning, match=r"needs agreement scores, which are float64, found torch.float32: raw scores"):
+        prune.global_unstructured(list(raw), method, importance_scores=raw, amount=0.5)
+
+
 def test_prune_on_a_loose_tensor():
-    weight, agreement = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([0.1, 0.9, 0.2, 0.3])
+    weight, agreement = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([0.1, 0.9, 0.2, 0.3]).double()
     pruned = DiSparseStatic(0.5).prune(weight, importance_scores=agreement)
     assert pruned.tolist() == [0.0, 3.0, 0.0, 1.0]
     partly = DiSparseStatic(1).prune(weight, default_mask=torch.tensor([0.0, 1, 1, 1]), importance_scores=agreement)
