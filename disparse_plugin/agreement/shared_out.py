@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .._support.distributed import added_counts, total_counts
+from .._support.distributed import added_counts, gathered, total_counts
 from ..arbiters import Arbiter, scale_of
 from .budgets import Quota
 from .candidates import Candidates, first_of, joined_on_one_device
 from .percentiles import fractions, over_tasks
 from .ranking import BITS_OF_ONE, absolute
+from .renewed_shares import growths, largest_gone
 from .select import lowest
 from .sorted_shares import Sorted, in_order, ranks_among_all
 from .tallies import counts_true
@@ -225,6 +226,39 @@ def lamp_among_all(scores: Tensor, counted: Tensor) -> Tensor:
     # Turns that are all alike keep equal scores together: they have the same sum.
     result[some] = in_order(sizes, torch.zeros_like(sizes, dtype=torch.int64), counted[some], _lamp).to(scores.dtype)
     return result
+
+
+def renewed_among_all(shares: Tensor, alive: Tensor, counted: Tensor) -> Tensor:
+    """Return shares of the entries alive now, as :func:`disparse_plugin.agreement.renewed_shares.renewed` does.
+
+    Args:
+        shares: Of the entries of one parameter here, 1-D.
+        alive: bool: which of them are alive.
+        counted: bool: which of them count here.
+
+    Returns:
+        Those of the entries alive, 1-D.
+
+    Example:
+        >>> every, alive = torch.ones(3, dtype=torch.bool), torch.tensor([True, False, True])
+        >>> renewed_among_all(lamp_among_all(torch.tensor([1.0, 3.0, 2.0]), every), alive, every)
+        tensor([0.2000, 1.0000])
+    """
+    kept, limit = shares[alive], max(gathered(largest_gone(shares, alive)))
+    if not any(gathered(bool((kept <= limit).any()))) or not limit > 0:
+        return kept
+    some = shares != 0
+    values = shares[some].double()
+    squares = torch.zeros_like(shares, dtype=torch.float64)
+    squares[some] = in_order(values, torch.zeros_like(values, dtype=torch.int64), counted[some], _squares)
+    new = lamp_among_all(squares[alive].sqrt(), counted[alive])
+    return torch.where(kept > limit, kept, new.to(kept.dtype))
+
+
+def _squares(part: Sorted) -> Tensor:
+    top = not sum(part.higher(part.values.numel()))
+    growth, over_all = growths(part.values, part.counts, top=top)
+    return part.values * (growth + sum(part.higher(over_all))).exp()
 
 
 def _lamp(part: Sorted) -> Tensor:

@@ -53,15 +53,16 @@ class SharedOutScores:
         for parameter, place in zip(self._parameters, self._places, strict=True):
             where.append(first + unit.units(places(parameter), place))
             first += parameter.numel()
+        owned = [owns(weight, this_rank()) for weight in self._parameters]
         scores = [
-            {task: unit.units(local(score), place) for task, score in row.items()}
-            for row, place in zip(rows, self._places, strict=True)
+            {task: _alive_scores(local(score), place, shares=shares, owned=own) for task, score in row.items()}
+            for row, place, own in zip(rows, self._places, owned, strict=True)
         ]
         weights = [
             unit.units(local(parameter.detach()), place)
             for parameter, place in zip(self._parameters, self._places, strict=True)
         ]
-        return SharedOut(scores, weights, shares, where, [owns(weight, this_rank()) for weight in self._parameters])
+        return SharedOut(scores, weights, shares, where, owned)
 
     def masks(self, amount: object, arbiter: Arbiter, budget: Budget, pattern: Pattern) -> list[Tensor]:
         """Return the keep masks, each spread as its weight is.
@@ -125,3 +126,11 @@ class SharedOutScores:
         tell_of_ties_at_zero(total, going, sum(candidates.sizes))
         names = [place.name for place in self._places]
         tell_of_empty_tensors(names, candidates.scores, candidates.counts(gone), candidates.sizes)
+
+
+def _alive_scores(scores: Tensor, place: Place, *, shares: bool, owned: bool) -> Tensor:
+    """Take the scores of what is alive here; shares are those among what is alive on all ranks."""
+    if not shares or place.alive is None:
+        return Weights().units(scores, place)
+    flat = scores.reshape(-1)
+    return shared_out.renewed_among_all(flat, place.alive.reshape(-1), torch.full_like(flat, owned, dtype=torch.bool))

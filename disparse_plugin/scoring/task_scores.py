@@ -16,6 +16,7 @@ from ..agreement.cut import lift
 from ..agreement.patterns import WEIGHTS, Pattern, Place, Weights, spread
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import distinct
+from ..agreement.renewed_shares import renewed
 from ..arbiters import Arbiter
 from ..parameters import ParameterKey, stored
 from .files import read_scores, write_scores
@@ -29,7 +30,8 @@ class TaskScores(ScoreTables):
     """One score per weight and task, as made by :func:`disparse_plugin.score_tasks`.
 
     Everything asked of it is about the entries alive *now*: entries that a mask of ``torch.nn.utils.prune`` has removed
-    meanwhile are out of the ranking, so pruning again with the same scores composes.
+    meanwhile are out of the ranking, so pruning again with the same scores composes. Shares of a layer, too, are those
+    among its entries alive now.
 
     Attributes:
         tasks: Task names, in the order of the loss mapping.
@@ -194,7 +196,10 @@ class TaskScores(ScoreTables):
         """
         self.check_whole()
         places = self.places() if places is None else places
-        rows = [_units(row, pattern, place) for row, place in zip(self.by_parameter(), places, strict=True)]
+        rows = [
+            _units(row, pattern, place, shares=self.shares)
+            for row, place in zip(self.by_parameter(), places, strict=True)
+        ]
         weights = [
             pattern.magnitudes(stored(*key).detach().to(self.device_of(key)), place)
             for key, place in zip(self.parameters, places, strict=True)
@@ -244,8 +249,12 @@ class TaskScores(ScoreTables):
         return cls(model, tables, **rest)
 
 
-def _units(rows: Mapping[str, Tensor], pattern: Pattern, place: Place) -> Mapping[str, Tensor]:
+def _units(rows: Mapping[str, Tensor], pattern: Pattern, place: Place, *, shares: bool) -> Mapping[str, Tensor]:
     """Turn one parameter's scores into those of its units; rounded ones as they are looked at, to hold no more."""
+
+    def units(score: Tensor) -> Tensor:
+        return pattern.units(renewed(score, place) if shares else score, place)
+
     if isinstance(rows, Widened) and isinstance(pattern, Weights):
-        return rows.then(lambda score: pattern.units(score, place))
-    return {task: pattern.units(score, place) for task, score in rows.items()}
+        return rows.then(units)
+    return {task: units(score) for task, score in rows.items()}

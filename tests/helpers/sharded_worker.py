@@ -131,6 +131,14 @@ def recommended(rank, ranks):
     return asked(score_tasks(model, square_losses, batches_of(rank, ranks), criterion=RECOMMENDED))
 
 
+def stale(rank, ranks):
+    """Shares made before masks that another rule has put on."""
+    model = sharded(ranks)
+    scores = score_tasks(model, square_losses, batches_of(rank, ranks), criterion=RECOMMENDED)
+    disparse_static(model, square_losses, batches_of(rank, ranks), 0.4, criterion="gradient")
+    return asked(scores)
+
+
 def mixed(rank, ranks):
     """Some weights are whole on every rank."""
     return asked(score_tasks(sharded(ranks, whole_layers=True), square_losses, batches_of(rank, ranks)))

@@ -42,6 +42,7 @@ SCENARIOS = [
     "half",
     "rounded",
     "recommended",
+    "stale",
     "mixed",
     "ties",
     "tensor_parallel",
@@ -143,6 +144,17 @@ def test_a_layer_adaptive_criterion_on_what_is_left_of_a_pruned_model(results):
     disparse_static(model, square_losses, joined_batches(len(found)), 0.3)
     for of_rank in found:
         check_like(of_rank["recommended"], unsharded(model, len(found), criterion=RECOMMENDED))
+
+
+def test_shares_are_those_among_what_is_alive_on_all_ranks(results):
+    found, _ = results
+    model = net()
+    scores = unsharded(model, len(found), criterion=RECOMMENDED)
+    dense = scores.masks(0.6, "sum")
+    disparse_static(model, square_losses, joined_batches(len(found)), 0.4, criterion="gradient")
+    assert any(not torch.equal(mask, dense[key]) for key, mask in scores.masks(0.6, "sum").items())
+    for of_rank in found:
+        check_like(of_rank["stale"], scores)
 
 
 def test_equal_scores_go_by_magnitude_then_by_place(results):
