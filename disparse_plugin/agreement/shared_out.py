@@ -19,7 +19,7 @@ from .budgets import Quota
 from .candidates import Candidates, first_of, joined_on_one_device
 from .percentiles import fractions, over_tasks
 from .ranking import BITS_OF_ONE, absolute
-from .renewed_shares import growths, largest_gone
+from .renewed_shares import growths
 from .select import lowest
 from .sorted_shares import Sorted, in_order, ranks_among_all
 from .tallies import counts_true
@@ -244,7 +244,8 @@ def renewed_among_all(shares: Tensor, alive: Tensor, counted: Tensor) -> Tensor:
         >>> renewed_among_all(lamp_among_all(torch.tensor([1.0, 3.0, 2.0]), every), alive, every)
         tensor([0.2000, 1.0000])
     """
-    kept, limit = shares[alive], max(gathered(largest_gone(shares, alive)))
+    kept, gone = shares[alive], shares[~alive]
+    limit = max(gathered(float(gone.max()) if gone.numel() else 0.0))
     if not any(gathered(bool((kept <= limit).any()))) or not limit > 0:
         return kept
     some = shares != 0
@@ -257,8 +258,8 @@ def renewed_among_all(shares: Tensor, alive: Tensor, counted: Tensor) -> Tensor:
 
 def _squares(part: Sorted) -> Tensor:
     top = not sum(part.higher(part.values.numel()))
-    growth, over_all = growths(part.values, part.counts, top=top)
-    return part.values * (growth + sum(part.higher(over_all))).exp()
+    growth = growths(part.values, part.counts, top=top)
+    return part.values * (growth + sum(part.higher(float(growth[0]) if growth.numel() else 0.0))).exp()
 
 
 def _lamp(part: Sorted) -> Tensor:

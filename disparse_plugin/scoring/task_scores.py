@@ -16,7 +16,7 @@ from ..agreement.cut import lift
 from ..agreement.patterns import WEIGHTS, Pattern, Place, Weights, spread
 from ..agreement.percentiles import agreement
 from ..agreement.ranking import distinct
-from ..agreement.renewed_shares import renewed
+from ..agreement.renewed_shares import has_lost, renewed
 from ..arbiters import Arbiter
 from ..parameters import ParameterKey, stored
 from .files import read_scores, write_scores
@@ -196,10 +196,9 @@ class TaskScores(ScoreTables):
         """
         self.check_whole()
         places = self.places() if places is None else places
-        rows = [
-            _units(row, pattern, place, shares=self.shares)
-            for row, place in zip(self.by_parameter(), places, strict=True)
-        ]
+        tables = self.by_parameter()
+        lost = has_lost(tables, places) if self.shares else [False] * len(places)
+        rows = [_units(row, pattern, place, gone) for row, place, gone in zip(tables, places, lost, strict=True)]
         weights = [
             pattern.magnitudes(stored(*key).detach().to(self.device_of(key)), place)
             for key, place in zip(self.parameters, places, strict=True)
@@ -249,11 +248,11 @@ class TaskScores(ScoreTables):
         return cls(model, tables, **rest)
 
 
-def _units(rows: Mapping[str, Tensor], pattern: Pattern, place: Place, *, shares: bool) -> Mapping[str, Tensor]:
+def _units(rows: Mapping[str, Tensor], pattern: Pattern, place: Place, lost: bool) -> Mapping[str, Tensor]:
     """Turn one parameter's scores into those of its units; rounded ones as they are looked at, to hold no more."""
 
     def units(score: Tensor) -> Tensor:
-        return pattern.units(renewed(score, place) if shares else score, place)
+        return pattern.units(renewed(score, place) if lost else score, place)
 
     if isinstance(rows, Widened) and isinstance(pattern, Weights):
         return rows.then(units)

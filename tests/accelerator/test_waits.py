@@ -9,8 +9,9 @@ from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from networks import TwoHeads, digit_batches, digit_losses
 
 # What is reached. An update of dynamic masks waits four times, and twice for all layers that the same tasks reach, here
-# of three kinds; gradual pruning, whose criterion looks at layer after layer, more often the more there are.
-SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 4 + 2 * 3, 20
+# of three kinds; gradual pruning, whose criterion looks at layer after layer, more often the more there are,
+# and asks once whether shares are still right.
+SCORES, MASKS, IMPORTANCE, UPDATE, GRADUAL = 4, 2, 1, 4 + 2 * 3, 21
 
 
 def on(device, count):
