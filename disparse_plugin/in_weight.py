@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ._support.shards import beside, is_sharded, local, part_here, spread_alike
-from .parameters import ParameterKey, is_masked, is_masked_in_place, stored
+from .parameters import ParameterKey, is_masked, is_masked_by_hook, is_masked_in_place, stored
 
 
 class MaskInWeight(prune.BasePruningMethod):
@@ -201,7 +201,7 @@ def attach_in_weights(masks: Mapping[ParameterKey, Tensor]) -> None:
         tensor([[ True, False]])
     """
     for module, name in masks:
-        if is_masked(module, name) and not is_masked_in_place(module, name):
+        if is_masked_by_hook(module, name):
             raise ValueError(
                 f"parameters: {type(module).__name__}.{name} must carry no mask of torch.nn.utils.prune in a sharded "
                 "model, found one; fold(model) before fully_shard, and load_masks or attach_masks after it"

@@ -273,6 +273,11 @@ def is_masked_in_place(module: nn.Module, name: str) -> bool:
     return any(getattr(hook, "in_weight", False) and getattr(hook, "_tensor_name", None) == name for hook in hooks)
 
 
+def is_masked_by_hook(module: nn.Module, name: str) -> bool:
+    """Tell whether torch's pruning hook makes ``module.name`` anew at every forward, from ``name_orig``."""
+    return is_masked(module, name) and not is_masked_in_place(module, name)
+
+
 def alive_mask(module: nn.Module, name: str) -> Tensor | None:
     """Return which entries are alive (bool, the weight's shape), or None where nothing has been pruned."""
     if not is_masked(module, name):

@@ -192,7 +192,7 @@ class NofM(Weights):
                 f"{self.n}"
             )
         if isinstance(budget.amount, Mapping):
-            raise self._wrong_amount(dict(budget.amount))
+            raise self.wrong_amount(dict(budget.amount))
 
     def _check_amount(self, budget: Budget, removed: int, alive: int) -> None:
         amount = budget.amount
@@ -200,9 +200,10 @@ class NofM(Weights):
             return
         fitting = isinstance(amount, float) and math.isclose(amount, 1 - self.n / self.m)
         if not fitting and count_to_prune(amount, alive) != removed:
-            raise self._wrong_amount(amount)
+            raise self.wrong_amount(amount)
 
-    def _wrong_amount(self, found: object) -> ValueError:
+    def wrong_amount(self, found: object) -> ValueError:
+        """Make the error about an amount that is not what the pattern makes of it."""
         fraction = 1 - self.n / self.m
         return ValueError(f"amount: must be left out with pattern={self.name!r} or be {fraction:.12g}, found {found}")
 

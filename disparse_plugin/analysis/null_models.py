@@ -100,26 +100,14 @@ def overlap_with_controls(
     checked_count(num_batches)
     _check_permute(permute)
     generator = torch.Generator("cpu").manual_seed(whole_number("seed", seed, least=0))
-    real: list[_ScoreTables] = []
-    permuted: list[_ScoreTables] = []
-    count = 0
-    with same_random_states(model):
-        for chunk in _chunks(data, num_batches, groups):
-            count += len(chunk)
-            noise = _Noise(model, losses)
-            # Scoring goes back to the random numbers before it: both passes see the same noise (dropout).
-            real.append(_ScoreTables.of(model, noise, chunk, rule, keys))
-            _check_same_tasks(real)
-            without_labels = _ScoreTables.of(model, losses, [permute(batch, generator) for batch in chunk], rule, keys)
-            permuted = [_ScoreTables.sum([*permuted, without_labels])]
-            noise.after.restore()  # but no two groups do
-    if len(real) < 2:
-        raise ValueError(f"data: must hold at least two batches, one for each half, found {len(real)}")
+    real, permuted, count = _scored(
+        model, losses, _chunks(data, num_batches, groups), rule, keys, lambda batch: permute(batch, generator)
+    )
     warn_of_percentage(amount, sum(weight.numel() for weight in real[0].weights.values()))
     analysis = _Analysis(rule, amount, cut, real[0].tasks)
     overlap = analysis.observed(_ScoreTables.sum(real))
     across, ceiling = analysis.between_halves(real[::2], real[1::2], overlap.names)
-    below = analysis.observed(_ScoreTables.sum(permuted), correlate=False)
+    below = analysis.observed(permuted, correlate=False)
     profiles = tuple(
         Controls((), *analysis.between_halves(first, second, overlap.names)).relative_agreement()
         for first, second in _resampled(real[::2], real[1::2], resamples, seed)
@@ -128,6 +116,37 @@ def overlap_with_controls(
     permuted_layers = tuple(without.get(name, Overlap(name, ())) for name in overlap.names)
     controls = Controls(permuted_layers, across, ceiling, profiles)
     return dataclasses.replace(overlap, controls=controls, criterion=rule.name, num_batches=count)
+
+
+def _scored(
+    model: nn.Module,
+    losses: TaskLosses,
+    chunks: Iterable[list[Batch]],
+    rule: Criterion,
+    keys: list[ParameterKey] | None,
+    permuted: Callable[[Batch], Batch],
+) -> tuple[list[_ScoreTables], _ScoreTables, int]:
+    """Score each group of batches, as it is and with permuted labels.
+
+    Returns:
+        The scores of each group, those with permuted labels added up, and the number of batches.
+    """
+    real: list[_ScoreTables] = []
+    without_labels: list[_ScoreTables] = []
+    count = 0
+    with same_random_states(model):
+        for chunk in chunks:
+            count += len(chunk)
+            noise = _Noise(model, losses)
+            # Scoring goes back to the random numbers before it: both passes see the same noise (dropout).
+            real.append(_ScoreTables.of(model, noise, chunk, rule, keys))
+            _check_same_tasks(real)
+            other = _ScoreTables.of(model, losses, [permuted(batch) for batch in chunk], rule, keys)
+            without_labels = [_ScoreTables.sum([*without_labels, other])]
+            noise.after.restore()  # but no two groups do
+    if len(real) < 2:
+        raise ValueError(f"data: must hold at least two batches, one for each half, found {len(real)}")
+    return real, without_labels[0], count
 
 
 def _check_groups(groups: int, resamples: int) -> None:

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from .._support.distributed import ranks_in_all
 from .._support.shards import is_sharded
 from .._support.shared_memory import sharing_memory
-from ..parameters import ParameterKey, is_masked, is_masked_in_place, qualified_names
+from ..parameters import ParameterKey, is_masked, is_masked_by_hook, qualified_names
 
 _SHOWN = 8
 
@@ -103,7 +103,7 @@ def _of_tensor(module: nn.Module, name: str) -> Obstacle | None:
             f"what torch.nn.utils.{norm} makes anew at every forward",
             f"torch's pruning hook cannot mask it; call torch.nn.utils.remove_{norm} first",
         )
-    renamed = is_masked(module, name) and not is_masked_in_place(module, name)
+    renamed = is_masked_by_hook(module, name)
     tensor = module._parameters.get(f"{name}_orig" if renamed else name)
     if tensor is None:
         known = sorted(k for k, v in module._parameters.items() if v is not None)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from ..maskable import check_parameters
-from ..parameters import is_masked, is_masked_in_place, stored
+from ..parameters import is_masked, is_masked_by_hook, stored
 from .in_place import DiSparseDynamic
 
 
@@ -47,7 +47,7 @@ def match_masks(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
             if not is_masked(module, name):
                 _check_fits(prefix, module, name, mask)
                 attach.append((module, name, mask))
-        elif is_masked(module, name) and not is_masked_in_place(module, name) and f"{prefix}{name}" in state_dict:
+        elif is_masked_by_hook(module, name) and f"{prefix}{name}" in state_dict:
             detach.append((module, name))
     for module, name, mask in attach:
         DiSparseDynamic.apply(module, name, (mask != 0).to(stored(module, name).device))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..maskable import Obstacle, read_by_parent
-from ..parameters import ParameterKey, is_masked, is_masked_in_place, stored
+from ..parameters import ParameterKey, is_masked, is_masked_by_hook, is_masked_in_place, stored
 from .hidden import hiding_function, refuse_hidden
 from .uses import FirstUses, NotCopied
 
@@ -64,8 +64,7 @@ class UsedWeights:
         self._to_mask = to_mask
         self._uses = FirstUses(parameters)
         self._weights = [_Weight() for _ in parameters]
-        # Where torch's hook does not make what the module computes with.
-        self._own = [None if is_masked(*key) and not is_masked_in_place(*key) else stored(*key) for key in parameters]
+        self._own = [None if is_masked_by_hook(*key) else stored(*key) for key in parameters]
         self.unfit: dict[int, Obstacle] = {}
 
     @contextlib.contextmanager

@@ -109,8 +109,7 @@ def check_amount_of(pattern: NofM, amount: object, total: int) -> None:
     if fits and amount is not None:
         fits = count_to_prune(amount, total) == round(fraction * total)  # type: ignore[arg-type]
     if not fits:
-        rule = f"must be left out with pattern={pattern.name!r} or be {fraction:.12g}"
-        raise ValueError(f"amount: {rule}, found {amount}")
+        raise pattern.wrong_amount(amount)
 
 
 def random_blocks(shape: torch.Size, n: int, m: int, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -66,7 +66,7 @@ def difference(first: Tensor, second: Tensor, *, floor: float) -> Difference:
     return Difference(float(size), f"entry {list(index)} is {float(b[index]):.4g} instead of {float(a[index]):.4g}")
 
 
-def narrowed(full: Tensor, left: Tensor, kept: Iterable[tuple[int, Tensor]]) -> Tensor:
+def narrowed(full: Tensor, left: Tensor, kept: Collection[tuple[int, Tensor]]) -> Tensor:
     """Take out of a tensor what another has lost, in every dimension that is longer.
 
     Args:
@@ -84,9 +84,11 @@ def narrowed(full: Tensor, left: Tensor, kept: Iterable[tuple[int, Tensor]]) -> 
         tensor([[0, 2],
                 [3, 5]])
     """
-    kept = list(kept)
     for dim, (before, after) in enumerate(zip(full.shape, left.shape, strict=False)):
-        fitting = [places for count, places in kept if count == before != after == places.numel()]
+        if before == after:
+            continue
+        # Layers of one group have kept the same: each choice is tried once.
+        fitting = {tuple(p.tolist()): p for count, p in kept if (count, p.numel()) == (before, after)}.values()
         tried = [full.index_select(dim, places.to(full.device)) for places in fitting]
         full = min(tried, key=lambda one: _apart(one, left), default=full)
     return full
