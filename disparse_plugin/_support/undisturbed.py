@@ -21,6 +21,7 @@ from .user_warning import warn_user
 
 # Of a tensor: memory, place in it, shape, strides.
 _Layout: TypeAlias = tuple[torch.UntypedStorage, int, torch.Size, tuple[int, ...]]
+_ByDevice: TypeAlias = dict[torch.device, Tensor]
 
 
 @contextlib.contextmanager
@@ -60,24 +61,34 @@ class RandomStates:
     """Where the random numbers of torch, numpy and Python are, on all devices of a model."""
 
     torch: Tensor
-    cuda: dict[int, Tensor]
+    devices: _ByDevice
     numpy: Any
     python: Any
 
     @classmethod
     def now(cls, model: nn.Module) -> RandomStates:
         """Return where they are."""
-        devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-        cuda = {index: torch.cuda.get_rng_state(index) for index in sorted(devices)}
-        return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
+        found = {device: _state_of(device) for device in {p.device for p in model.parameters()}}
+        devices = {device: state for device, state in found.items() if state is not None}
+        return cls(torch.get_rng_state(), devices, np.random.get_state(), random.getstate())
 
     def restore(self) -> None:
         """Go back to there."""
         torch.set_rng_state(self.torch)
-        for index, state in self.cuda.items():
-            torch.cuda.set_rng_state(state, index)
+        for device, state in self.devices.items():
+            getattr(torch, device.type).set_rng_state(state, *_which(device))
         np.random.set_state(self.numpy)
         random.setstate(self.python)
+
+
+def _state_of(device: torch.device) -> Tensor | None:
+    """Return where the random numbers of an accelerator are, if it has its own."""
+    module: Any = getattr(torch, device.type, None)
+    return module.get_rng_state(*_which(device)) if hasattr(module, "get_rng_state") else None
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # of which there is one, and torch 2.6 cannot be told
 
 
 @contextlib.contextmanager

@@ -25,8 +25,9 @@ LARGEST_SHARE = 1 / 8
 STRIDE = 61
 # On an accelerator, up to this size, to sort again takes less time than to let the host wait for what a sort found.
 SORTED_AT_ONCE = 2**24
-# Of the float64 1.0.
+# Of 1.0, as float64 and as float32.
 BITS_OF_ONE = 0x3FF0000000000000
+_BITS_OF_ONE_IN_SINGLE = 0x3F800000
 # Length of the rows in which an accelerator finds a running maximum.
 ROW = 2**10
 
@@ -186,16 +187,51 @@ def distinct(values: Tensor, magnitudes: Tensor | None = None) -> Tensor:
     known = sorted_values(values).add_(0.0)
     if not bool((known[1:] == known[:-1]).any()):
         return values
-    # The bits of positive floats are in the order of the floats, and the next float has the next bits.
     order = ascending(values, magnitudes, known)
-    bits = known.view(torch.int64)
     steps = torch.arange(values.numel(), device=values.device)
-    _running_maximum(bits.sub_(steps))
-    bits += steps
-    torch.minimum(bits, steps.add_(BITS_OF_ONE - values.numel() + 1), out=bits)
+    _raise(known.view(torch.int64), steps, BITS_OF_ONE - values.numel() + 1)
     parted = torch.empty_like(values)
     put(parted, order, known)
     return parted
+
+
+def in_single(values: Tensor) -> Tensor:
+    """Round to float32 such that the order stays the same: what differs still does, what is equal stays equal.
+
+    Args:
+        values: Any shape, float64, in [0, 1], less than 2^30 of them different.
+
+    Returns:
+        Same shape, in [0, 1].
+
+    Example:
+        >>> in_single(torch.tensor([0.5, 0.5 + 2**-40, 0.5], dtype=torch.float64)).tolist()
+        [0.5, 0.5000000596046448, 0.5]
+    """
+    flat = values.reshape(-1)
+    order = stable_order(flat)
+    known = taken(flat, order)
+    steps = torch.nn.functional.pad(known[1:] != known[:-1], (1, 0)).cumsum(0, dtype=torch.int32)
+    rounded = known.float()
+    if steps.numel():
+        _raise(rounded.view(torch.int32), steps, _BITS_OF_ONE_IN_SINGLE - int(steps[-1]))
+    result = torch.empty_like(rounded)
+    put(result, order, rounded)
+    return result.view(values.shape)
+
+
+def _raise(bits: Tensor, steps: Tensor, last: int) -> None:
+    """Raise floats that are not above those of the steps before, in place; overwrites the steps.
+
+    Args:
+        bits: Their bits, in ascending order. Those of positive floats are in the order of the floats, and the next
+            float has the next bits.
+        steps: How many different ones there are before each.
+        last: The bits of the highest, less its steps.
+    """
+    _running_maximum(bits.sub_(steps))
+    bits += steps
+    torch.minimum(bits, steps.add_(last), out=bits)
 
 
 def kth_lowest(values: Tensor, count: int) -> float:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._support.double import comparable
 from .._support.text_table import Table, Tabular
 from ..parameters import ParameterKey, alive_mask, score_dtype, stored
 
@@ -107,7 +108,7 @@ class GradientConflict(Tabular):
     def _alive(self, index: int, grad: Tensor) -> Tensor:
         weight, alive = stored(*self._keys[index]), alive_mask(*self._keys[index])
         values = grad.detach() if alive is None else grad.detach()[alive]
-        return values.reshape(-1).to(score_dtype(weight))
+        return comparable(values.reshape(-1).to(score_dtype(weight)))
 
     def layers(self) -> list[LayerConflict]:
         """Return what was found: one entry per shared layer and pair of tasks, in the order of the parameters."""

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from .._support.double import comparable, double_device, knows_double
 from ..agreement.percentiles import fractions
-from ..agreement.ranking import ranks
+from ..agreement.ranking import in_single, ranks
 from ..maskable import check_tensor
 from ..parameters import alive_mask, stored
 
@@ -33,10 +34,12 @@ class ScoredPruning(prune.BasePruningMethod):
             The hook that is now on the module.
         """
         check_tensor(module, name)
-        scores = _checked_scores(importance_scores, getattr(module, name), cls.__name__)
+        weight = getattr(module, name).detach()
+        scores = _checked_scores(importance_scores, weight, cls.__name__)
         method = cls(*options)
         method._check(scores, alive_mask(module, name))
-        order = method._ordered(scores, getattr(module, name).detach())
+        order = method._ordered(scores, comparable(weight))
+        order = (order if knows_double(weight.device) else in_single(order)).to(weight.device)
         hook: prune.BasePruningMethod = super().apply(  # type: ignore[no-untyped-call]
             module, name, *options, importance_scores=order
         )
@@ -81,4 +84,4 @@ def _checked_scores(scores: Tensor | None, weight: Tensor, method: str) -> Tenso
         raise ValueError(
             "importance_scores: must be finite, found NaN or infinity; check the losses they were made from"
         )
-    return scores.detach().to(weight.device)
+    return scores.detach().to(double_device(weight.device))

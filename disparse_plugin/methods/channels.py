@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import arbiters
+from .._support.double import comparable, in_known_type
 from ..agreement.amounts import check_amount, count_to_prune
 from ..agreement.candidates import Candidates
 from ..agreement.patterns import Place
-from ..agreement.percentiles import agreement
+from ..agreement.percentiles import agreement, fractions
 from ..agreement.ranking import lowest, ranks
 from ..arbiters import Arbiter
 from ..kinds import whole_number
@@ -68,12 +69,12 @@ class DiSparseStructured(ScoredPruning):
             ValueError: If ``amount`` is a count larger than what is alive.
         """
         dim = _checked_dim(self.dim, t)
-        alive = _alive_channels(default_mask != 0, dim)
+        alive = _alive_channels(comparable(default_mask) != 0, dim)
         scores = _mean_of_channels(t.detach(), dim)
         gone = torch.zeros_like(alive)
         gone[alive] = lowest(scores[alive], count_to_prune(self.amount, int(alive.sum())))
         shape = [-1 if d == dim else 1 for d in range(t.dim())]
-        return default_mask * (~gone).to(default_mask.dtype).view(shape)
+        return default_mask * (~gone).to(default_mask).view(shape)
 
     def _check(self, scores: Tensor, alive: Tensor | None) -> None:
         if scores.dim() < 2:
@@ -88,7 +89,8 @@ class DiSparseStructured(ScoredPruning):
     def _ordered(self, scores: Tensor, weight: Tensor) -> Tensor:
         """Give each channel its rank; of equal channels the one of the smaller sum of ``abs(w)`` is lower."""
         dim = _checked_dim(self.dim, scores)
-        order = ranks(_mean_of_channels(scores, dim), _per_channel(weight.abs(), dim)).double()
+        order = ranks(_mean_of_channels(scores, dim), _per_channel(weight.abs(), dim))
+        order = fractions(order, order.numel())
         return order.view([-1 if d == dim else 1 for d in range(scores.dim())]).expand(scores.shape)
 
     @classmethod
@@ -130,8 +132,8 @@ def channel_importance(
         arbiter: As in :meth:`TaskScores.importance`.
 
     Returns:
-        For each pair of ``scores.parameters`` a float64 tensor of the weight's shape, constant over each channel: in
-        [0, 1], and 0 for a channel of which nothing is alive.
+        For each pair of ``scores.parameters`` a float64 tensor (float32 on a device without) of the weight's shape,
+        constant over each channel: in [0, 1], and 0 for a channel of which nothing is alive.
 
     Raises:
         TypeError: If ``scores`` is not a :class:`TaskScores`, or ``dim`` no int.
@@ -158,10 +160,8 @@ def channel_importance(
         for key, place in zip(scores.parameters, places, strict=True)
     ]
     values = agreement(Candidates(rows, weights), scores.tasks, rule)
-    return {
-        key: _over_channels(value, place, dim).to(stored(*key).device)
-        for key, value, place in zip(scores.parameters, values, places, strict=True)
-    }
+    found = zip(scores.parameters, values, places, strict=True)
+    return {key: in_known_type(_over_channels(value, place, dim), stored(*key).device) for key, value, place in found}
 
 
 def _alive_sums(values: Tensor, place: Place, dim: int) -> Tensor:
@@ -182,14 +182,14 @@ def _over_channels(values: Tensor, place: Place, dim: int) -> Tensor:
 
 
 def _mean_of_channels(values: Tensor, dim: int) -> Tensor:
-    others = [d for d in range(values.dim()) if d != dim]
-    return values.double().mean(others) if others else values.double()
+    values, others = comparable(values).double(), [d for d in range(values.dim()) if d != dim]
+    return values.mean(others) if others else values
 
 
 def _per_channel(score: Tensor, dim: int) -> Tensor:
     place = _checked_dim(dim, score)
-    others = [d for d in range(score.dim()) if d != place]
-    return score.double().sum(others) if others else score.double()
+    score, others = comparable(score).double(), [d for d in range(score.dim()) if d != place]
+    return score.sum(others) if others else score
 
 
 def _alive_channels(alive: Tensor, dim: int) -> Tensor:

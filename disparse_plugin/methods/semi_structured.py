@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from .._support.double import comparable
 from ..agreement.patterns import best_in_blocks
 from ..kinds import whole_number
 from .base import ScoredPruning
@@ -62,8 +63,8 @@ class DiSparseSemiStructured(ScoredPruning):
         """
         dim = min(1, t.dim() - 1)
         _check_blocks(t, dim, self.m)
-        scores = t.detach().double().masked_fill(default_mask == 0, -torch.inf)
-        return best_in_blocks(scores, self.n, self.m).to(default_mask.dtype)
+        scores = comparable(t.detach()).double().masked_fill(comparable(default_mask) == 0, -torch.inf)
+        return best_in_blocks(scores, self.n, self.m).to(default_mask)
 
     def _check(self, scores: Tensor, alive: Tensor | None) -> None:  # noqa: ARG002
         _check_blocks(scores, min(1, scores.dim() - 1), self.m)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from .._support.double import knows_double
 from .._support.user_warning import warn_user
 from ..agreement.amounts import check_amount, count_to_prune
 from ..agreement.budgets import Amount, Budget, check_room
@@ -244,7 +245,7 @@ def _check_agreement_scores(t: Tensor, entries: Tensor, method: str) -> None:
             f"importance_scores: {method} needs agreement scores in [0, 1], found {worst} (weights or raw scores); "
             f"{how}"
         )
-    if t.dtype != torch.float64:
+    if t.dtype != (torch.float64 if knows_double(t.device) else torch.float32):
         warn_user(
             f"importance_scores: {method} needs agreement scores, which are float64, found {t.dtype}: raw scores of a "
             f"task in [0, 1], or rounded ones, of which many are equal; {how}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._support.double import comparable
 from .._support.text_table import Table, Tabular
 from ..agreement.patterns import Place
 from ..kinds import check_flag, check_kind, whole_number
@@ -203,6 +204,6 @@ class ScoreTables(Tabular):
 
 
 def _plain(score: Tensor) -> Tensor:
-    """Give a score no history, and a type in which scores are kept."""
-    score = score.detach()
+    """Give a score no history, a type in which scores are kept, and a place where they can be compared."""
+    score = comparable(score.detach())
     return score if score.dtype in KEPT else score.float()

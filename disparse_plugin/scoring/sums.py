@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .._support.distributed import add_up, check_same, failing_together, gathered
+from .._support.double import comparable
 from .._support.undisturbed import undisturbed
 from .._support.user_warning import warn_user
 from ..agreement.consequences import LIKELY_CAUSES_OF_ZEROS
@@ -258,10 +259,11 @@ class ScoreSums:
         """Take the criterion's last steps on what is alive of one parameter."""
         if not self._rule.has_last_steps:
             return total
-        alive, weight = alive_mask(*self._keys[index]), stored(*self._keys[index]).detach()
+        alive, weight = alive_mask(*self._keys[index]), comparable(stored(*self._keys[index]).detach())
+        total = comparable(total)
         if alive is None:
             return self._rule.complete(weight.reshape(-1), total.reshape(-1)).reshape(total.shape)
-        places = positions(alive.reshape(-1))  # once: a bool index is looked for at every use
+        places = positions(comparable(alive).reshape(-1))  # once: a bool index is looked for at every use
         result = total.new_zeros(total.shape)
         result.view(-1)[places] = self._rule.complete(weight.reshape(-1)[places], total.reshape(-1)[places])
         return result

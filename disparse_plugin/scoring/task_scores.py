@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from .. import arbiters
+from .._support.double import knows_double
 from .._support.shards import reshard
 from ..agreement import patterns
 from ..agreement.budgets import Amount, Budget, warn_of_percentages
@@ -15,7 +16,7 @@ from ..agreement.candidates import Candidates, joined_on_one_device
 from ..agreement.cut import lift
 from ..agreement.patterns import WEIGHTS, Pattern, Place, Weights, spread
 from ..agreement.percentiles import agreement
-from ..agreement.ranking import distinct
+from ..agreement.ranking import distinct, in_single
 from ..agreement.renewed_shares import has_lost, renewed
 from ..arbiters import Arbiter
 from ..parameters import ParameterKey, stored
@@ -73,7 +74,8 @@ class TaskScores(ScoreTables):
 
         Returns:
             For each pair of ``parameters`` a float64 tensor of the weight's shape, on its device, values in [0, 1];
-            entries already pruned are 0.
+            entries already pruned are 0. On a device without float64 (``mps``) they are float32, raised where they
+            would be equal: in the same order.
 
         Raises:
             TypeError: If ``min_keep`` is neither int nor float.
@@ -89,6 +91,8 @@ class TaskScores(ScoreTables):
         ]
         values = lift(agreement(candidates, self.tasks, rule), floors, candidates.magnitudes)
         parted = distinct(joined_on_one_device(values), candidates.joined_magnitudes(range(len(places))))
+        if not all(knows_double(stored(*key).device) for key in self.parameters):
+            parted = in_single(parted)
         split = parted.split(candidates.sizes)
         return {
             key: spread(part.to(value.device), place).to(stored(*key).device)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from .. import arbiters
 from .._support.distributed import check_same, failing_together
+from .._support.double import comparable
 from .._support.shards import reshard
 from .._support.user_warning import warn_user
 from ..agreement import patterns
@@ -267,9 +268,12 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         if self.masks.sharded:
             spread = SharedOutExchange(fraction, self._arbiter, tasks, self._regrow)
             return [spread.new_mask(*layer) for layer in zip(self.masks.parameters(), alive, rows, strict=True)]
-        exchange = self._exchange(fraction, tasks)
+        weights = [comparable(parameter.detach()) for parameter in self.masks.parameters()]
+        near = [comparable(mask) for mask in alive]
+        rows = [{task: comparable(row) for task, row in of_layer.items()} for of_layer in rows]
         with failing_together():
-            return exchange.new_masks(self.masks.parameters(), alive, rows, self.masks.kept)
+            chosen = self._exchange(fraction, tasks).new_masks(weights, near, rows, self.masks.kept)
+        return [after.to(before.device) for before, after in zip(alive, chosen, strict=True)]
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Return, for each layer, how many weights are alive (always the same), and how many there are."""

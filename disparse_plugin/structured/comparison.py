@@ -52,7 +52,7 @@ def difference(first: Tensor, second: Tensor, *, floor: float) -> Difference:
         return Difference(math.inf if unequal else 0.0, f"{unequal} of {first.numel()} entries differ")
     if first.is_complex():
         first, second = torch.view_as_real(first), torch.view_as_real(second)
-    a, b = first.detach().double().cpu(), second.detach().double().cpu()
+    a, b = first.detach().cpu().double(), second.detach().cpu().double()
     finite = a.isfinite()
     if not torch.equal(a.nan_to_num(0.0)[~finite], b.nan_to_num(0.0)[~finite]) or not torch.equal(finite, b.isfinite()):
         return Difference(math.inf, "NaN or infinities stand in other places")

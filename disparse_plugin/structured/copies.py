@@ -58,9 +58,5 @@ def doubled(value: Any) -> Any:
 
 
 def in_double(model: nn.Module) -> nn.Module:
-    """Turn a model to double precision, in place; complex, whole and boolean tensors stay.
-
-    Raises:
-        RuntimeError, TypeError: If the device knows no double precision.
-    """
+    """Turn a model to double precision, in place; complex, whole and boolean tensors stay."""
     return model.to(torch.float64)

@@ -272,7 +272,7 @@ def _slice_scores(piece: ParameterSlice, score: Tensor, size: int) -> Tensor:
             f"{tuple(piece.shape)}; the scores are stale since channels were removed: pass rescore=(losses, data) to "
             "score afresh before each step, or make a new importance from new scores"
         )
-    by_position = sum_per_position(score.detach(), piece.dim, piece.blocks).double().cpu()
+    by_position = sum_per_position(score.detach(), piece.dim, piece.blocks).cpu().double()
     return torch.zeros(size, dtype=torch.float64).index_add_(0, piece.channels, by_position[piece.positions])
 
 

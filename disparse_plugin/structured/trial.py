@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._support.double import knows_double
 from .._support.example_inputs import Inputs, run
 from .._support.stored import stored_numbers
 from ..parameters import module_names
@@ -120,7 +121,7 @@ def prepare(
     Raises:
         ValueError: If ``compare`` fails on what the model returns, or finds no tensor in it.
     """
-    for double in (True, False):
+    for double in (True, False) if all(knows_double(p.device) for p in model.parameters()) else (False,):
         give = doubled if double else copy.deepcopy
         runs = _runs(inputs, losses, batches, compare, give)
         dense = in_double(copied(model)) if double else copied(model)

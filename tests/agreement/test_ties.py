@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
@@ -23,7 +23,7 @@ from disparse_plugin import (
 )
 from disparse_plugin.agreement import band, counting, ranking, ways
 from disparse_plugin.agreement.percentiles import agreement
-from disparse_plugin.agreement.ranking import ascending, distinct
+from disparse_plugin.agreement.ranking import ascending, distinct, in_single
 from oracles.agreement import ARBITERS, ordered_positions
 from tied_scores import Bare, kept_places, tied
 
@@ -257,6 +257,19 @@ def test_parting_equal_values_keeps_every_order(pairs, by_magnitude):
     assert float(parted.min()) >= 0
     assert float(parted.max()) <= 1
     assert torch.allclose(parted, values, rtol=0, atol=len(pairs) * 2**-52)
+
+
+@given(st.lists(UNIT, max_size=40), st.floats(0, 1))
+@example([1.0 - 2**-53, 1.0], 0.5)
+def test_single_precision_keeps_every_order(values, middle):
+    near = [min(1.0, middle + k * 2**-45) for k in range(9)]
+    double = torch.tensor([*values, *near], dtype=torch.float64)
+    single = in_single(double)
+    assert single.dtype == torch.float32
+    assert torch.equal(single.unique(return_inverse=True)[1], double.unique(return_inverse=True)[1])
+    assert float(single.min()) >= 0
+    assert float(single.max()) <= 1
+    assert torch.allclose(single.double(), double, rtol=0, atol=double.numel() * 2**-23)
 
 
 class _Saturated(nn.Module):

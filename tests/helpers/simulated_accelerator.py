@@ -3,10 +3,11 @@
 Importing this registers the device ``simulated`` with torch, for the rest of the process. Tensors on it compute on the
 CPU, so that results are the same to the last bit; but they do not mix with tensors of the CPU, nor do they become numpy
 arrays, and whatever would make the host wait for CUDA is noted in ``waits``. What is copied to the host without waiting
-is NaN there until the host synchronizes.
+is NaN there until the host synchronizes. Inside ``without_double()`` it knows no float64, as Apple's ``mps``.
 """
 
 import collections
+import contextlib
 import functools
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ FACTORIES = (
 )  # fmt: skip
 
 waits = collections.Counter()  # where in the package the host waited, and for which operation: how often
+_knows_double = [True]
 _pending = []  # copies to the host that are under way, and what they bring
 
 
@@ -88,6 +90,7 @@ def compute(func, args, kwargs):
     if on_host:
         result = args[0] if name == "copy_" else result
         return _under_way(result) if name in COPYING and not _copies_now(name, args, kwargs) else result
+    _refuse_double(result)
     known = {id(tensor.near): tensor for tensor in remote}
     return tree_map(functools.partial(_remote, known), result)
 
@@ -144,6 +147,22 @@ def _refuse_mixed(name, args, tensors):
         here = [tensor for tensor in here if not any(tensor is index for index in args[1])]
     if here and len(here) < len(tensors) and name not in COPYING:
         raise RuntimeError(f"Expected all tensors to be on the same device, found {DEVICE} and cpu in {name}")
+
+
+@contextlib.contextmanager
+def without_double():
+    """Refuse tensors of float64."""
+    _knows_double[:] = [False]
+    try:
+        yield
+    finally:
+        _knows_double[:] = [True]
+
+
+def _refuse_double(result):
+    double = (torch.float64, torch.complex128)
+    if not _knows_double[0] and any(getattr(value, "dtype", None) in double for value in tree_flatten(result)[0]):
+        raise TypeError("Cannot convert a simulated Tensor to float64 dtype as the device doesn't support float64")
 
 
 def _line():

@@ -155,7 +155,7 @@ def _copy_of(group: Any) -> Any:
 
 
 def _finite(values: Tensor, task: str, channels: ChannelGroup) -> Tensor:
-    values = values.detach().double().cpu()
+    values = values.detach().cpu().double()
     if values.shape != (channels.size,):
         raise ValueError(
             f"base: must return one score per channel, found shape {tuple(values.shape)} for {channels.size} channels "
