@@ -32,7 +32,7 @@ from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
 from disparse_plugin.structured import remove_channels
-from disparse_plugin.structured.groups import NORMALIZERS
+from disparse_plugin.structured.channel_scores import NORMALIZERS
 
 AMOUNTS = (0.5, 0.8)
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ from ..agreement.amounts import check_amount
 from ..kinds import check_flag, check_fraction, whole_number
 from ..parameters import is_masked
 from .budget import QUANTITIES
-from .groups import NORMALIZERS, REDUCTIONS
+from .channel_scores import NORMALIZERS, REDUCTIONS
 
 MOST_STEPS = 10_000
 

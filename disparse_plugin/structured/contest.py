@@ -15,7 +15,8 @@ from ..parameters import keys_by_name, module_names
 from ..scoring.task_scores import TaskScores
 from .applying import Pruners
 from .budget import Budget, Quantity
-from .groups import SETTLED, ChannelGroup, channel_scores, normalized, why_unjudged
+from .channel_scores import channel_scores, normalized, why_unjudged
+from .groups import SETTLED, ChannelGroup
 from .layer_rule import Side
 from .layers import makes_channels
 from .numbers import WholeHeads, whole_heads

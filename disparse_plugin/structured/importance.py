@@ -20,8 +20,9 @@ from .adapter.private import bounded, graph_of, tp
 from .adapter.pruner import RankedGroup, prepare, ranked_groups, regularizes, root_of
 from .adapter.reading import UnusableGroupError, block_counts, read_group
 from .adapter.table import RemovalTable, ScoredGroup, removal_table
+from .channel_scores import UNREACHED, UNSCORED, channel_magnitudes, normalized, why_unjudged
 from .checks import check_joining, check_unmasked
-from .groups import UNREACHED, UNSCORED, ChannelGroup, channel_magnitudes, normalized, why_unjudged
+from .groups import ChannelGroup
 from .order import ChannelRule, removal_order
 from .sources import Given, GivenFirst, Rescore, Rescored, RescoredByBase, Scorer, Source
 

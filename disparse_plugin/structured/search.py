@@ -13,16 +13,18 @@ from ..agreement.budgets import SHARED, check_task_names, part_of
 from ..agreement.ranking import ranks
 from ..parameters import keys_by_name, module_names, stored
 from .budget import choose, chosen, multiples, parts_of, units_to_keep
+from .channel_scores import channel_magnitudes
 from .contest import Contest, part_of_parameters
 from .cuts import Attributes, Cut, merge_cuts
-from .groups import ChannelGroup, channel_magnitudes
+from .groups import ChannelGroup
 from .layers import rule_of
 from .numbers import counts_heads, heads_left, shrunk_sizes, stored_widths
 from .order import interleaved_order, removal_order
 from .plan import RemovalPlan
 from .spare import Spares, apart
 from .tracing import How
-from .trial import Trial, culprits, verdict
+from .trial import Trial
+from .verdict import culprits, verdict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ..scoring.score import score_for_removal
 from ..scoring.task_scores import TaskScores
 from .adapter.base_scores import BaseScores
 from .adapter.graph import traced_parameters
-from .groups import ChannelGroup, channel_scores
+from .channel_scores import channel_scores
+from .groups import ChannelGroup
 
 # What is needed to make scores: losses and data.
 Rescore: TypeAlias = tuple[TaskLosses, Iterable[Batch]]
