@@ -14,7 +14,7 @@ from pathlib import Path
 
 from multitask.report import curves, overview, tables
 from multitask.report.names import file_name, title
-from multitask.report.results import Result, load
+from multitask.report.results import Result, load_some
 from multitask.report.summary import Summary
 from multitask.report.verdict import Comparison, baselines, budgets, tally, twins
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args(arguments)
-    results = load(options.results)
+    results = load_some(options.results, "accuracy.py")
     (options.docs / "accuracy").mkdir(parents=True, exist_ok=True)
     for result in results:
         curves.draw(result.summary, options.docs / "images" / curve(result))

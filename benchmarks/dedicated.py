@@ -132,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     begin(options)
     if options.page:
+        if not any(options.out.glob("*/*/setting.json")):
+            raise SystemExit(f"out: needs runs under {options.out}, found none; run this without --page first")
         options.page.write_text(
             "\n\n".join(page(options.out, Options(DEFAULT, SPARSE, SPARSER))) + "\n", encoding="utf-8"
         )

@@ -17,7 +17,7 @@ from multitask.problem.relative import Interval, holm
 from multitask.pruning.methods import EXPONENTS, METHODS, TUNED_AT
 from multitask.report import exponent, hero, long_overview, mean_added, tables
 from multitask.report.names import title
-from multitask.report.results import Result, load
+from multitask.report.results import Result, load, load_some
 from multitask.report.summary import Summary
 from multitask.runs import best_rate
 
@@ -253,9 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     options = parser.parse_args(arguments)
-    results = load(options.results)
-    if not results:
-        raise SystemExit(f"results: needs finished runs under {options.results}, found none; run accuracy.py first")
+    results = load_some(options.results, "many_runs.py")
     fresh, own_rates, with_mean = map(load, (options.fresh, options.own_rates, options.mean_added))
     parts = page(results, load(options.validation), options.results, fresh, own_rates, with_mean)
     options.page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

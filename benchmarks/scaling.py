@@ -254,6 +254,8 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     kept = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else []
     if arguments.page:
+        if not kept:
+            raise SystemExit(f"out: needs figures in {arguments.out}, found none; run this without --page first")
         write_page(kept, PAGE)
         return
     wanted = drawn_cases(SIZES, arguments.tasks, arguments.memory)

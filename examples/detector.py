@@ -6,7 +6,7 @@ Torchvision's detectors return a dict of losses when they train, so ``return mod
 
 A small RetinaNet finds coloured discs, squares and crosses on noise; *which* (classification) and *where* (boxes) are
 its two tasks. It is trained, pruned to 90 % by each task's own scores, by those of the summed loss, by LAMP and by
-magnitude, and tuned.
+magnitude (both ranked among what each task uses, which moves 2 % of the weights that stay, or fewer), and tuned.
 
 No download; two minutes on a free CPU core:
 
@@ -114,7 +114,6 @@ def draw(path: Path, data: Batch, found: dict[str, list[dict[str, Tensor]]], col
                 axes.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=color, linewidth=2)
                 axes.set_xlabel(KINDS[int(each["labels"][0])] + ("" if hit else "?"), fontsize=8, color=color)
         axes_row[0].set_ylabel(name, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
@@ -126,6 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for detector.png (default: this one)")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     steps, tune, count = (2, 2, 16) if options.quick else (600, 150, 2000)
     torch.manual_seed(options.seed)
@@ -152,6 +152,8 @@ def main() -> None:
         print(f"{name:16}{right:12.1%}{overlap:14.3f}", flush=True)
     draw(options.out / "detector.png", testing, found)
     print(f"\n{time.perf_counter() - start:.0f} s in all; picture: {options.out / 'detector.png'}")
+    if options.quick:
+        print("A quick run only shows that the script works: its figures mean nothing.")
 
 
 if __name__ == "__main__":

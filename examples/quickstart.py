@@ -295,6 +295,8 @@ def main() -> None:
     plot(figure, rows)
     figure.savefig(options.out / "quickstart.png")
     print(f"\n{time.perf_counter() - started:.0f} s in all; plot: {options.out / 'quickstart.png'}")
+    if options.quick:
+        print("A quick run only shows that the script works: its figures mean nothing.")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,6 @@ def draw(path: Path, model: nn.Module) -> None:
         axes.invert_yaxis()
         axes.set(title=f"{name}, first 24 x 24", xticks=range(0, 25, 4), yticks=[], aspect="equal")
         axes.title.set_fontsize(9)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
@@ -89,6 +88,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for semi_structured.png (default: this one)")
     parser.add_argument("--quick", action="store_true", help="one batch only; it takes a second anyway")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = TwoHeads().to(device)

@@ -123,7 +123,6 @@ def draw(path: Path, batch: Batch, predicted: dict[str, Tensor], columns: int = 
             axes.imshow(pictures[place], cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
@@ -144,6 +143,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Train, prune per task and by the summed loss, fine-tune; print and draw what becomes of both tasks."""
     options, start = read_options(), time.perf_counter()
+    options.out.mkdir(parents=True, exist_ok=True)
     steps, size = (2, 32) if options.quick else (60, 64)
     torch.manual_seed(options.seed)
     generator, pictures = torch.Generator().manual_seed(options.seed), load_pictures()
@@ -174,6 +174,8 @@ def main() -> None:
     print("", report[0], *report[rule + 1 :], sep="\n")  # the parts; the layers are many
     fold(model)  # a plain model again, with zeros
     print(f"\n{time.perf_counter() - start:.0f} s in all; picture: {options.out / 'smp_two_task.png'}")
+    if options.quick:
+        print("A quick run only shows that the script works: its figures mean nothing.")
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def table_row(runs: Sequence[Run]) -> str:
     by_task = zip(*(run.quality for run in runs), strict=True)
     shown = [f"{mean(values):.1f} ± {spread(values):.1f}" for values in by_task]
     counts = "/".join(sorted({str(run.pruned) for run in runs}))
-    cells = [f"{runs[0].amount:.0%}", counts, *shown, f"{mean(run.seconds for run in runs):.1f}"]
+    cells = [f"{100 * runs[0].amount:g}%", counts, *shown, f"{mean(run.seconds for run in runs):.1f}"]
     return f"| {runs[0].method:<16} | {' | '.join(f'{cell:>14}' for cell in cells)} |"
 
 
@@ -230,7 +230,7 @@ def plot(figure: Any, runs: Sequence[Run]) -> None:
         for number, values in enumerate(zip(*getattr(run.history, what), strict=True)):
             color = (0.9 * number / len(run.names), 0.3, 0.7)
             axes.step(run.history.steps, values, where="post", color=color, linewidth=1, label=run.names[number])
-        axes.set(title=f"{method}, {run.amount:.0%}", xlabel="step", ylabel=label)
+        axes.set(title=f"{method}, {100 * run.amount:g}%", xlabel="step", ylabel=label)
         if what == "densities":
             axes.set_yscale("log")
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -260,6 +260,8 @@ def main() -> None:
     plot(figure, runs)
     figure.savefig(options.out / "sparse_training.png")
     print(f"\n{time.perf_counter() - started:.0f} s in all; plot: {options.out / 'sparse_training.png'}")
+    if options.quick:
+        print("A quick run only shows that the script works: its figures mean nothing.")
 
 
 if __name__ == "__main__":

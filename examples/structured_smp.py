@@ -99,7 +99,6 @@ def draw(path: Path, data: Batch, models: dict[str, nn.Module], columns: int = 7
             axes.imshow(picture.cpu(), cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
@@ -119,6 +118,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Train, remove, fine-tune, save, rebuild."""
     options, start = read_options(), time.perf_counter()
+    options.out.mkdir(parents=True, exist_ok=True)
     steps, count = (2, 64) if options.quick else (120, 1024)
     torch.manual_seed(options.seed)
     data, test = (pictures(n, 2 * options.seed + i, options.device) for i, n in ((1, count), (2, 128)))
@@ -145,6 +145,8 @@ def main() -> None:
         print(f"{name:24}{iou:10.3f}{100 * correct:16.1f}")
     draw(options.out / "structured_smp.png", test, {"dense": dense, f"{options.amount:.0%} less": again})
     print(f"\n{time.perf_counter() - start:.0f} s in all; picture: {options.out / 'structured_smp.png'}")
+    if options.quick:
+        print("A quick run only shows that the script works: its figures mean nothing.")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,6 @@ def draw(path: Path, history: list[tuple[int, float, dict[str, float]]]) -> None
     axes.set(xlabel="step", ylabel="%", ylim=(0, 101))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
@@ -128,6 +127,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for trainer_six_lines.png (default: this one)")
     parser.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     start, steps = time.perf_counter(), 8 if options.quick else 800
     torch.manual_seed(options.seed)
     data, testing = digits(options.seed, options.device)
@@ -152,6 +152,8 @@ def main() -> None:
     print(*(f"{task}: {right:.1%} right" for task, right in history[-1][2].items()), sep=", ")
     draw(options.out / "trainer_six_lines.png", history)
     print(f"\n{time.perf_counter() - start:.0f} s in all; picture: {options.out / 'trainer_six_lines.png'}")
+    if options.quick:
+        print("A quick run only shows that the script works: its figures mean nothing.")
 
 
 if __name__ == "__main__":

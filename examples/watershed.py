@@ -88,6 +88,8 @@ def photographs(count: int, size: int) -> Arrays:
 def load(path: Path, count: int) -> Arrays:
     """Read the first pictures of a file, mixed so that neighbours in the file come apart."""
     with np.load(path) as arrays:
+        if missing := {"rgb", "seg"} - set(arrays):
+            raise SystemExit(f"--data: must hold rgb and seg, found no {' and no '.join(sorted(missing))} in {path}")
         order = np.random.default_rng(0).permutation(len(arrays["rgb"]))[:count]
         wanted = ("rgb", "seg", "normal", "depth", "edge", "kp")
         return {name: arrays[name][order].astype(np.float32) for name in wanted if name in arrays}
@@ -185,6 +187,11 @@ def main() -> None:
         (images.to(options.device), {task: target.to(options.device) for task, target in targets.items()})
         for images, targets in batches(arrays, options.batch_size)
     ]
+    if len(calibration) < 2:
+        parser.error(
+            f"--batch-size: must leave two batches or more, one for each half, found {len(arrays['rgb'])} pictures in "
+            f"batches of {options.batch_size}; lower it, or raise --batches"
+        )
     targets = calibration[0][1]
     channels = {
         task: target.shape[1] if target.dim() == 4 else int(arrays["seg"].max()) + 1 for task, target in targets.items()
@@ -209,6 +216,8 @@ def main() -> None:
     if options.report is not None:
         html_report(options.report, overlap, model=network, conflict=conflict)
     print(f"{time.perf_counter() - start:.0f} s")
+    if options.quick:
+        print("A quick run only shows that the script works: its figures mean nothing.")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from data_files import write_arrays
 from disparse_plugin.masks import masks_of
 from models.paper_network import PaperNetwork
 from multitask import settings
-from multitask.problem.relative import T95, Interval, changes, mean_change
+from multitask.problem.relative import Interval, changes, mean_change
 from multitask.problem.tasks import normals, segmentation
 from multitask.pruning.methods import METHODS
 from multitask.pruning.procedures import counts
@@ -185,12 +185,11 @@ def test_changes_are_signed_by_the_direction_of_each_metric() -> None:
 
 
 def test_intervals_are_those_of_students_t() -> None:
-    for count in (2, 5, 31):
+    for count in (2, 5, 40):
         values = np.random.default_rng(count).normal(size=count)
         expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
         found = Interval(values.tolist())
-        assert (found.mean - found.half, found.mean + found.half) == pytest.approx([*expected], rel=1e-3)
-    assert pytest.approx(scipy.stats.t.ppf(0.975, range(1, len(T95))), abs=6e-4) == T95[1:]
+        assert (found.mean - found.half, found.mean + found.half) == pytest.approx([*expected])
 
 
 def test_an_interrupted_benchmark_goes_on_where_it_was(tmp_path: Path, known: None) -> None:

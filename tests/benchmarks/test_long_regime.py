@@ -18,7 +18,9 @@ pytest.importorskip("torchmetrics", reason="needs pip install 'disparse-plugin[b
 
 import accuracy
 import accuracy_tables
+import dedicated
 import long_regime_tables
+import scaling
 from disparse_plugin.masks import masks_of
 from multitask import settings
 from multitask.problem.relative import Interval, holm
@@ -192,9 +194,19 @@ def test_courses_of_any_length_are_shown_by_shares_of_their_steps(tmp_path: Path
     assert "| 3,000 | -3.0 | -1.5 | 0.0 |" in table
 
 
-def test_a_folder_without_runs_is_said(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="results: needs finished runs"):
-        long_regime_tables.main(["--results", str(tmp_path)])
+def test_no_page_is_made_of_a_folder_without_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, empty = tmp_path / "accuracy.md", str(tmp_path / "none")
+    page.write_text(before := f"before\n{accuracy_tables.BEGIN}\nold\n{accuracy_tables.END}\nafter\n")
+    monkeypatch.setattr(scaling, "PAGE", page)
+    for write, words in (
+        (long_regime_tables.main, ["--results", empty, "--page", str(page)]),
+        (accuracy_tables.main, ["--results", empty, "--docs", str(tmp_path)]),
+        (dedicated.main, ["--out", empty, "--page", str(page)]),
+        (scaling.main, ["--out", empty, "--page"]),
+    ):
+        with pytest.raises(SystemExit, match=r"needs .* found none; run "):
+            write(words)
+    assert page.read_text() == before
 
 
 def test_settings_with_fresh_seeds_are_shown_in_stages_by_those(tmp_path: Path, known: None) -> None:

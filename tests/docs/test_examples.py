@@ -45,6 +45,7 @@ def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, 
     out = tmp_path_factory.mktemp("quickstart") / "new"
     done = python(QUICKSTART, "--quick", "--seed", "3", "--out", out, timeout=600)
     assert done.returncode == 0, done.stderr
+    assert "its figures mean nothing" in done.stdout
     return read_table(done.stdout), out
 
 
@@ -159,6 +160,8 @@ def run_quickly(name: str, out: Path, *more: str) -> str:
         warnings.simplefilter("default")  # as in a run of its own
         patch.setattr(sys, "argv", [script, "--quick", "--seed=1", f"--out={out}", *more])
         runpy.run_path(script, run_name="__main__")
+    says_so = "its figures mean nothing" in text.getvalue()
+    assert says_so == (name != "semi_structured")  # where two of four are left, however few steps there are
     return text.getvalue()
 
 
@@ -224,6 +227,31 @@ def test_sparse_training_keeps_the_asked_number_of_weights(quickstart, tmp_path:
     assert [row["method"] for row in rows][:3] == ["DiSparse dynamic", "RigL", "SET"]
     assert {int(row["pruned"]) for row in rows} == {round(0.9 * count_weights(quickstart))}
     assert (tmp_path / "sparse_training.png").stat().st_size > 10_000
+
+
+def test_amounts_are_shown_as_they_were_asked_for(quickstart, tmp_path: Path) -> None:
+    rows = read_table(run_quickly("sparse_training", tmp_path, "--amounts=0.999"))
+    assert {row["asked"] for row in rows} == {"99.9%"}
+
+
+@pytest.mark.parametrize(("given", "words"), [({"seg": 0}, "found no rgb"), ({"rgb": 0, "seg": 0}, "found 3 pictures")])
+def test_the_watershed_says_what_is_missing_in_data_of_ones_own(given, words, tmp_path: Path, capsys) -> None:
+    shapes = {"rgb": (3, 16, 16, 3), "seg": (3, 16, 16)}
+    np.savez(tmp_path / "own.npz", **{name: np.zeros(shapes[name]) for name in given})
+    with pytest.raises(SystemExit) as ended:
+        run_quickly("watershed", tmp_path, "--data", str(tmp_path / "own.npz"))
+    assert words in f"{ended.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "examples").glob("*.py"))])
+def test_an_output_folder_that_cannot_be_made_is_said_before_the_work(quickstart, name, tmp_path, monkeypatch) -> None:
+    for package in ("transformers", "torch_pruning"):
+        pytest.importorskip(package, reason="needs pip install 'disparse-plugin[transformers,structured]'")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(torch.Tensor, "backward", None)
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    with pytest.raises(OSError, match="file"):
+        run_quickly(name, tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "examples").glob("*.py"))])

@@ -9,12 +9,6 @@ from typing import Protocol
 
 from scipy import stats
 
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom; beyond 30, the normal one is near enough.
-T95 = (
-    math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-
 LEVEL = 0.05  # of p-values: below it, a difference is one
 Metrics = Mapping[str, Mapping[str, float]]  # task -> metric -> value
 
@@ -77,10 +71,8 @@ class Interval:
     def __init__(self, values: Sequence[float]) -> None:
         self.count = len(values)
         self.mean = mean(values)
-        degrees = self.count - 1
-        quantile = T95[degrees] if degrees < len(T95) else 1.960
-        self.error = stdev(values) / math.sqrt(self.count) if degrees else math.inf
-        self.half = quantile * self.error
+        self.error = stdev(values) / math.sqrt(self.count) if self.count > 1 else math.inf
+        self.half = float(stats.t.ppf(1 - LEVEL / 2, self.count - 1)) * self.error if self.count > 1 else math.inf
 
     def __str__(self) -> str:
         """Format as ``mean ± half``; one value alone has no interval."""

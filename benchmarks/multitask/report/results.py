@@ -63,6 +63,18 @@ def load(folder: Path) -> list[Result]:
     return results
 
 
+def load_some(folder: Path, script: str) -> list[Result]:
+    """Read the settings, or end: a page made of no runs would take the place of one that has them.
+
+    Raises:
+        SystemExit: If there are no finished runs.
+    """
+    results = load(folder)
+    if not results:
+        raise SystemExit(f"results: needs finished runs under {folder}, found none; run {script} first")
+    return results
+
+
 def removes_channels(run: Run) -> bool:
     """Tell whether weights are gone in whole channels."""
     return METHODS[run.method].family == "channels"
