@@ -188,6 +188,18 @@ class TestResuming:
             name: int(mask.sum()) for name, mask in masks_of(whole).items()
         }
 
+    def test_an_optimizer_with_one_group_for_weights_and_biases(self, tmp_path, monkeypatch):
+        def create_optimizer(trainer, *_):
+            trainer.optimizer = trainer.optimizer or torch.optim.Adam(trainer.model.parameters(), lr=0.01)
+            return trainer.optimizer
+
+        monkeypatch.setattr(client("transformers").Trainer, "create_optimizer", create_optimizer)
+        whole, resumed = FourTasks(), FourTasks(seed=1)
+        train(tmp_path, whole, callback("dynamic"), save_strategy="epoch")
+        path = tmp_path / f"checkpoint-{STEPS}"
+        train(tmp_path / "resumed", resumed, callback("dynamic"), resume=path, save_strategy="epoch")
+        assert same(whole.state_dict(), resumed.state_dict())
+
     def test_checkpoints_of_two_callbacks_do_not_grow(self, tmp_path):
         two = [callback("static", exclude=["net.unused", layer]) for layer in ("net.abc", "net.ab")]
         train(tmp_path, FourTasks(), *two, save_strategy="epoch")
