@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from client_runs import client, our_callback, same
 from disparse_plugin import score_tasks
-from disparse_plugin.masks import masks_of
+from disparse_plugin.masks import clone_pruned, fold, masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from hf_runs import (
     EXAMPLES,
@@ -187,6 +187,23 @@ class TestResuming:
         assert {name: int(mask.sum()) for name, mask in masks_of(twice).items()} == {
             name: int(mask.sum()) for name, mask in masks_of(whole).items()
         }
+
+    @pytest.mark.parametrize("mode", ["gradual", "dynamic"])
+    def test_two_callbacks_fold_their_own_masks(self, tmp_path, mode):
+        def both(**options):
+            heads = callback(mode, exclude=["net.unused", "net.abc", "net.ab", "net.d"], **options)
+            return callback(mode, exclude=["net.unused", "net.heads"], **options), heads
+
+        whole, folded = FourTasks(), FourTasks()
+        train(tmp_path, whole, *(kept := both()))
+        trained = train(tmp_path, folded, *(own := both(fold=True)))
+        assert masks_of(folded) == {}
+        assert same(fold(clone_pruned(whole)).state_dict(), folded.state_dict())
+        assert [one.sparsity for one in own] == [one.sparsity for one in kept]
+        zeros = {name: weight == 0 for name, weight in folded.state_dict().items() if name.endswith("weight")}
+        if mode == "gradual":  # the masks come back
+            trained.train()
+            assert all((folded.state_dict()[name][zero] == 0).all() for name, zero in zeros.items())
 
     def test_an_optimizer_with_one_group_for_weights_and_biases(self, tmp_path, monkeypatch):
         def create_optimizer(trainer, *_):
