@@ -100,7 +100,7 @@ class DiSparseTrainerCallback(TrainerCallback, ExportableState):
             arbiter: As there.
             pattern: As there.
             exclude: Names, glob patterns or modules that are left out.
-            fold: Make the masks permanent when ``train`` has ended; a further ``train`` brings them back.
+            fold: Make the masks of its layers permanent when ``train`` has ended; a further ``train`` has them back.
             min_keep: As there, and so are all that follow.
             num_batches: One-shot modes.
             start_at: ``"pretrained"`` and ``"gradual"``.

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from .._support.user_warning import warn_user
-from ..masks.attach import fold as fold_masks
 from ..masks.attach import masks_of
 from ..masks.in_place import attach_in_place
 from ..masks.state_dicts import follow_masks
-from ..parameters import present_mask
+from ..parameters import ParameterKey, is_masked, keys_by_name, present_mask, qualified_names
 from ..scoring.losses import Batch
 from .base import Fit, PruningInFit
 from .modes import Options
@@ -65,8 +65,9 @@ class PrunedFits:
 
     def begin(self, fit: Fit) -> None:
         """Start a fit of the expected model."""
-        if self._folded is not None and not masks_of(fit.model):
-            attach_in_place(fit.model, self._folded)
+        if self._folded is not None:
+            own, there = self._folded, masks_of(fit.model)
+            attach_in_place(fit.model, {name: mask for name, mask in own.items() if name not in there})
         self._folded = None
         self._pruning.begin(fit, self.options.exclude)
         self._count()
@@ -89,6 +90,7 @@ class PrunedFits:
         """
         reached, unfinished = self.sparsity, self._pruning.unfinished(step)
         self._count()  # a trainer may have loaded its best model since the last change
+        own = self._pruning.keys
         self._pruning.end()
         if unfinished is not None:
             warn_user(unfinished)
@@ -98,18 +100,21 @@ class PrunedFits:
                 f"weights masked, of {reached:.1%}: weights of before the pruning ended were loaded, as those of the "
                 "best model; choose the best only after the last stage (the Trainer of transformers: eval_delay=...)"
             )
-        self.make_permanent(model)
+        self._make_permanent(model, own)
 
     def end_evaluation(self, model: nn.Module) -> None:
         """Count what is masked, for a checkpoint may have been loaded, and make the masks permanent if asked."""
         self.sparsity = _share_masked(list((masks_of(model) or self._folded or {}).values()))
-        self.make_permanent(model)
+        self._make_permanent(model, keys_by_name(model).values())
 
-    def make_permanent(self, model: nn.Module) -> None:
-        """Fold the masks if asked, and remember them."""
-        if self.options.fold and (masks := masks_of(model)):
-            self._folded = {name: mask.cpu() for name, mask in masks.items()}
-            fold_masks(model)
+    def _make_permanent(self, model: nn.Module, keys: Iterable[ParameterKey]) -> None:
+        """Fold masks if asked, and remember them; not those of another callback, which has not ended yet."""
+        masked = [key for key in keys if is_masked(*key)] if self.options.fold else []
+        if masked:
+            masks = (present_mask(key).cpu() for key in masked)
+            self._folded = dict(zip(qualified_names(model, masked), masks, strict=True))
+        for key in masked:
+            prune.remove(*key)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later run goes on from; the masks themselves are in the model's state, unless folded."""

@@ -19,7 +19,8 @@ def match_masks(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
     Parameters that are pruned in the state dict get a mask, parameters that are dense in it lose theirs. A mask is what
     ``torch.nn.utils.prune`` leaves, ``weight_orig`` with ``weight_mask``; another buffer whose name ends in ``_mask``
     is none. Parameters keep their identity, and those of a masked module take the order of the state dict, so that an
-    optimizer state, which is saved by position, loads onto the tensors it belongs to.
+    optimizer state, which is saved by position, loads onto the tensors it belongs to. A file of safetensors has lost
+    that order; then the model keeps its own.
 
     In a ``LightningModule`` this makes ``load_from_checkpoint`` work, which knows no callbacks::
 
@@ -53,7 +54,8 @@ def match_masks(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         DiSparseDynamic.apply(module, name, (mask != 0).to(stored(module, name).device))
     for key in detach:
         prune.remove(*key)
-    _order_as(model, state_dict, {module for module, *_ in detach})
+    if _as_modules_write(model, state_dict):
+        _order_as(model, state_dict, {module for module, *_ in detach})
 
 
 def follow_masks(model: nn.Module) -> list[Any]:
@@ -91,6 +93,16 @@ def _check_fits(prefix: str, module: nn.Module, name: str, mask: Tensor) -> None
             f"state_dict: the mask of {prefix}{name} must have the shape {tuple(stored(module, name).shape)}, found "
             f"{tuple(mask.shape)}; was it saved from another model?"
         )
+
+
+def _as_modules_write(model: nn.Module, state_dict: Mapping[str, Any]) -> bool:
+    """Tell whether entries stand module by module, parameters before buffers; in files of safetensors they do not."""
+    ranks: dict[str, tuple[int, bool]] = {}
+    for index, (path, module) in enumerate(model.named_modules()):
+        for own in (*module._parameters, *module._buffers):
+            ranks[f"{path}.{own}" if path else own] = (index, own in module._buffers)
+    found = [ranks[name] for name in state_dict if name in ranks]
+    return found == sorted(found)
 
 
 def _order_as(model: nn.Module, state_dict: Mapping[str, Any], changed: set[nn.Module]) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import IterableDataset
 
 from client_runs import client, our_callback, same
 from disparse_plugin import score_tasks
-from disparse_plugin.masks import masks_of
+from disparse_plugin.masks import clone_pruned, fold, masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from hf_runs import (
     EXAMPLES,
@@ -187,6 +187,35 @@ class TestResuming:
         assert {name: int(mask.sum()) for name, mask in masks_of(twice).items()} == {
             name: int(mask.sum()) for name, mask in masks_of(whole).items()
         }
+
+    @pytest.mark.parametrize("mode", ["gradual", "dynamic"])
+    def test_two_callbacks_fold_their_own_masks(self, tmp_path, mode):
+        def both(**options):
+            heads = callback(mode, exclude=["net.unused", "net.abc", "net.ab", "net.d"], **options)
+            return callback(mode, exclude=["net.unused", "net.heads"], **options), heads
+
+        whole, folded = FourTasks(), FourTasks()
+        train(tmp_path, whole, *(kept := both()))
+        trained = train(tmp_path, folded, *(own := both(fold=True)))
+        assert masks_of(folded) == {}
+        assert same(fold(clone_pruned(whole)).state_dict(), folded.state_dict())
+        assert [one.sparsity for one in own] == [one.sparsity for one in kept]
+        zeros = {name: weight == 0 for name, weight in folded.state_dict().items() if name.endswith("weight")}
+        if mode == "gradual":  # the masks come back
+            trained.train()
+            assert all((folded.state_dict()[name][zero] == 0).all() for name, zero in zeros.items())
+
+    def test_an_optimizer_with_one_group_for_weights_and_biases(self, tmp_path, monkeypatch):
+        def create_optimizer(trainer, *_):
+            trainer.optimizer = trainer.optimizer or torch.optim.Adam(trainer.model.parameters(), lr=0.01)
+            return trainer.optimizer
+
+        monkeypatch.setattr(client("transformers").Trainer, "create_optimizer", create_optimizer)
+        whole, resumed = FourTasks(), FourTasks(seed=1)
+        train(tmp_path, whole, callback("dynamic"), save_strategy="epoch")
+        path = tmp_path / f"checkpoint-{STEPS}"
+        train(tmp_path / "resumed", resumed, callback("dynamic"), resume=path, save_strategy="epoch")
+        assert same(whole.state_dict(), resumed.state_dict())
 
     def test_checkpoints_of_two_callbacks_do_not_grow(self, tmp_path):
         two = [callback("static", exclude=["net.unused", layer]) for layer in ("net.abc", "net.ab")]
