@@ -105,7 +105,7 @@ class DiSparsePruning(Callback):
                 :meth:`~disparse_plugin.TaskScores.masks`.
             exclude: Names or glob patterns of what is left out, e.g. a loss network, or modules: neither scored nor
                 pruned nor counted.
-            fold: Make the masks permanent when ``fit`` has ended. A further ``fit`` brings them back.
+            fold: Make the masks of its layers permanent when ``fit`` has ended. A further ``fit`` brings them back.
             min_keep: Not ``"dynamic"``: how many weights stay in every tensor at least (int), or which fraction of it
                 (float), as in :meth:`~disparse_plugin.TaskScores.masks`.
             num_batches: One-shot modes: how many training batches of each rank to score on (16); the data is read again
