@@ -63,7 +63,18 @@ def layer_counts(
     elif not isinstance(distribution, str):
         raise TypeError(f"distribution: must be a name or a mapping, found {type(distribution).__name__}")
     densities = _scaled(sizes, weights, target, fixed)
-    return _whole_numbers(sizes, densities, target, exact=set(fixed))
+    counts = _whole_numbers(sizes, densities, target, exact=set(fixed))
+    if (kept := sum(counts)) != target:
+        fits, nearer = target, kept
+        while nearer != fits:  # fewer entries may fill fewer layers, which then cannot keep all; always one way
+            fits = nearer
+            nearer = sum(_whole_numbers(sizes, _scaled(sizes, weights, fits, fixed), fits, exact=set(fixed)))
+        raise ValueError(
+            f"amount: the layers must be able to keep {target} of {sum(sizes)} entries, found that they keep {kept} "
+            f"(dense layers: {sum(density >= 1.0 for density in densities)}, and at least one entry in every layer); "
+            f"amount={sum(sizes) - fits} / {sum(sizes)} would fit"
+        )
+    return counts
 
 
 def count_of(density: float, size: int) -> int:
@@ -108,7 +119,7 @@ def _scaled(sizes: Sequence[int], weights: Sequence[float], target: int, fixed: 
 
 
 def _whole_numbers(sizes: Sequence[int], densities: Sequence[float], target: int, exact: Collection[int]) -> list[int]:
-    """Round densities to counts with the exact total, by the largest remainders, without emptying or filling a layer.
+    """Round densities to counts, by the largest remainders, without emptying or filling a layer.
 
     Args:
         sizes: Number of entries of each layer.
@@ -117,10 +128,7 @@ def _whole_numbers(sizes: Sequence[int], densities: Sequence[float], target: int
         exact: Layers whose density the user gave: they are rounded first, and take up a difference only by one entry.
 
     Returns:
-        The counts.
-
-    Raises:
-        ValueError: If the total cannot be met.
+        The counts, with the exact total if it can be met.
     """
     wanted = [density * size for density, size in zip(densities, sizes, strict=True)]
     low, high = [], []
@@ -138,12 +146,6 @@ def _whole_numbers(sizes: Sequence[int], densities: Sequence[float], target: int
     free = [index for index in range(len(sizes)) if index not in exact]
     for group in (free, sorted(exact)):
         _settle(counts, wanted, low, high, group, target)
-    if sum(counts) != target:
-        raise ValueError(
-            f"amount: the layers must be able to keep {target} of {sum(sizes)} entries, found that they keep "
-            f"{sum(counts)} (dense layers: {sum(density >= 1.0 for density in densities)}, and at least one entry in "
-            f"every layer); amount={sum(sizes) - sum(counts)} / {sum(sizes)} would fit"
-        )
     return counts
 
 

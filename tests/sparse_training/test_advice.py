@@ -29,6 +29,13 @@ def test_the_advised_amount_fits(shapes, data):
                 assert layer_counts(shapes, count, **options) == layer_counts(shapes, count / total, **options)
 
 
+def test_the_advised_amount_fits_where_it_fills_fewer_layers():
+    """Keeping 5 would fill the second layer, keeping 4 would not, and then it must lose an entry."""
+    with pytest.raises(ValueError, match=r"amount=2 / 5 would fit"):
+        layer_counts([(1, 1), (1, 2), (1, 2)], 0.01, {0: 1.0, 2: 0.75})
+    assert layer_counts([(1, 1), (1, 2), (1, 2)], 2 / 5, {0: 1.0, 2: 0.75}) == [1, 1, 1]
+
+
 def pair():
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
     return model, torch.optim.SGD(model.parameters(), 0.1)
