@@ -210,7 +210,7 @@ def in_single(values: Tensor) -> Tensor:
     """
     flat = values.reshape(-1)
     order = stable_order(flat)
-    known = taken(flat, order)
+    known = taken(flat, order).add_(0.0)  # -0.0 equals 0.0, but its bits do not
     steps = torch.nn.functional.pad(known[1:] != known[:-1], (1, 0)).cumsum(0, dtype=torch.int32)
     rounded = known.float()
     if steps.numel():

@@ -261,6 +261,7 @@ def test_parting_equal_values_keeps_every_order(pairs, by_magnitude):
 
 @given(st.lists(UNIT, max_size=40), st.floats(0, 1))
 @example([1.0 - 2**-53, 1.0], 0.5)
+@example([-0.0], 2**-151)
 def test_single_precision_keeps_every_order(values, middle):
     near = [min(1.0, middle + k * 2**-45) for k in range(9)]
     double = torch.tensor([*values, *near], dtype=torch.float64)

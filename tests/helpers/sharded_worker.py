@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
@@ -21,6 +22,11 @@ from disparse_plugin.masks.attach import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from networks import square_losses, vectors
 from rank_results import write_results
+
+shards_on_cpus = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"),
+    reason=f"needs a torch whose fully_shard runs on CPUs, found {torch.__version__}",
+)
 
 STEPS = 3
 SIZE = 4

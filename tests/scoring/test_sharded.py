@@ -31,10 +31,13 @@ from sharded_worker import (
     joined_batches,
     net,
     sharded,
+    shards_on_cpus,
     tied_scores,
     train,
     trained,
 )
+
+pytestmark = shards_on_cpus
 
 SCENARIOS = [
     "score",

@@ -8,9 +8,9 @@ from disparse_plugin.masks import fold
 from disparse_plugin.masks.attach import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning, RewindPoint
 from networks import square_losses
-from sharded_worker import joined_batches, sharded, state_of
+from sharded_worker import joined_batches, sharded, shards_on_cpus, state_of
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), shards_on_cpus]
 BATCHES = joined_batches(1, 8)
 KINDS = pytest.mark.parametrize("kind", ["dynamic", "gradual"])
 

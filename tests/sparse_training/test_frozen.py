@@ -7,7 +7,7 @@ from disparse_plugin.masks import masks_of
 from disparse_plugin.sparse_training import DiSparseScheduler
 from networks import TwoHeads, square_losses
 from runs import Run
-from sharded_worker import joined_batches, sharded, state_of, train
+from sharded_worker import joined_batches, sharded, shards_on_cpus, state_of, train
 
 FROZEN = pytest.mark.filterwarnings("ignore:parameters. . of . are frozen")
 
@@ -53,6 +53,7 @@ def test_of_what_is_frozen_from_the_start_it_is_said_then_and_never_again():
 
 
 @FROZEN
+@shards_on_cpus
 @pytest.mark.usefixtures("one_rank")
 def test_a_frozen_layer_of_a_sharded_model_keeps_its_weights():
     model = sharded(1)
