@@ -33,6 +33,7 @@ from multitask.pruning.methods import METHODS
 from multitask.runs import Store, choose_rates, describe, known_methods, run_seed
 from multitask.settings import SETTINGS, prolonged, weighted
 from multitask.training.bench import Setting
+from quick import say_if_quick
 
 AMOUNTS = (0.90, 0.95, 0.98, 0.99, 0.995)
 RESULTS = Path(__file__).parent / "results"
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
             count = sum(pool.map(work, [options] * len(options.seed_list), options.seed_list))
     print(f"{setting.name}: {count} runs done, {len(store.runs())} in {store.folder}")
+    say_if_quick(options.quick)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +17,6 @@ _TITLES = {
     "timm": "timm", "smp": "segmentation-models-pytorch", "torchvision": "torchvision",
     "transformers": "Hugging Face, tiny configurations", "modules": "Blocks as users write them",
 }  # fmt: skip
-_PACKAGES = ("torch", "torch-pruning", "timm", "segmentation-models-pytorch", "torchvision", "transformers")
 _HEAD = """| model | parts | parameters | MACs | outside | outputs | losses | replay | trains | s | left alone |
 |---|---|---|---|---|---|---|---|---|---|---|"""
 _LEGEND = """
@@ -75,13 +74,18 @@ def _counts(entries: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def _versions(entries: Sequence[dict[str, Any]]) -> str:
+    """Name what the rows were measured with, not what is installed now."""
+    found = Counter(entry["versions"] for entry in entries)
+    return "; ".join(f"{versions} ({count} rows)" for versions, count in found.items())
+
+
 def page(entries: Sequence[dict[str, Any]]) -> str:
     """Write all results as Markdown."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     old, missing = set(rows()[:OLD_ROWS]), len(rows()) - len(entries)
     parts = [
         "# Which architectures lose channels",
-        f"Made by `python benchmarks/structured_coverage.py` with {versions}.",
+        f"Made by `python benchmarks/structured_coverage.py` with {_versions(entries)}.",
         f"`remove_channels` was asked for {AMOUNT:.0%} of the channels. Weights, norms and running statistics are "
         "random.",
         *([f"**{missing} of the {len(rows())} rows of the script are not measured yet.**"] if missing else []),

@@ -31,6 +31,7 @@ from multitask.runs import Store, choose_rates, describe, run_seed
 from multitask.settings import SETTINGS
 from multitask.training.balanced import aggregated, aggregator, summed, uncertainty
 from multitask.training.bench import Bench
+from quick import say_if_quick
 
 # Learning rates to choose from after cuts of a trained network; those of whole trainings are the setting's.
 TUNE_RATES = {"adamw": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), "sgd": (3e-2, 1e-1, 3e-1)}
@@ -140,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     for group in options.groups:
         run(options, group)
+    say_if_quick(options.quick)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -28,6 +28,7 @@ from torch import nn
 from disparse_plugin import prunable_parameters
 from disparse_plugin.sparse_training import DiSparseScheduler
 from models.paper_network import NYU_V2, DenseBatch, PaperNetwork, random_batches, task_losses
+from quick import say_if_quick
 
 WAYS = ("plain", "static", "dynamic")
 RATES = (50, 100)
@@ -141,6 +142,7 @@ def main() -> None:
         return
     print_memory(options)  # first: a process may inherit the high-water mark of the one that starts it
     print_times(options)
+    say_if_quick(options.quick)
 
 
 if __name__ == "__main__":

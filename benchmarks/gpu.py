@@ -25,6 +25,7 @@ import torch
 
 import gpu_sections as sections
 from gpu_bench import Bench, Figures
+from quick import say_if_quick
 
 # The sections in their order, the seconds each needs, and the package without which it is left out.
 SECTIONS: tuple[tuple[str, Callable[[Bench], Figures], float, str | None], ...] = (
@@ -103,6 +104,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if arguments.profile is not None:
         with guarded(bench, "profile"):
             arguments.profile.write_text(sections.profiles(bench), encoding="utf-8")
+    say_if_quick(arguments.quick)
     if bench.failed:
         raise SystemExit(f"sections that failed: {', '.join(bench.failed)}")
 

@@ -17,11 +17,12 @@ from multitask.problem.relative import Interval, holm
 from multitask.pruning.methods import EXPONENTS, METHODS, TUNED_AT
 from multitask.report import exponent, hero, long_overview, mean_added, tables
 from multitask.report.names import title
-from multitask.report.results import Result, load, load_some
+from multitask.report.results import Result, load_some
 from multitask.report.summary import Summary
 from multitask.runs import best_rate
 
 ROOT = Path(__file__).parent.parent
+KINDS = ("long", "chosen", "fresh", "own_rates", "mean_added/long")  # of runs; a page without one would lack rows
 OLD_DEFAULT, DEFAULT = "DiSparse Taylor", "shares, damped 0.25"  # of disparse_pretrained
 WINDOW = "gradual to 1/2"  # that of GradualPruning
 STAGES = f"{DEFAULT}, {WINDOW}"
@@ -244,24 +245,18 @@ def page(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "long")
-    parser.add_argument("--validation", type=Path, default=Path(__file__).parent / "results" / "chosen")
-    parser.add_argument("--fresh", type=Path, default=Path(__file__).parent / "results" / "fresh")
-    parser.add_argument("--own-rates", type=Path, default=Path(__file__).parent / "results" / "own_rates")
-    parser.add_argument("--mean-added", type=Path, default=Path(__file__).parent / "results" / "mean_added" / "long")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results_long_regime.md")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
-    options = parser.parse_args(arguments)
-    results = load_some(options.results, "many_runs.py")
-    fresh, own_rates, with_mean = map(load, (options.fresh, options.own_rates, options.mean_added))
-    parts = page(results, load(options.validation), options.results, fresh, own_rates, with_mean)
-    options.page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository: its runs are read, its pages written")
+    root: Path = parser.parse_args(arguments).root
+    found = [load_some(root / "benchmarks" / "results" / kind, "many_runs.py") for kind in KINDS]
+    results, validation, fresh, own_rates, with_mean = found
+    to, folder = root / "docs" / "results_long_regime.md", root / "benchmarks" / "results" / "long"
+    parts = page(results, validation, folder, fresh, own_rates, with_mean)
+    to.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     staged = long_overview.run_in_stages(results, fresh, STAGES)
     short = long_overview.in_short(results, DEFAULT, BASELINES[:4], TUNED_AT, staged, STAGES)
-    put(options.readme, [short], README_BEGIN)
-    hero.draw_all(results, staged, options.images, DEFAULT, STAGES)
-    print(f"{options.page}: {', '.join(result.name for result in results)}")
+    put(root / "README.md", [short], README_BEGIN)
+    hero.draw_all(results, staged, root / "docs" / "images", DEFAULT, STAGES)
+    print(f"{to}: {', '.join(result.name for result in results)}")
 
 
 if __name__ == "__main__":

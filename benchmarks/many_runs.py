@@ -46,6 +46,7 @@ from multitask.together import (
 )
 from multitask.training.bench import Setting
 from multitask.work import AMOUNTS, SIZES, WANTED, Known, Size, Unit, chosen_setting, queue
+from quick import say_if_quick
 
 PACK_EVERY = 20.0  # seconds
 AHEAD = 60  # units: how far down the queue a free process looks; what is far down would slow down what comes first
@@ -302,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for process in processes:
         process.terminate()
     print(f"{time.monotonic() - started:.1f} s, {len(foreman.done)} units done, {len(foreman.waiting)} not begun")
+    say_if_quick(options.quick)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from disparse_plugin import TaskScores, prunable_parameters
 from models.paper_network import TASK_SETS, PaperNetwork
+from quick import say_if_quick
 
 Case: TypeAlias = dict[str, Any]
 # The network, the weights of a drawn one, the number of tasks, and what is called.
@@ -265,6 +266,7 @@ def main(words: Sequence[str] | None = None) -> None:
         wanted = network_cases(arguments.memory)
     cases = run(wanted, kept, arguments.out)
     print(f"{table(cases)}\n\n{table_of_networks(cases)}")
+    say_if_quick(arguments.quick)
 
 
 if __name__ == "__main__":

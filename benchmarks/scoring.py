@@ -21,6 +21,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from quick import say_if_quick
+
 VARIANTS = ("floor", "package", "recommended", "authors")
 WORKER = Path(__file__).with_name("scoring_variants.py")
 
@@ -216,8 +218,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse(words)
     runs = run_all(arguments)
     print(f"\n{table(runs, arguments)}\n\n{machine(runs, arguments)}")
-    if arguments.quick:
-        print("A quick run only shows that the script works: at this size the figures mean nothing.")
+    say_if_quick(arguments.quick)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import copy
 import fnmatch
+import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -43,6 +44,7 @@ from models.coverage import build, rows
 
 AMOUNT = 0.5
 MEMORY = 8  # gigabytes
+PACKAGES = ("torch", "torch-pruning", "timm", "segmentation-models-pytorch", "torchvision", "transformers")
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "structured_coverage.jsonl"
 PAGE = HERE.parent / "docs" / "structured_coverage.md"
@@ -160,7 +162,8 @@ def guarded(name: str, limit: float) -> dict[str, Any]:
             answer = mine.recv()
     process.kill()
     process.join()
-    return {"row": name, **answer}
+    versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
+    return {"row": name, **answer, "versions": versions}
 
 
 def known() -> dict[str, dict[str, Any]]:

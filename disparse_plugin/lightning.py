@@ -236,8 +236,9 @@ def _check_not_averaged(trainer: Trainer) -> None:
         if isinstance(callback, kind):
             raise ValueError(
                 f"callbacks: masks that are made in a fit are not in averages that {type(callback).__name__} begins "
-                "before it; prune before the fit (disparse_pretrained) and leave this callback out, or average by hand "
-                "and call disparse_plugin.masks.apply_masks"
+                "before it; prune before the fit (disparse_pretrained), run the model once under torch.no_grad() "
+                "(torch copies no pruned model otherwise), and leave this callback out; or average by hand and call "
+                "disparse_plugin.masks.apply_masks"
             )
 
 

@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for sparse_training.png (default: this one)")
     parser.add_argument("--quick", action="store_true", help="a few steps of one seed only, to see that it runs")
     options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error(f"--seeds: must be at least 1, found {options.seeds}")
     torch.set_num_threads(1)  # the network is too small for more: threads would wait for each other
     started, figure = time.perf_counter(), new_figure()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -196,6 +196,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for structured_timm.png (default: this one)")
     parser.add_argument("--quick", action="store_true", help="a few pictures and one amount, to see that it runs")
     options = parser.parse_args()
+    if options.epochs < 1:
+        parser.error(f"--epochs: must be at least 1, found {options.epochs}")
     if options.quick:
         options.epochs, options.amounts = 1, options.amounts[:1]
     return options

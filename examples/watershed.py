@@ -176,6 +176,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="folder for watershed.png (default: this one)")
     parser.add_argument("--quick", action="store_true", help="a few small batches, to see that it runs")
     options = parser.parse_args()
+    for name in ("width", "batches", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: must be at least 1, found {getattr(options, name)}")
     if options.quick:
         options.batches, options.batch_size = 4, 4
     options.out.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ class SharedOutScores:
         if type(pattern) is not Weights:
             raise ValueError(
                 f"pattern: must be 'weights' where weights are sharded, found {pattern.name!r}; prune to it before "
-                "fully_shard"
+                "fully_shard: save_masks and fold the model before, load_masks after it"
             )
         candidates = self._candidates
         warn_of_percentages(amount, candidates)

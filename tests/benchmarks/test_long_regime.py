@@ -103,18 +103,19 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     monkeypatch.setattr(long_regime_tables, "CHOSEN_ON", ("signs",))
     names = [name for name in METHODS if "damped" in name]
     methods = ["magnitude", "DiSparse Taylor", "DiSparse adaptive", *names]
-    accuracy.main(command(tmp_path, "--methods", *methods, "--quick", "--regime", "long"))
-    page, readme = tmp_path / "page.md", tmp_path / "README.md"
+    runs, readme = tmp_path / "benchmarks" / "results", tmp_path / "README.md"
+    page = tmp_path / "docs" / "results_long_regime.md"
+    (tmp_path / "docs" / "images").mkdir(parents=True)
+    accuracy.main(command(runs, "--methods", *methods, "--quick", "--regime", "long"))
     readme.write_text(f"before\n{long_regime_tables.README_BEGIN}\nold\n{accuracy_tables.END}\nafter\n")
-    long_regime_tables.main(
-        [
-            *("--results", str(tmp_path / "long"), "--validation", str(tmp_path / "none")),
-            *("--page", str(page), "--images", str(tmp_path), "--readme", str(readme)),
-            *("--fresh", str(tmp_path / "long"), "--own-rates", str(tmp_path / "long")),
-            *("--mean-added", str(tmp_path / "long")),
-        ]
-    )
-    result, text = load(tmp_path / "long")[0], page.read_text()
+    with pytest.raises(SystemExit, match=r"needs finished runs under .*chosen, found none"):
+        long_regime_tables.main(["--root", str(tmp_path)])
+    assert not page.exists()
+    (runs / "mean_added").mkdir()
+    for kind in ("chosen", "fresh", "own_rates", "mean_added/long"):
+        (runs / kind).symlink_to(runs / "long")
+    long_regime_tables.main(["--root", str(tmp_path)])
+    result, text = load(runs / "long")[0], page.read_text()
     assert str(result.summary.interval("DiSparse adaptive", 0.98, "worst")) in text
     found = long_regime_tables.paired(result.summary, [("DiSparse adaptive", "DiSparse Taylor")])
     assert f"| DiSparse adaptive | DiSparse Taylor | 90% | {found[0].mean} | {found[0].worst} |" in text
@@ -152,7 +153,7 @@ def test_the_page_comes_from_the_runs(tmp_path: Path, known: None, monkeypatch: 
     own = text[text.index("## With learning rates of their own: signs") :]
     row = own[own.index("98% pruned:") :].split("| shares, damped 0.25 | ")[1]
     assert row.replace("*", "").startswith(f"{ahead} / ")
-    pictures = {path.name: path.stat().st_size for path in tmp_path.glob("hero-*.png")}
+    pictures = {path.name: path.stat().st_size for path in (tmp_path / "docs" / "images").glob("hero-*.png")}
     assert len(pictures) == 4
     assert min(pictures.values()) > 10_000
 
@@ -199,7 +200,7 @@ def test_no_page_is_made_of_a_folder_without_runs(tmp_path: Path, monkeypatch: p
     page.write_text(before := f"before\n{accuracy_tables.BEGIN}\nold\n{accuracy_tables.END}\nafter\n")
     monkeypatch.setattr(scaling, "PAGE", page)
     for write, words in (
-        (long_regime_tables.main, ["--results", empty, "--page", str(page)]),
+        (long_regime_tables.main, ["--root", empty]),
         (accuracy_tables.main, ["--results", empty, "--docs", str(tmp_path)]),
         (dedicated.main, ["--out", empty, "--page", str(page)]),
         (scaling.main, ["--out", empty, "--page"]),

@@ -3,6 +3,7 @@
 import pytest
 
 import scaling
+from places import ROOT
 
 
 @pytest.mark.slow
@@ -10,6 +11,13 @@ def test_the_script_runs_small(tmp_path, capsys):
     scaling.main(["--quick", "--out", str(tmp_path / "scaling.json")])
     printed = capsys.readouterr().out
     assert all(f"| {call} | 2 | 30,000 |" in printed for call in scaling.CALLS)
+    assert printed.endswith("its figures mean nothing.\n")
+
+
+def test_every_script_says_what_the_figures_of_a_quick_run_are_worth():
+    scripts = [path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py")]
+    assert len([text for text in scripts if '"--quick"' in text]) > 5
+    assert all("    say_if_quick(" in text for text in scripts if '"--quick"' in text)
 
 
 def test_what_has_run_is_not_run_again_and_the_page_shows_it(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import time
 from typing import Any
 
@@ -28,6 +29,7 @@ def entry(row: str, **changes: Any) -> dict[str, Any]:
         "trains": True,
         "skipped": {"head": "makes an output of the model"},
         "seconds": 3.0,
+        "versions": "torch 2.6.0, timm 1.0.8",
     }
     return {"row": row, **whole, **changes}
 
@@ -35,7 +37,7 @@ def entry(row: str, **changes: Any) -> dict[str, Any]:
 def test_the_coverage_page_says_what_lost_what_was_asked() -> None:
     partly = entry("timm/resnet26d", skipped={"conv1": "a removal breaks the model: the forward fails"})
     wrong = entry("modules/GLU", outputs=1e-2)
-    cannot = {"row": "timm/dla34", "error": "ValueError: no | way"}
+    cannot = {"row": "timm/dla34", "error": "ValueError: no | way", "versions": "torch 2.14.1, timm 1.0.31"}
     text = page.page([entry("timm/resnet18"), partly, cannot, wrong])
     assert (
         "All: 4 rows: 2 lose all that was asked, 1 partly, 1 cannot; 2 equal masking, are replayed and train." in text
@@ -47,6 +49,7 @@ def test_the_coverage_page_says_what_lost_what_was_asked() -> None:
     assert "| dla34 | cannot | | | | | | | | | ValueError: no / way |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
+    assert "with torch 2.6.0, timm 1.0.8 (3 rows); torch 2.14.1, timm 1.0.31 (1 rows)." in text
 
 
 def test_every_row_has_a_name_of_its_own_and_those_of_before_come_first() -> None:
@@ -61,6 +64,7 @@ def test_a_row_runs_in_a_process_of_its_own() -> None:
     assert found["parameters"] > 0.4
     assert page.is_right(found)
     assert not page.left_alone(found)
+    assert f"torchvision {importlib.metadata.version('torchvision')}, transformers " in found["versions"]
 
 
 def test_a_row_that_does_not_end_or_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

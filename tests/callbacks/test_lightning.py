@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
 
 from callback_modes import EXCLUDED
-from disparse_plugin import DiSparseStatic, at_least, score_tasks
+from disparse_plugin import DiSparseStatic, at_least, disparse_pretrained, score_tasks
 from disparse_plugin.lightning import DiSparsePruning
 from disparse_plugin.sparse_training import DiSparseScheduler, GradualPruning
 from lightning_runs import BATCHES, MODES, FourTasks, Sparsities, equal, fit, half, keys, loader, pruning, sparsity
@@ -500,3 +500,16 @@ def test_lightnings_averages_of_what_was_dense_are_refused(tmp_path):
         with pytest.raises(ValueError, match=r"callbacks: masks .* EMAWeightAveraging .* prune before the fit"):
             fit(tmp_path, module, *callbacks)
         assert not masks_of(module)
+
+
+def test_lightnings_averages_take_a_model_that_was_pruned_before_as_the_error_says(tmp_path):
+    averages = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging").EMAWeightAveraging
+    module, refused = FourTasks(), FourTasks()
+    with pytest.raises(ValueError, match=r"disparse_pretrained\), run the model once under torch\.no_grad\(\)"):
+        fit(tmp_path, refused, pruning("static"), averages())
+    disparse_pretrained(module.net, square_losses, vectors(), 0.5, exclude=[module.net.unused])
+    with torch.no_grad():
+        square_losses(module.net, vectors()[0])
+    before = {name: mask.clone() for name, mask in masks_of(module).items()}
+    fit(tmp_path, module, averages())
+    assert equal(before, masks_of(module))

@@ -234,6 +234,16 @@ def test_amounts_are_shown_as_they_were_asked_for(quickstart, tmp_path: Path) ->
     assert {row["asked"] for row in rows} == {"99.9%"}
 
 
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("sparse_training", "--seeds"), ("structured_timm", "--epochs"), ("watershed", "--batches")],
+)
+def test_a_count_below_one_is_refused_by_its_name(quickstart, name: str, flag: str, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run_quickly(name, tmp_path, f"{flag}=0")
+    assert f"{flag}: must be at least 1, found 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("given", "words"), [({"seg": 0}, "found no rgb"), ({"rgb": 0, "seg": 0}, "found 3 pictures")])
 def test_the_watershed_says_what_is_missing_in_data_of_ones_own(given, words, tmp_path: Path, capsys) -> None:
     shapes = {"rgb": (3, 16, 16, 3), "seg": (3, 16, 16)}
