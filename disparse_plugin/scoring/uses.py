@@ -39,7 +39,7 @@ _SAME = frozenset(
     | {"reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "contiguous", "clone"}
     | {"detach", "to", "type", "type_as", "float", "double", "half", "bfloat16", "cpu", "cuda", "requires_grad"}
     | {"chunk", "split", "narrow", "select", "unbind", "__getitem__", "index_select", "repeat", "repeat_interleave"}
-    | {"slice", "alias", "flip", "roll", "pad", "cat", "stack", "fused_moving_avg_obs_fake_quant"}
+    | {"slice", "alias", "flip", "roll", "pad", "cat", "stack", "__setitem__", "fused_moving_avg_obs_fake_quant"}
     | {"fake_quantize_per_tensor_affine", "fake_quantize_per_channel_affine"}
 )
 # What scales or selects entry by entry, if by something that does not depend on the weight.
@@ -100,13 +100,21 @@ class Uses(TorchFunctionMode):
         given = list(_tensors(everything))
         result = func(*args, **(kwargs or {}))
         name = _name(func)
-        if name.removeprefix("linalg_") in _MULTIPLIES:
+        known = [index for tensor in given if (index := self._index(tensor)) is not None]
+        # A weight times itself alone (``w @ w.t() @ w``, made orthogonal) is another weight.
+        by_itself = len(given) == len(known) > len(set(known))
+        if name.removeprefix("linalg_") in _MULTIPLIES and not by_itself:
             for tensor in given:
                 self._multiply(tensor)
-        elif any(id(tensor) in self._same or id(tensor) in self._computed for tensor in given):
+        elif known:
             scales = name in _SCALES or (name in _DIVIDES and id(everything[0]) in self._same)
-            self._follow(name, given, list(_tensors([result])), scales=scales)
+            made = everything[0] if name == "__setitem__" else result
+            self._follow(name, given, list(_tensors([made])), scales=scales)
         return result
+
+    def _index(self, tensor: Tensor) -> int | None:
+        found = self._same.get(id(tensor)) or self._computed.get(id(tensor))
+        return None if found is None else found[1]
 
     def _multiply(self, tensor: Tensor) -> None:
         if id(tensor) in self._same:

@@ -72,12 +72,14 @@ def joined(first: RemovalReport, later: RemovalReport, roots: Iterable[tuple[str
         roots: The layer and the side in which each group of the first counts its channels.
     """
     sides = dict(roots)
+    # A layer may be in another part than at first, as one is that the batches of the later step did not run.
+    none = PartChange(Change(0, 0), Change(0, 0))
+    pairs = {
+        name: (first.parts.get(name, none), later.parts.get(name, none)) for name in {**first.parts, **later.parts}
+    }
     parts = {
-        name: PartChange(
-            Change(part.parameters.before, later.parts[name].parameters.after if name in later.parts else 0),
-            Change(part.macs.before, later.parts[name].macs.after if name in later.parts else 0),
-        )
-        for name, part in first.parts.items()
+        name: PartChange(Change(one.parameters.before, two.parameters.after), Change(one.macs.before, two.macs.after))
+        for name, (one, two) in pairs.items()
     }
     groups = {name: _after(change, (name, sides[name]), later) for name, change in first.groups.items()}
     for name, change in later.groups.items():

@@ -39,7 +39,8 @@ class Run:
         what: In words.
         training: In which mode.
         call: Runs it on a model, and returns tensors by name; also what enters the layers of the given names.
-        compared: Whether the values can be compared: not where every run draws other random numbers.
+        compared: Whether the values can be compared: not where every run gives others, as with random numbers in
+            training mode, and with losses that draw those of numpy or count their calls.
     """
 
     what: str
@@ -126,7 +127,7 @@ def prepare(
             _check_compare(results[0], partial(outcome, _runs(inputs, losses, (), None, give)[0], dense))
         working = [entry for entry, result in zip(runs, results, strict=True) if not isinstance(result, str)]
         steady = tuple(
-            dataclasses.replace(entry, compared=not entry.training or _repeats(entry, dense)) for entry in working
+            dataclasses.replace(entry, compared=entry is runs[0] or _repeats(entry, dense)) for entry in working
         )
         tolerance = _tolerance(model, double) if exact else None
         return Trial(model, steady, tuple(last), customized_pruners, double, tolerance)
@@ -218,8 +219,8 @@ def outcome(entry: Run, model: nn.Module, seed: int = 0, watched: Collection[str
 
 
 def _repeats(entry: Run, model: nn.Module) -> bool:
-    """Tell whether two runs with other random numbers agree."""
-    first, second = outcome(entry, model, 1), outcome(entry, model, 2)
+    """Tell whether two runs agree, in training mode with other random numbers."""
+    first, second = outcome(entry, model, 1), outcome(entry, model, 2 if entry.training else 1)
     if isinstance(first, str) or isinstance(second, str) or len(first) != len(second):
         return False
     return all(difference(a, b, floor=0.05).size < 1e-6 for (_, a), (_, b) in zip(first, second, strict=True))

@@ -35,6 +35,13 @@ def computing(kernel):
     return Computing
 
 
+def placed(kernel):
+    """Return a new tensor into which a kernel was written."""
+    larger = torch.zeros(5, 5)
+    larger[:, :] = kernel
+    return larger
+
+
 ANOTHER = {
     "standardised": (lambda w: (w - w.mean(1, keepdim=True)) / w.std(1, keepdim=True), "mean"),
     "batch norm": (lambda w: F.batch_norm(w[None], None, None, training=True)[0], "batch_norm"),
@@ -45,6 +52,8 @@ ANOTHER = {
     "binary": (Sign.apply, "ge"),
     "signs of itself": (lambda w: w * w.sign(), "sign"),
     "times its transpose": (lambda w: w * w.t(), "mul"),
+    "made orthogonal": (lambda w: 1.5 * w - 0.5 * (w @ w.t() @ w), "matmul"),
+    "centred and placed": (lambda w: placed(w - w.mean()), "mean"),
     "dropped with a shift": (lambda w: F.alpha_dropout(w, 0.2, training=True), "alpha_dropout"),
 }
 # Torch's products with the transpose of a kernel of shape (5, 5), by functions other than F.linear.
@@ -72,6 +81,7 @@ ITSELF = {
     "a mask of its own": lambda w: w * torch.eye(5),
     "dropped": lambda w: F.dropout(w, 0.2),
     "in parts": lambda w: torch.cat(w.chunk(2)),
+    "placed": placed,
 }
 
 

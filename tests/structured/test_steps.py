@@ -123,6 +123,39 @@ def test_parts_are_counted_in_parameters_over_steps():
     assert parts["a"] >= 100
 
 
+class SometimesDropped(nn.Module):
+    """Two heads, and a branch that some batches leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Linear(8, 32), nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+        self.a, self.b = nn.Linear(32, 3), nn.Linear(32, 2)
+
+    def forward(self, x: Tensor, whole: bool = True) -> tuple[Tensor, Tensor]:
+        hidden = self.stem(x).relu()
+        hidden = hidden + self.branch(hidden) if whole else hidden
+        return self.a(hidden), self.b(hidden)
+
+
+@pytest.mark.filterwarnings("ignore:parameters. 2 of 5 are reached by no task")
+def test_parts_add_up_where_a_later_step_does_not_run_a_layer():
+    model, x, data = SometimesDropped().eval(), torch.randn(4, 8), [(torch.randn(4, 8), True)]
+
+    def of_heads(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        return {name: out.square().mean() for name, out in zip("ab", model(*batch), strict=True)}
+
+    def leave_out(*_: object) -> None:
+        data[0] = (x, False)
+
+    report = remove_channels(model, of_heads, data, x, 0.3, steps=2, between=leave_out, of="parameters")
+    left = sum(p.numel() for p in model.parameters())
+    assert report.parameters.after == left == sum(part.parameters.after for part in report.parts.values())
+    weights = [p for p in model.branch.parameters() if p.dim() > 1]
+    assert report.parts["unreached"].parameters.after == sum(p.numel() for p in weights)
+    assert report.macs.before == sum(part.macs.before for part in report.parts.values())
+    assert report.macs.after == sum(part.macs.after for part in report.parts.values())
+
+
 def test_no_task_may_have_the_name_of_the_shared_part():
     model = Private()
     named = lambda net, x: dict(zip(("shared", "b"), losses(net, x).values(), strict=True))  # noqa: E731

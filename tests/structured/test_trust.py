@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -599,3 +600,22 @@ def test_a_layer_over_tokens_loses_channels_beside_those_of_its_input() -> None:
     widths = (model.patches.out_channels, model.over_tokens[0].out_features, model.over_channels[0].out_features)
     assert all(left < full for left, full in zip(widths, (12, 14, 20), strict=True))
     assert model.over_tokens[2].out_features == 9
+
+
+@pytest.mark.parametrize("kind", ["numpy", "calls"])
+def test_losses_that_differ_from_call_to_call_are_run_and_not_compared(kind: str) -> None:
+    calls = []
+
+    def losses(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        calls.append(0)
+        weight = np.random.default_rng().random() if kind == "numpy" else 1 / len(calls)
+        a, b = model(x)
+        return {"a": weight * a.square().mean(), "b": b.logsumexp(1).mean()}
+
+    model, x = ShuffledBranch(1.0).eval(), torch.randn(2, 3, 8, 8)
+    full = copy.deepcopy(model)
+    report = remove_channels(model, losses, [x], x, 0.5)
+    assert set(report.skipped) == {"a", "b"}
+    masked = masked_copy(full, report.plan.cuts)
+    for expected, removed in zip(masked(x), model(x), strict=True):
+        torch.testing.assert_close(removed, expected)
