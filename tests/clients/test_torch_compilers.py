@@ -79,3 +79,14 @@ class TestExport:
         torch.export.export(model, (images(),))
         assert prune.is_pruned(model)
         assert same(zeros(model), before)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*:DeprecationWarning", "ignore:.*quantiz:UserWarning")
+def test_a_folded_model_keeps_its_zeros_where_it_is_quantised():
+    model = fold(masked())
+    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    for task, head in model.heads.items():
+        assert torch.all(small.heads[task].weight().dequantize()[head.weight == 0] == 0)
+        assert int((head.weight == 0).sum()) > 0
+    with pytest.raises(RuntimeError, match="deepcopy"):  # in torch: fold first
+        torch.ao.quantization.quantize_dynamic(masked(), {torch.nn.Linear})
