@@ -25,9 +25,7 @@ from networks import TwoHeads, digit_batches, digit_losses
 
 
 @pytest.fixture(autouse=True)
-def without_double(device):
-    if device.type != "simulated":
-        pytest.skip("needs the simulated device: TEST_DEVICE=simulated")
+def without_double(device, waits):  # which is there on the simulated device alone
     import simulated_accelerator
 
     double.double_device.cache_clear()
