@@ -109,7 +109,7 @@ def draw(path: Path, data: Batch, found: dict[str, list[dict[str, Tensor]]], col
     figure = Figure(figsize=(1.6 * columns, 1.75 * len(found)), dpi=110, layout="constrained")
     for axes_row, (name, boxes) in zip(figure.subplots(len(found), columns), found.items(), strict=True):
         for axes, image, each, target in zip(axes_row, data[0], boxes, data[1], strict=False):
-            axes.imshow(image.permute(1, 2, 0).cpu())
+            axes.imshow(image.permute(1, 2, 0).cpu().numpy())
             axes.set(xticks=[], yticks=[], autoscale_on=False)  # a box may reach over the edge
             if len(each["boxes"]):
                 left, top, right, bottom = each["boxes"][0].tolist()

@@ -120,7 +120,7 @@ def draw(path: Path, batch: Batch, predicted: dict[str, Tensor], columns: int = 
     figure = Figure(figsize=(1.25 * len(shown), 1.3 * len(rows)), dpi=120, layout="constrained")
     for line, (name, pictures) in zip(figure.subplots(len(rows), len(shown), squeeze=False), rows.items(), strict=True):
         for axes, place in zip(line, shown, strict=True):
-            axes.imshow(pictures[place], cmap="gray", vmin=0, vmax=1)
+            axes.imshow(pictures[place].numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=8)
     figure.savefig(path)

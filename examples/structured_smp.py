@@ -96,7 +96,7 @@ def draw(path: Path, data: Batch, models: dict[str, nn.Module], columns: int = 7
     figure = Figure(figsize=(1.25 * columns, 1.3 * len(rows)), dpi=120, layout="constrained")
     for line, (name, pictures) in zip(figure.subplots(len(rows), columns), rows.items(), strict=True):
         for axes, picture in zip(line, pictures, strict=True):
-            axes.imshow(picture.cpu(), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(picture.cpu().numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(name, fontsize=8)
     figure.savefig(path)
