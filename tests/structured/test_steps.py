@@ -91,10 +91,10 @@ def test_channels_are_met_exactly_in_any_number_of_steps(steps):
 class Private(nn.Module):
     """A shared trunk, and a layer that one task has to itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: int = 16) -> None:
         super().__init__()
-        self.trunk, self.own = nn.Conv2d(3, 24, 3), nn.Conv2d(24, 16, 1)
-        self.a, self.b = nn.Conv2d(16, 1, 1), nn.Conv2d(24, 3, 1)
+        self.trunk, self.own = nn.Conv2d(3, 24, 3), nn.Conv2d(24, own, 1)
+        self.a, self.b = nn.Conv2d(own, 1, 1), nn.Conv2d(24, 3, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.trunk(x).relu()
@@ -112,6 +112,13 @@ def test_each_part_loses_its_own_amount_in_any_number_of_steps(amount, steps):
         part: one if isinstance(one, int) else one * {"shared": 24, "a": 16}[part] for part, one in amount.items()
     }
     assert gone == wanted
+
+
+def test_a_part_may_have_lost_all_that_it_can_before_the_last_step():
+    torch.manual_seed(0)
+    model = Private(own=2)
+    remove(model, {"shared": 12, "a": 1}, steps=3)
+    assert (model.trunk.out_channels, model.own.out_channels) == (12, 1)
 
 
 def test_parts_are_counted_in_parameters_over_steps():
