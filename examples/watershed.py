@@ -162,8 +162,8 @@ def draw(overlap: TaskOverlap, path: Path) -> None:
     print(f"picture in {path}")
 
 
-def main() -> None:
-    """Score, compare, print."""
+def command_line() -> argparse.ArgumentParser:
+    """List the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help=".npz file with pictures and labels (default: photographs in wheels)")
     parser.add_argument("--report", type=Path, help="write an HTML report here")
@@ -175,6 +175,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of weights, permutations and resamples (default: 0)")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for watershed.png (default: this one)")
     parser.add_argument("--quick", action="store_true", help="a few small batches, to see that it runs")
+    return parser
+
+
+def main() -> None:
+    """Score, compare, print."""
+    parser = command_line()
     options = parser.parse_args()
     for name in ("width", "batches", "batch_size"):
         if getattr(options, name) < 1:

@@ -163,15 +163,7 @@ class GradualPruning(MaskScheduler[PruningStage]):
             check_goes_with_shards(selection.keys, form, grad_scaler)
             self._places, self._total = self._counted(places_of(selection.keys, selection.names))
             self._amount = self._schedule(amount)
-            settings = {
-                "update_every": self._every,
-                "start_at": self._start,
-                "stop_at": self._stop,
-                "amount": describe(amount),
-                "criterion": rule.name,
-                "arbiter": describe_arbiter(arbiter),
-                **given_since(min_keep=min_keep, pattern=self._pattern),
-            }
+            settings = self._described(amount, rule, arbiter)
         check_same("settings", settings, "give all ranks the same options")
         self._check_room([stored(*key) for key in first], list(first.values()))
         warn_of_skipped(selection.skipped, len(first))
@@ -186,6 +178,18 @@ class GradualPruning(MaskScheduler[PruningStage]):
             model, self._scores.noted, masks, optimizer, settings, self._start or min(self._every, self._stop),
             skipped=selection.skipped, begin_again=None if selection.listed else begin_again,
         )  # fmt: skip
+
+    def _described(self, amount: float | Schedule | None, rule: Criterion, arbiter: str | Arbiter) -> dict[str, Any]:
+        """Return what a run that goes on from this one must have in common with it."""
+        return {
+            "update_every": self._every,
+            "start_at": self._start,
+            "stop_at": self._stop,
+            "amount": describe(amount),
+            "criterion": rule.name,
+            "arbiter": describe_arbiter(arbiter),
+            **given_since(min_keep=self._min_keep, pattern=self._pattern),
+        }
 
     def _counted(self, places: Sequence[Place]) -> tuple[list[Place], int]:
         """Check that the pattern fits, and return the places without their masks, and how many units they have."""

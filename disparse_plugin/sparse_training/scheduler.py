@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -190,15 +190,7 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
             self._pattern = patterns.resolve(pattern)
             check_goes_with_shards(keys, self._pattern, grad_scaler)
             first = initial_masks(keys, names, amount, distribution, dense, self._generator, self._pattern)
-            options = {
-                "update_every": self._every,
-                "stop_at": self._stop,
-                "drop_fraction": describe(drop_fraction),
-                "criterion": RANDOM if rule is None else rule.name,
-                "arbiter": describe_arbiter(arbiter),
-                "regrow_dropped": self._regrow,
-                **given_since(pattern=self._pattern),
-            }
+            options = self._described(drop_fraction, rule, arbiter)
         alive = counts_of([stored(*keys[index]) for index in first], list(first.values()))
         settings: dict[str, Any] = {"alive": alive, **options}
         check_same("settings", settings, "give all ranks the same options")
@@ -207,20 +199,38 @@ class DiSparseScheduler(MaskScheduler[MaskUpdate]):
         self._frozen([stored(*key) for key in keys], names)
         revocable = not selection.listed
         masks = LiveMasks(root, optimizer, {keys[index]: mask for index, mask in first.items()}, revocable=revocable)
+        again = self._beginning_again({**arguments, "exclude": exclude, "exempt": dense}, root) if revocable else None
+        super().__init__(
+            model, losses, masks, optimizer, settings, self._every if self._every < self._stop else None,
+            skipped=selection.skipped, begin_again=again,
+        )  # fmt: skip
+        self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
+
+    def _described(
+        self, drop_fraction: float | Schedule, rule: Criterion | None, arbiter: str | Arbiter
+    ) -> dict[str, Any]:
+        """Return what a run that goes on from this one must have in common with it."""
+        return {
+            "update_every": self._every,
+            "stop_at": self._stop,
+            "drop_fraction": describe(drop_fraction),
+            "criterion": RANDOM if rule is None else rule.name,
+            "arbiter": describe_arbiter(arbiter),
+            "regrow_dropped": self._regrow,
+            **given_since(pattern=self._pattern),
+        }
+
+    def _beginning_again(self, arguments: Mapping[str, Any], root: nn.Module) -> Callable[[Sequence[str]], None]:
+        """Return what makes this anew with the same arguments, but without some parameters."""
 
         def begin_again(names: Sequence[str]) -> None:
             without = {
-                "exclude": [*exclude, *names],
-                "exempt": dense,
-                "distribution": _without(distribution, names, root),
+                "exclude": [*arguments["exclude"], *names],
+                "distribution": _without(arguments["distribution"], names, root),
             }
             DiSparseScheduler.__init__(self, **{**arguments, **without})
 
-        super().__init__(
-            model, losses, masks, optimizer, settings, self._every if self._every < self._stop else None,
-            skipped=selection.skipped, begin_again=begin_again if revocable else None,
-        )  # fmt: skip
-        self._scores = None if rule is None else StepScores(model, losses, rule, masks, grad_scaler, every_batch=False)
+        return begin_again
 
     def _change(self, batches: Sequence[Batch]) -> MaskUpdate | None:
         if self.completed >= self._stop:  # it was put off, or step() is not called after every step
